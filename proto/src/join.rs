@@ -1,0 +1,219 @@
+//! The join file: all a machine needs to enrol, in one file of mode 0600. It carries the control
+//! root itself, so the node verifies the CA with a stock verifier before it sends the token.
+
+use std::{fs::File, io::Read, os::unix::fs::OpenOptionsExt, path::Path};
+
+use rustls::pki_types::CertificateDer;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    bundle,
+    identity::{ClusterId, TrustDomain},
+    token::BootstrapToken,
+};
+
+/// The format this code writes.
+const FORMAT: u32 = 1;
+/// Longest join file, in bytes; a real one has about 1,200.
+const FILE_LEN_MAX: u64 = 64 * 1024;
+/// Most endpoints of one kind.
+const ENDPOINTS_MAX: usize = 16;
+
+/// A join file, read and found whole.
+#[derive(Debug)]
+pub struct JoinFile {
+    /// The deployment.
+    pub trust_domain: TrustDomain,
+    /// The cluster the token is for.
+    pub cluster: ClusterId,
+    /// `host:port` of the enrolment listeners, tried in order.
+    pub enrollment_endpoints: Vec<String>,
+    /// `host:port` of the node listeners, tried in order.
+    pub node_endpoints: Vec<String>,
+    /// What the CA's certificate must chain to.
+    pub control_roots: Vec<CertificateDer<'static>>,
+    /// The credential.
+    pub token: BootstrapToken,
+}
+
+/// Why a join file is of no use.
+#[derive(Debug, Error)]
+pub enum JoinError {
+    /// Cannot be read.
+    #[error("cannot read the join file: {0}")]
+    Read(#[from] std::io::Error),
+    /// Group or others may read it.
+    #[error(
+        "the join file may be read by others (mode {mode:04o}): it holds a secret; \
+         run `chmod 600` on it, and revoke the token if others may have seen it"
+    )]
+    Exposed {
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Not a plain file, or too long to be one of ours.
+    #[error("the join file is not a plain file of at most {FILE_LEN_MAX} bytes")]
+    NotPlain,
+    /// Damaged, or cut short.
+    #[error(
+        "the join file is damaged or cut short: {0}; \
+         copy it again, or make a new one with `ca-admin token create`"
+    )]
+    Damaged(String),
+    /// Of a newer release.
+    #[error("the join file has format {0}; this program reads format {FORMAT}: upgrade it")]
+    Format(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: u32,
+    trust_domain: TrustDomain,
+    cluster: ClusterId,
+    enrollment_endpoints: Vec<String>,
+    node_endpoints: Vec<String>,
+    token: String,
+    // Last, so that a file cut short is missing the end of a certificate and does not parse.
+    control_roots: String,
+}
+
+impl JoinFile {
+    /// Reads a join file that only its owner can read.
+    ///
+    /// # Errors
+    /// See [`JoinError`]. No error holds any of the token.
+    pub fn read(path: &Path) -> Result<Self, JoinError> {
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let file =
+            File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
+            return Err(JoinError::NotPlain);
+        }
+        let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(JoinError::Exposed { mode });
+        }
+        let mut text = String::new();
+        file.take(FILE_LEN_MAX).read_to_string(&mut text)?;
+        let text = SecretString::from(text);
+        Self::parse(text.expose_secret())
+    }
+
+    /// Parses the text of a join file.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn parse(text: &str) -> Result<Self, JoinError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        // The parser's own message quotes the line, which may hold the token: say only where.
+        let damaged = |e: toml::de::Error| {
+            let at = e.span().map_or(0, |span| span.start.min(text.len()));
+            let line = text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
+            JoinError::Damaged(format!("line {line} does not parse"))
+        };
+        let format = toml::from_str::<Format>(text).map_err(damaged)?.format;
+        if format != FORMAT {
+            return Err(JoinError::Format(format));
+        }
+        let parsed: Text = toml::from_str(text).map_err(damaged)?;
+        for endpoints in [&parsed.enrollment_endpoints, &parsed.node_endpoints] {
+            if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
+                let wanted = format!("1 to {ENDPOINTS_MAX} endpoints of each kind are wanted");
+                return Err(JoinError::Damaged(wanted));
+            }
+        }
+        let control_roots = bundle::certificates_from_pem(parsed.control_roots.as_bytes())
+            .map_err(|e| JoinError::Damaged(format!("control_roots: {e}")))?;
+        let token = SecretString::from(parsed.token);
+        let token = token
+            .expose_secret()
+            .parse()
+            .map_err(|_| JoinError::Damaged("the token is not of the form id.secret".to_owned()))?;
+        Ok(Self {
+            trust_domain: parsed.trust_domain,
+            cluster: parsed.cluster,
+            enrollment_endpoints: parsed.enrollment_endpoints,
+            node_endpoints: parsed.node_endpoints,
+            control_roots,
+            token,
+        })
+    }
+
+    /// The text of the file, which holds the token.
+    #[must_use]
+    pub fn to_text(&self) -> SecretString {
+        let text = Text {
+            format: FORMAT,
+            trust_domain: self.trust_domain.clone(),
+            cluster: self.cluster.clone(),
+            enrollment_endpoints: self.enrollment_endpoints.clone(),
+            node_endpoints: self.node_endpoints.clone(),
+            token: self.token.expose().expose_secret().to_owned(),
+            control_roots: bundle::certificates_to_pem(&self.control_roots),
+        };
+        let body = toml::to_string(&text).expect("strings and lists of strings are valid TOML");
+        format!("# Ray mTLS join file: holds a secret. Use it once, then delete it.\n{body}").into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::token::TokenId;
+
+    fn sample() -> JoinFile {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        JoinFile {
+            trust_domain: "ray.example".parse().unwrap(),
+            cluster: "c1".parse().unwrap(),
+            enrollment_endpoints: vec!["ca:7443".to_owned()],
+            node_endpoints: vec!["ca:7444".to_owned()],
+            control_roots: vec![root.der().clone()],
+            token: BootstrapToken::new(TokenId::new([1; 8]), [2; 32]),
+        }
+    }
+
+    #[test]
+    fn a_join_file_round_trips() {
+        let file = sample();
+        let back = JoinFile::parse(file.to_text().expose_secret()).unwrap();
+        assert_eq!(back.cluster, file.cluster);
+        assert_eq!(back.control_roots, file.control_roots);
+        assert_eq!(back.token.secret_hash(), file.token.secret_hash());
+    }
+
+    #[test]
+    fn a_file_cut_at_any_byte_is_refused_without_showing_the_token() {
+        let text = sample().to_text();
+        let whole = text.expose_secret();
+        let secret = sample().token.expose();
+        let secret = &secret.expose_secret()[17..];
+        // The last line break and the closing quotes may go missing only together with a parse.
+        for end in 0..whole.trim_end().len() {
+            let error = JoinFile::parse(&whole[..end]).expect_err("a cut file parsed").to_string();
+            assert!(!error.contains(&secret[..6]), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("join");
+        #[allow(clippy::disallowed_methods, reason = "a test's own file")]
+        std::fs::write(&path, sample().to_text().expose_secret()).unwrap();
+        for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(JoinFile::read(&path).is_ok(), good, "{mode:o}");
+        }
+    }
+}

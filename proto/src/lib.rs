@@ -1,0 +1,38 @@
+//! The contract between `ca-server`, `ca-admin` and `node-agent`: the generated code of
+//! `raymtls.v1` and the vocabulary both sides share. It decides nothing, opens no socket and makes
+//! no key.
+//!
+//! In reading order: [`identity`] and [`address`] are the names things go by, [`serial`] and
+//! [`leaf`] the facts of a certificate, [`bundle`] what is trusted, [`join`] the file that brings a
+//! node in, [`reason`] why the CA says no, [`clock`] what time it is, [`durable`] how a file is
+//! replaced.
+
+pub mod address;
+pub mod bundle;
+pub mod clock;
+pub mod durable;
+pub mod identity;
+pub mod join;
+pub mod leaf;
+pub mod reason;
+pub mod serial;
+pub mod token;
+
+/// Generated code of the package `raymtls.v1`.
+#[allow(
+    missing_docs,
+    clippy::all,
+    unused_qualifications,
+    unreachable_pub,
+    clippy::wildcard_enum_match_arm,
+    reason = "generated; the documentation stands in the .proto files"
+)]
+pub mod v1 {
+    tonic::include_proto!("raymtls.v1");
+
+    /// The descriptor set, for reflection and for the test of the contract.
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/raymtls.v1.bin"));
+}
+
+mod redacted;

@@ -1,0 +1,186 @@
+//! Why the CA says no, and what an agent does about it: one word each, one table.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// `ErrorInfo.domain` of every refusal.
+const DOMAIN: &str = "raymtls.v1";
+
+/// What an agent does about a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reaction {
+    /// Try again, with backoff or when the server says.
+    Retry,
+    /// The identity is worth nothing any more: enrol again with a new token.
+    Reenrol,
+    /// Ask again with a new key, in a new key folder.
+    NewKeyFolder,
+    /// Nothing the agent can do helps; an operator must.
+    Stop,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal, $code:ident, $reaction:ident;)+) => {
+        /// A reason word. The word travels in `google.rpc.ErrorInfo`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word on the wire and in logs.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The gRPC code it travels with.
+            #[must_use]
+            pub fn code(self) -> Code {
+                match self { $(Self::$variant => Code::$code),+ }
+            }
+
+            /// What an agent does about it.
+            #[must_use]
+            pub fn reaction(self) -> Reaction {
+                match self { $(Self::$variant => Reaction::$reaction),+ }
+            }
+
+            fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No such token, or the secret is wrong: the two are not told apart.
+    TokenUnknown = "TOKEN_UNKNOWN", Unauthenticated, Stop;
+    /// Past its time.
+    TokenExpired = "TOKEN_EXPIRED", Unauthenticated, Stop;
+    /// Revoked by an operator.
+    TokenRevoked = "TOKEN_REVOKED", Unauthenticated, Stop;
+    /// All uses are spent by other keys.
+    TokenSpent = "TOKEN_SPENT", Unauthenticated, Stop;
+    /// For other node names.
+    TokenNodeMismatch = "TOKEN_NODE_MISMATCH", PermissionDenied, Stop;
+    /// For another role.
+    TokenRoleMismatch = "TOKEN_ROLE_MISMATCH", PermissionDenied, Stop;
+    /// For another cluster.
+    TokenClusterMismatch = "TOKEN_CLUSTER_MISMATCH", PermissionDenied, Stop;
+    /// The ephemeral cluster is over.
+    ClusterEnded = "CLUSTER_ENDED", PermissionDenied, Stop;
+    /// A revocation newer than the token blocks the address.
+    AddressBlocked = "ADDRESS_BLOCKED", PermissionDenied, Stop;
+    /// Another live node holds the name.
+    NodeNameTaken = "NODE_NAME_TAKEN", FailedPrecondition, Retry;
+    /// Another live node holds the address.
+    AddressTaken = "ADDRESS_TAKEN", FailedPrecondition, Retry;
+    /// The leaf key is older than one leaf life.
+    KeyTooOld = "KEY_TOO_OLD", FailedPrecondition, NewKeyFolder;
+    /// Unparsable, badly signed, or asking for something.
+    CsrInvalid = "CSR_INVALID", InvalidArgument, Stop;
+    /// A name of no valid form, or none the token or the node allows.
+    NameNotAllowed = "NAME_NOT_ALLOWED", InvalidArgument, Stop;
+    /// An address of no valid form, or none the token or the node allows.
+    AddressNotAllowed = "ADDRESS_NOT_ALLOWED", InvalidArgument, Stop;
+    /// Not a P-256 key.
+    KeyNotAllowed = "KEY_NOT_ALLOWED", InvalidArgument, Stop;
+    /// A field of the request is missing or out of its bounds.
+    RequestInvalid = "REQUEST_INVALID", InvalidArgument, Stop;
+    /// No such identity.
+    IdentityUnknown = "IDENTITY_UNKNOWN", Unauthenticated, Reenrol;
+    /// A retired identity was used again.
+    IdentityReused = "IDENTITY_REUSED", Unauthenticated, Reenrol;
+    /// The node or certificate is revoked.
+    Revoked = "REVOKED", PermissionDenied, Stop;
+    /// The node has left.
+    NodeLeft = "NODE_LEFT", PermissionDenied, Reenrol;
+    /// A newer call of the same identity took this one's place.
+    Superseded = "SUPERSEDED", Aborted, Retry;
+    /// The caller's role does not allow it.
+    RoleTooLow = "ROLE_TOO_LOW", PermissionDenied, Stop;
+    /// Nothing of that name.
+    NotFound = "NOT_FOUND", NotFound, Stop;
+    /// Something of that name is there.
+    AlreadyExists = "ALREADY_EXISTS", AlreadyExists, Stop;
+    /// A leaf of the node still lives, so the act must wait.
+    LeafStillLives = "LEAF_STILL_LIVES", FailedPrecondition, Stop;
+    /// The setting cannot hold.
+    SettingInvalid = "SETTING_INVALID", InvalidArgument, Stop;
+    /// Too many requests.
+    RateLimited = "RATE_LIMITED", ResourceExhausted, Retry;
+    /// The store cannot commit.
+    StoreUnavailable = "STORE_UNAVAILABLE", Unavailable, Retry;
+    /// A fault of the CA's own; the details are in its log.
+    Internal = "INTERNAL", Internal, Retry;
+}
+
+impl Reason {
+    /// The gRPC status for this reason. `message` is for a person: what, why, and what to do next.
+    #[must_use]
+    pub fn status(self, message: &str, retry_after: Option<Duration>) -> Status {
+        let mut details = ErrorDetails::with_error_info(self.as_str(), DOMAIN, HashMap::new());
+        if retry_after.is_some() {
+            details.set_retry_info(retry_after);
+        }
+        Status::with_error_details(self.code(), message, details)
+    }
+
+    /// The reason in a status. `None`: not a refusal of the CA, or a word of a newer one; either
+    /// way an agent retries.
+    #[must_use]
+    pub fn of(status: &Status) -> Option<Self> {
+        let info = status.get_details_error_info()?;
+        (info.domain == DOMAIN).then(|| Self::from_word(&info.reason)).flatten()
+    }
+}
+
+/// What an agent does about any failed call.
+#[must_use]
+pub fn reaction(status: &Status) -> Reaction {
+    Reason::of(status).map_or(Reaction::Retry, Reason::reaction)
+}
+
+/// How long the server asks the caller to wait, at most an hour.
+#[must_use]
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+    let delay = status.get_details_retry_info()?.retry_delay?;
+    Some(delay.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_survives_the_wire() {
+        for reason in Reason::ALL {
+            let status = reason.status("text", Some(Duration::from_secs(7)));
+            assert_eq!(Reason::of(&status), Some(*reason));
+            assert_eq!(status.code(), reason.code());
+            assert_eq!(retry_after(&status), Some(Duration::from_secs(7)));
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_means_retry() {
+        let details = ErrorDetails::with_error_info("SOMETHING_NEW", DOMAIN, HashMap::new());
+        let status = Status::with_error_details(Code::PermissionDenied, "no", details);
+        assert_eq!(reaction(&status), Reaction::Retry);
+        assert_eq!(reaction(&Status::permission_denied("a proxy says no")), Reaction::Retry);
+    }
+
+    #[test]
+    fn a_word_of_another_domain_is_not_ours() {
+        let details = ErrorDetails::with_error_info("REVOKED", "example.com", HashMap::new());
+        let status = Status::with_error_details(Code::PermissionDenied, "no", details);
+        assert_eq!(Reason::of(&status), None);
+    }
+}
