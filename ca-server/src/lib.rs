@@ -1,1 +1,40 @@
-//! placeholder
+//! `ca-server`: a certificate authority for Ray clusters. Bootstrap tokens in, short-lived
+//! certificates out, one for each node.
+//!
+//! In reading order: [`serve`] wires everything; [`grpc`] is the edge; [`enroll`], [`renew`],
+//! [`issue`], [`sync`], [`leave`] and [`admin`] are the requests, one straight function each;
+//! [`token`] and [`policy`] judge, without I/O; [`keys`] signs; [`store`] decides and remembers.
+//! [`admin_cli`] is the operator's command line, which speaks gRPC and shares nothing else.
+
+pub mod admin;
+pub mod admin_cli;
+pub mod ca;
+pub mod config;
+pub mod contacts;
+pub mod enroll;
+pub mod failpoint;
+pub mod grpc;
+pub mod http;
+pub mod identify;
+pub mod init;
+pub mod issue;
+pub mod keys;
+pub mod leave;
+pub mod metrics;
+pub mod policy;
+pub mod refusal;
+pub mod renew;
+pub mod run;
+pub mod serve;
+pub mod settings;
+pub mod store;
+pub mod sync;
+pub mod tls;
+pub mod token;
+pub mod upkeep;
+
+/// A failed signature is a fault of ours: the caller learns that, and the log learns what.
+fn sign_failed(error: keys::signer::SignError) -> refusal::Refusal {
+    tracing::error!(%error, "signing failed");
+    refusal::Refusal::Internal
+}

@@ -1,1 +1,5 @@
-fn main(){}
+//! The `ca-server` program.
+
+fn main() -> std::process::ExitCode {
+    ca_server::run::main()
+}

@@ -1,0 +1,191 @@
+//! Bootstrap tokens: making, listing, revoking.
+
+use raymtls_proto::{
+    address::AddressRange,
+    identity::{DnsName, NodeName, Role},
+    v1,
+};
+use secrecy::ExposeSecret;
+use tracing::info;
+
+use super::{Operator, clusters};
+use crate::{
+    ca::Ca,
+    grpc::convert,
+    keys::random,
+    policy::NAMES_MAX,
+    refusal::Refusal,
+    store::{Authority, StoreError, records::TokenRecord, unix_ms},
+};
+
+/// Longest life of a token.
+const TTL_SECONDS_MAX: i64 = 30 * 86_400;
+/// Life of a token where none is asked for.
+const TTL_SECONDS_DEFAULT: i64 = 3_600;
+/// Most uses of a token.
+const USES_MAX: u32 = 100_000;
+
+/// Makes a token. The reply is the only place its secret ever appears.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn create(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::CreateTokenRequest,
+) -> Result<v1::CreateTokenResponse, StoreError> {
+    operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
+    let now = ca.clock.now();
+    let cluster = clusters::id(&request.cluster)?;
+    let control = ca.authority(&Authority::Control)?;
+    let token = random::token();
+    let record = TokenRecord {
+        id: token.id().to_string(),
+        secret_hash: token.secret_hash().to_vec(),
+        created_ms: unix_ms(now),
+        created_by: operator.actor.clone(),
+        cluster: cluster.to_string(),
+        ..wanted(request, unix_ms(now))?
+    };
+    ca.store.create_token(now, record.clone()).await?;
+    info!(%cluster, token = %token.id(), actor = operator.actor, "token created");
+    Ok(v1::CreateTokenResponse {
+        token: Some(convert::token(record, now)),
+        bootstrap_token: token.expose().expose_secret().to_owned(),
+        trust_domain: ca.trust_domain.to_string(),
+        control_roots_der: vec![control.root_der.clone()],
+        enrollment_endpoints: ca.endpoints.enrollment.clone(),
+        node_endpoints: ca.endpoints.nodes.clone(),
+    })
+}
+
+/// Tokens of a cluster.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn list(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::ListTokensRequest,
+) -> Result<v1::ListTokensResponse, StoreError> {
+    operator.require(v1::AdminRole::Viewer, Some(&request.cluster))?;
+    let now = ca.clock.now();
+    let page = ca.store.tokens(clusters::id(&request.cluster)?, request.page).await?;
+    Ok(v1::ListTokensResponse {
+        tokens: page.rows.into_iter().map(|token| convert::token(token, now)).collect(),
+        next_page: page.next,
+    })
+}
+
+/// Revokes a token: no use is spent from here on.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn revoke(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::RevokeTokenRequest,
+) -> Result<v1::Token, StoreError> {
+    operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
+    let now = ca.clock.now();
+    let cluster = clusters::id(&request.cluster)?;
+    let not_found = || Refusal::NotFound { what: "token", name: request.id.clone() };
+    let id = request.id.parse().map_err(|_| not_found())?;
+    let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
+    info!(token = request.id, actor = operator.actor, "token revoked");
+    Ok(convert::token(token, now))
+}
+
+/// What a request wants of a token, checked.
+fn wanted(request: v1::CreateTokenRequest, now_ms: i64) -> Result<TokenRecord, Refusal> {
+    let invalid = |text: String| Refusal::RequestInvalid(text);
+    let role = Role::from_proto(request.role)
+        .ok_or_else(|| invalid("a role is wanted: head, worker or driver".to_owned()))?;
+    let ttl = if request.ttl_seconds == 0 { TTL_SECONDS_DEFAULT } else { request.ttl_seconds };
+    if !(1..=TTL_SECONDS_MAX).contains(&ttl) {
+        return Err(invalid(format!("a token lives from 1 s to {TTL_SECONDS_MAX} s (30 days)")));
+    }
+    let uses = request.uses.max(1);
+    if uses > USES_MAX {
+        return Err(invalid(format!("a token has at most {USES_MAX} uses")));
+    }
+    if request.replace && (uses > 1 || request.node_names.len() != 1 || request.generate_names) {
+        let text = "a replacing token has one use and one exact node name";
+        return Err(invalid(text.to_owned()));
+    }
+    for list in [&request.node_names, &request.address_ranges, &request.dns_names] {
+        if list.len() > NAMES_MAX {
+            return Err(invalid(format!("at most {NAMES_MAX} names or ranges of a kind")));
+        }
+    }
+    request.node_names.iter().try_for_each(|pattern| check_pattern(pattern))?;
+    let address_ranges = request
+        .address_ranges
+        .iter()
+        .map(|range| range.parse::<AddressRange>().map(|range| range.to_string()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| Refusal::AddressNotAllowed(format!("{e}")))?;
+    for name in &request.dns_names {
+        name.parse::<DnsName>().map_err(|e| Refusal::NameNotAllowed(format!("{e}")))?;
+    }
+    Ok(TokenRecord {
+        role: role.to_proto().into(),
+        expires_ms: now_ms + ttl * 1_000,
+        uses,
+        // Several machines cannot share a name: the CA tells them apart by their keys.
+        generate_names: request.generate_names || (uses > 1 && request.node_names.is_empty()),
+        node_names: request.node_names,
+        address_ranges,
+        any_address: request.any_address,
+        dns_names: request.dns_names,
+        replace: request.replace,
+        ..TokenRecord::default()
+    })
+}
+
+/// A name, or a beginning of one with a `*` after it.
+fn check_pattern(pattern: &str) -> Result<(), Refusal> {
+    let name = match pattern.strip_suffix('*') {
+        Some("") => return Ok(()),
+        // The beginning may end in a hyphen.
+        Some(beginning) => format!("{beginning}0"),
+        None => pattern.to_owned(),
+    };
+    name.parse::<NodeName>()
+        .map(drop)
+        .map_err(|_| Refusal::NameNotAllowed(format!("{pattern:?} is no node name or pattern")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> v1::CreateTokenRequest {
+        v1::CreateTokenRequest {
+            role: v1::Role::Worker.into(),
+            ..v1::CreateTokenRequest::default()
+        }
+    }
+
+    #[test]
+    fn a_token_has_bounds_and_safe_defaults() {
+        let token = wanted(request(), 0).unwrap();
+        assert_eq!((token.uses, token.expires_ms), (1, TTL_SECONDS_DEFAULT * 1_000));
+        assert!(!token.any_address && !token.generate_names);
+        assert!(wanted(v1::CreateTokenRequest { uses: 2, ..request() }, 0).unwrap().generate_names);
+        let bad = [
+            v1::CreateTokenRequest { role: 0, ..request() },
+            v1::CreateTokenRequest { ttl_seconds: -1, ..request() },
+            v1::CreateTokenRequest { ttl_seconds: TTL_SECONDS_MAX + 1, ..request() },
+            v1::CreateTokenRequest { uses: USES_MAX + 1, ..request() },
+            v1::CreateTokenRequest { replace: true, ..request() },
+            v1::CreateTokenRequest { node_names: vec!["A".to_owned()], ..request() },
+            v1::CreateTokenRequest { node_names: vec!["a*b".to_owned()], ..request() },
+            v1::CreateTokenRequest { address_ranges: vec!["10.0.0.0/99".to_owned()], ..request() },
+            v1::CreateTokenRequest { dns_names: vec!["*.ray".to_owned()], ..request() },
+        ];
+        for request in bad {
+            assert!(wanted(request.clone(), 0).is_err(), "{request:?}");
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! `ca-admin node`: list, show, revoke, forget.
+
+use clap::{Args, Subcommand};
+use raymtls_proto::{
+    identity::{ClusterId, NodeName, Role},
+    serial::Serial,
+    v1,
+};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{
+    client::{self, Client},
+    consent::Consent,
+    failure::Failure,
+    moment::Moment,
+    output::{Screen, Table, View, or_dash, printable, yes_no},
+};
+
+/// Longest reason, in bytes; it stands in the audit log.
+const REASON_LEN_MAX: usize = 200;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Lists a cluster's nodes.
+    #[command(after_help = "\
+Examples:
+  ca-admin node list --cluster c1
+  ca-admin -o json node list --cluster c1")]
+    List {
+        /// Name of the cluster.
+        #[arg(long)]
+        cluster: ClusterId,
+    },
+
+    /// Shows one node: what is bound to it, and what its agent last said.
+    #[command(after_help = "\
+Examples:
+  ca-admin node show --cluster c1 worker-7
+  ca-admin -o json node show --cluster c1 worker-7")]
+    Show(Which),
+
+    /// Revokes a node: no renewal, no leaf, no enrolment under its name or from its addresses.
+    #[command(after_help = "\
+Ray itself checks no CRL: the answer says until when Ray still accepts the node's leaf.
+
+Examples:
+  ca-admin node revoke --cluster c1 worker-7 --reason 'stolen disk'
+  ca-admin node revoke --cluster c1 worker-7 --reason drill --keep-token --yes")]
+    Revoke(Revoke),
+
+    /// Forgets a node, so that its name and addresses are free.
+    #[command(after_help = "\
+Refused while a leaf of a revoked node lives.
+
+Examples:
+  ca-admin node forget --cluster c1 worker-7
+  ca-admin node forget --cluster c1 worker-7 --yes")]
+    Forget {
+        #[command(flatten)]
+        which: Which,
+
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// Name of the cluster.
+    #[arg(long)]
+    cluster: ClusterId,
+
+    /// Name of the node.
+    name: NodeName,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    which: Which,
+
+    /// Why, for the audit log.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: String,
+
+    /// Leave the unused uses of the node's token as they are.
+    #[arg(long)]
+    keep_token: bool,
+
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Does one verb.
+pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    match verb {
+        Verb::List { cluster } => list(&cluster, client, screen).await,
+        Verb::Show(which) => show(&which, client, screen).await,
+        Verb::Revoke(args) => revoke(args, client, screen).await,
+        Verb::Forget { which, consent } => forget(&which, consent, client, screen).await,
+    }
+}
+
+async fn list(cluster: &ClusterId, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let nodes = client::all_pages(async |page| {
+        let request = v1::ListNodesRequest { cluster: cluster.to_string(), page };
+        let answer = admin.list_nodes(request).await?.into_inner();
+        Ok((answer.nodes, answer.next_page))
+    })
+    .await?;
+    Ok(screen.show(&NodeList { nodes: nodes.iter().map(NodeView::new).collect() })?)
+}
+
+async fn show(which: &Which, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let node = client.connect().await?.get_node(which.to_get()).await?.into_inner();
+    Ok(screen.show(&NodeView::new(&node))?)
+}
+
+async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let node = admin.get_node(args.which.to_get()).await?.into_inner();
+    let plan = NodeView::new(&node).revocation_plan(args.keep_token, screen.now());
+    args.consent.ask(&plan, screen).await?;
+    let request = v1::RevokeNodeRequest {
+        cluster: args.which.cluster.to_string(),
+        name: args.which.name.to_string(),
+        reason: args.reason,
+        keep_token: args.keep_token,
+    };
+    let answer = admin.revoke_node(request).await?.into_inner();
+    Ok(screen.show(&RevokedView::new(&answer))?)
+}
+
+async fn forget(
+    which: &Which,
+    consent: Consent,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let node = admin.get_node(which.to_get()).await?.into_inner();
+    let plan = NodeView::new(&node).forgetting_plan(screen.now());
+    consent.ask(&plan, screen).await?;
+    let request =
+        v1::ForgetNodeRequest { cluster: which.cluster.to_string(), name: which.name.to_string() };
+    admin.forget_node(request).await?;
+    let view = ForgottenView {
+        cluster: which.cluster.to_string(),
+        name: which.name.to_string(),
+        forgotten: true,
+    };
+    Ok(screen.show(&view)?)
+}
+
+impl Which {
+    fn to_get(&self) -> v1::GetNodeRequest {
+        v1::GetNodeRequest { cluster: self.cluster.to_string(), name: self.name.to_string() }
+    }
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.len() > REASON_LEN_MAX || text.chars().any(char::is_control) {
+        return Err(format!("write a line of 1 to {REASON_LEN_MAX} bytes"));
+    }
+    Ok(text.to_owned())
+}
+
+#[derive(Debug, Serialize)]
+struct NodeView {
+    cluster: String,
+    name: String,
+    role: &'static str,
+    state: &'static str,
+    addresses: Vec<AddressView>,
+    dns_names: Vec<String>,
+    shared_address: bool,
+    token: String,
+    enrolled: Moment,
+    last_contact: Moment,
+    identity_serial: String,
+    identity_not_after: Moment,
+    leaf_not_after: Moment,
+    revoked: Moment,
+    revoked_reason: String,
+    /// What the node's agent says of itself; nobody has checked it.
+    claims: Option<ClaimsView>,
+}
+
+#[derive(Debug, Serialize)]
+struct AddressView {
+    address: String,
+    proved: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ClaimsView {
+    agent_version: String,
+    node_time: Moment,
+    received_counter: u64,
+    applied_counter: u64,
+    key_folders: Vec<KeyFolderView>,
+}
+
+#[derive(Debug, Serialize)]
+struct KeyFolderView {
+    name: String,
+    serial: String,
+    not_after: Moment,
+    current: bool,
+}
+
+impl NodeView {
+    fn new(node: &v1::Node) -> Self {
+        Self {
+            cluster: node.cluster.clone(),
+            name: node.name.clone(),
+            role: Role::from_proto(node.role).map_or("unknown", Role::as_str),
+            state: state(node.state),
+            addresses: node
+                .addresses
+                .iter()
+                .map(|a| AddressView { address: a.address.clone(), proved: a.proved })
+                .collect(),
+            dns_names: node.dns_names.clone(),
+            shared_address: node.shared_address,
+            token: node.token_id.clone(),
+            enrolled: Moment::from_unix(node.enrolled_unix),
+            last_contact: Moment::from_unix(node.last_contact_unix),
+            identity_serial: serial(&node.identity_serial),
+            identity_not_after: Moment::from_unix(node.identity_not_after_unix),
+            leaf_not_after: Moment::from_unix(node.leaf_not_after_unix),
+            revoked: Moment::from_unix(node.revoked_unix),
+            revoked_reason: node.revoked_reason.clone(),
+            claims: node.report.as_ref().map(ClaimsView::new),
+        }
+    }
+
+    fn address_list(&self) -> String {
+        let words = self.addresses.iter().map(|a| a.address.as_str()).collect::<Vec<_>>();
+        or_dash(&words.join(","))
+    }
+
+    fn last_contact_words(&self, now: OffsetDateTime) -> String {
+        if self.last_contact.is_none() {
+            return "not since the CA started".to_owned();
+        }
+        self.last_contact.human(now)
+    }
+
+    fn revocation_plan(&self, keep_token: bool, now: OffsetDateTime) -> Vec<String> {
+        let mut plan = vec![
+            format!(
+                "{} {} of cluster {} ({}, addresses {}) will be revoked:",
+                self.role,
+                self.name,
+                self.cluster,
+                self.state,
+                self.address_list()
+            ),
+            "  its identity and its leaves go on the CRL; it gets no renewal and no leaf"
+                .to_owned(),
+            "  no machine enrols under its name or from its addresses with a token made before now"
+                .to_owned(),
+        ];
+        plan.push(if keep_token {
+            format!("  the unused uses of its token {} stay good", self.token)
+        } else {
+            format!("  the unused uses of its token {} become void", self.token)
+        });
+        if !self.leaf_not_after.is_none() {
+            plan.push(format!(
+                "  Ray checks no CRL: its processes accept the node's leaf until {}",
+                self.leaf_not_after.human(now)
+            ));
+        }
+        plan
+    }
+
+    fn forgetting_plan(&self, now: OffsetDateTime) -> Vec<String> {
+        vec![
+            format!(
+                "{} {} of cluster {} ({}, addresses {}) will be forgotten:",
+                self.role,
+                self.name,
+                self.cluster,
+                self.state,
+                self.address_list()
+            ),
+            "  its identity is worth nothing any more; its name and addresses are free".to_owned(),
+            format!("  last contact: {}", self.last_contact_words(now)),
+        ]
+    }
+}
+
+impl ClaimsView {
+    fn new(report: &v1::Report) -> Self {
+        Self {
+            agent_version: report.agent_version.clone(),
+            node_time: Moment::from_unix(report.node_time_unix),
+            received_counter: report.received.unwrap_or_default().counter,
+            applied_counter: report.applied.unwrap_or_default().counter,
+            key_folders: report
+                .key_folders
+                .iter()
+                .map(|folder| KeyFolderView {
+                    name: folder.name.clone(),
+                    serial: serial(&folder.serial),
+                    not_after: Moment::from_unix(folder.not_after_unix),
+                    current: folder.current,
+                })
+                .collect(),
+        }
+    }
+
+    fn add_to(&self, table: &mut Table, now: OffsetDateTime) {
+        table.fact("says: agent", &self.agent_version);
+        table.fact("says: its time", self.node_time.human(now));
+        let (received, applied) = (self.received_counter, self.applied_counter);
+        table.fact("says: version", format!("{received} received, {applied} applied"));
+        let folders = self.key_folders.iter().map(|folder| {
+            let current = if folder.current { ", current" } else { "" };
+            format!(
+                "{} {} until {}{current}",
+                folder.name,
+                folder.serial,
+                folder.not_after.human(now)
+            )
+        });
+        table.facts("says: key folders", &folders.collect::<Vec<_>>());
+    }
+}
+
+impl View for NodeView {
+    fn text(&self, now: OffsetDateTime) -> String {
+        let mut table = Table::of_facts();
+        table.fact("node", &self.name);
+        table.fact("cluster", &self.cluster);
+        table.fact("role", self.role);
+        table.fact("state", self.state);
+        if !self.revoked.is_none() {
+            table.fact("revoked", format!("{}: {}", self.revoked.human(now), self.revoked_reason));
+        }
+        let addresses = self
+            .addresses
+            .iter()
+            .map(|a| format!("{} ({})", a.address, if a.proved { "proved" } else { "claimed" }));
+        table.facts("addresses", &addresses.collect::<Vec<_>>());
+        table.fact("shared address", yes_no(self.shared_address));
+        table.fact("dns names", self.dns_names.join(","));
+        table.fact("token", &self.token);
+        table.fact("enrolled", self.enrolled.human(now));
+        table.fact("last contact", self.last_contact_words(now));
+        table.fact("identity", &self.identity_serial);
+        table.fact("identity until", self.identity_not_after.human(now));
+        table.fact("last leaf until", self.leaf_not_after.human(now));
+        if let Some(claims) = &self.claims {
+            claims.add_to(&mut table, now);
+        }
+        table.to_string()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct NodeList {
+    nodes: Vec<NodeView>,
+}
+
+impl View for NodeList {
+    fn text(&self, now: OffsetDateTime) -> String {
+        if self.nodes.is_empty() {
+            return "no nodes\n".to_owned();
+        }
+        let mut table = Table::with_head(&[
+            "NODE",
+            "ROLE",
+            "STATE",
+            "ADDRESSES",
+            "LAST-CONTACT",
+            "IDENTITY-UNTIL",
+            "LEAF-UNTIL",
+        ]);
+        for view in &self.nodes {
+            table.row([
+                view.name.clone(),
+                view.role.to_owned(),
+                view.state.to_owned(),
+                view.address_list(),
+                view.last_contact_words(now),
+                view.identity_not_after.human(now),
+                view.leaf_not_after.human(now),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct RevokedView {
+    node: NodeView,
+    certificates_revoked: u32,
+    token_uses_voided: u32,
+    notes: Vec<String>,
+}
+
+impl RevokedView {
+    fn new(answer: &v1::RevokeNodeResponse) -> Self {
+        Self {
+            node: NodeView::new(&answer.node.clone().unwrap_or_default()),
+            certificates_revoked: answer.certificates_revoked,
+            token_uses_voided: answer.token_uses_voided,
+            notes: answer.notes.clone(),
+        }
+    }
+}
+
+impl View for RevokedView {
+    fn text(&self, _now: OffsetDateTime) -> String {
+        let mut text = printable(&format!(
+            "node {} of cluster {} is {}",
+            self.node.name, self.node.cluster, self.node.state
+        ));
+        text.push_str(&format!(
+            "\n  certificates put on the CRL: {}\n  uses of its token made void: {}\n",
+            self.certificates_revoked, self.token_uses_voided
+        ));
+        for note in &self.notes {
+            text.push_str(&format!("  note: {}\n", printable(note)));
+        }
+        text
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ForgottenView {
+    cluster: String,
+    name: String,
+    forgotten: bool,
+}
+
+impl View for ForgottenView {
+    fn text(&self, _now: OffsetDateTime) -> String {
+        format!("node {} of cluster {} is forgotten\n", self.name, self.cluster)
+    }
+}
+
+fn state(state: i32) -> &'static str {
+    match v1::NodeState::try_from(state) {
+        Ok(v1::NodeState::Live) => "live",
+        Ok(v1::NodeState::Absent) => "absent",
+        Ok(v1::NodeState::Left) => "left",
+        Ok(v1::NodeState::Revoked) => "revoked",
+        Ok(v1::NodeState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Hexadecimal digits, as `cert show` takes them; what is no serial number stays empty.
+fn serial(bytes: &[u8]) -> String {
+    Serial::from_slice(bytes).map(|serial| serial.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> OffsetDateTime {
+        raymtls_proto::clock::from_unix(1_764_000_000).unwrap()
+    }
+
+    fn node() -> v1::Node {
+        v1::Node {
+            cluster: "c1".to_owned(),
+            name: "worker-7".to_owned(),
+            role: v1::Role::Worker.into(),
+            state: v1::NodeState::Live.into(),
+            addresses: vec![v1::NodeAddress { address: "10.77.0.7".to_owned(), proved: true }],
+            token_id: "0123456789abcdef".to_owned(),
+            identity_serial: Serial::new(1_764_000_000_000, [7; 10]).as_bytes().to_vec(),
+            leaf_not_after_unix: 1_764_000_000 + 86_400,
+            report: Some(v1::Report {
+                agent_version: "0.1.0\x1b[31m".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_plan_says_until_when_ray_accepts_the_leaf() {
+        let plan = NodeView::new(&node()).revocation_plan(false, now()).join("\n");
+        assert!(plan.contains("worker worker-7 of cluster c1"), "{plan}");
+        assert!(plan.contains("until 2025-11-25 16:00:00Z (in 1d)"), "{plan}");
+        assert!(plan.contains("token 0123456789abcdef become void"), "{plan}");
+        let kept = NodeView::new(&node()).revocation_plan(true, now()).join("\n");
+        assert!(kept.contains("token 0123456789abcdef stay good"), "{kept}");
+    }
+
+    #[test]
+    fn claims_are_marked_and_harmless() {
+        let text = NodeView::new(&node()).text(now());
+        assert!(text.contains("says: agent"), "{text}");
+        assert!(!text.contains('\x1b'), "{text:?}");
+    }
+
+    #[test]
+    fn json_has_hexadecimal_serials_and_null_for_what_has_not_been() {
+        let json = serde_json::to_value(NodeView::new(&node())).unwrap();
+        assert_eq!(json["identity_serial"], "019ab697e80007070707070707070707");
+        assert_eq!(json["revoked"], serde_json::Value::Null);
+        assert_eq!(json["addresses"][0]["proved"], true);
+        assert_eq!(json["leaf_not_after"], "2025-11-25T16:00:00Z");
+    }
+
+    #[test]
+    fn a_silent_node_is_not_shown_as_seen_in_1970() {
+        let list = NodeList { nodes: vec![NodeView::new(&node())] };
+        let text = list.text(now());
+        assert!(text.contains("not since the CA started") && !text.contains("1970"), "{text}");
+    }
+
+    #[test]
+    fn a_reason_is_one_line_of_bounded_length() {
+        assert_eq!(reason(" stolen disk "), Ok("stolen disk".to_owned()));
+        for bad in ["", "  ", "two\nlines", &"x".repeat(REASON_LEN_MAX + 1)] {
+            assert!(reason(bad).is_err(), "{bad:?}");
+        }
+    }
+}

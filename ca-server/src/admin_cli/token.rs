@@ -1,0 +1,521 @@
+//! `ca-admin token`: create, list, revoke. The secret goes from the CA's answer into the join file
+//! and nowhere else.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use raymtls_proto::{
+    address::AddressRange,
+    durable::{self, Access},
+    identity::{ClusterId, DnsName, NodeName, Role, TrustDomain},
+    join::JoinFile,
+    token::{BootstrapToken, TokenId},
+    v1::{self, admin_service_client::AdminServiceClient},
+};
+use rustls::pki_types::CertificateDer;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use time::OffsetDateTime;
+use tonic::transport::Channel;
+
+use super::{
+    client::{self, Client},
+    consent::Consent,
+    duration::{self, Seconds},
+    failure::Failure,
+    moment::Moment,
+    output::{Screen, Table, View, yes_no},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Makes a bootstrap token and writes it as a join file (mode 0600).
+    #[command(after_help = "\
+Without --addresses and --any-address the token certifies the address the enrolling machine comes
+from, and no other. A token of several uses without --node lets the CA finish the names: it appends
+characters of the key's hash to the name asked for.
+
+Examples:
+  ca-admin token create --cluster c1 --role head --node head --dns head.ray --out head.join
+  ca-admin token create --cluster c1 --role worker --uses 20 --ttl 8h --addresses 10.77.0.0/24 \\
+      --out worker.join
+  ca-admin token create --cluster c1 --role driver --node 'laptop-*' --any-address --out me.join")]
+    Create(Create),
+
+    /// Lists a cluster's tokens and what is left of them.
+    #[command(after_help = "\
+Examples:
+  ca-admin token list --cluster c1
+  ca-admin -o json token list --cluster c1")]
+    List {
+        /// Name of the cluster.
+        #[arg(long)]
+        cluster: ClusterId,
+    },
+
+    /// Makes a token worthless; the machines that enrolled with it stay.
+    #[command(after_help = "\
+Examples:
+  ca-admin token revoke --cluster c1 0123456789abcdef
+  ca-admin token revoke --cluster c1 0123456789abcdef --yes")]
+    Revoke(Revoke),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Name of the cluster.
+    #[arg(long)]
+    cluster: ClusterId,
+
+    /// What the machine is for: head, worker or driver.
+    #[arg(long)]
+    role: Role,
+
+    /// How long the token may be used.
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "1h")]
+    ttl: Seconds,
+
+    /// How many machines may enrol with it.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    uses: u32,
+
+    /// Only for this node name; a pattern ends in one `*`. May be given several times.
+    #[arg(long = "node", value_name = "NAME_OR_PATTERN", value_parser = name_or_pattern)]
+    nodes: Vec<String>,
+
+    /// The CA appends characters of the key's hash to the name asked for.
+    #[arg(long)]
+    generate_names: bool,
+
+    /// Ranges the machine may have addresses in, separated by commas.
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    addresses: Vec<AddressRange>,
+
+    /// The machine may claim any address at all.
+    #[arg(long, conflicts_with = "addresses")]
+    any_address: bool,
+
+    /// A DNS name the machine's leaf may carry. May be given several times.
+    #[arg(long = "dns", value_name = "NAME")]
+    dns_names: Vec<DnsName>,
+
+    /// The machine may take the one name given over from a live node that holds it.
+    #[arg(long, requires = "nodes", conflicts_with = "generate_names")]
+    replace: bool,
+
+    /// The join file to write; one that is there is left alone.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    /// Name of the cluster.
+    #[arg(long)]
+    cluster: ClusterId,
+
+    /// Id of the token: the part before the dot.
+    id: TokenId,
+
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Does one verb.
+pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    match verb {
+        Verb::Create(args) => create(&args, client, screen).await,
+        Verb::List { cluster } => list(&cluster, client, screen).await,
+        Verb::Revoke(args) => revoke(args, client, screen).await,
+    }
+}
+
+async fn create(args: &Create, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    must_be_free(&args.out)?;
+    let mut admin = client.connect().await?;
+    let answer = admin.create_token(args.to_proto()).await?.into_inner();
+    let token = answer.token.clone().unwrap_or_default();
+    if let Err(failure) = write_join_file(answer, &args.out) {
+        // A token that nobody holds is of no use to anyone but a thief.
+        return Err(withdraw(&mut admin, &token, failure).await);
+    }
+    let view = CreatedView {
+        token: TokenView::new(&token),
+        join_file: args.out.clone(),
+        next: next_step(args),
+    };
+    Ok(screen.show(&view)?)
+}
+
+async fn list(cluster: &ClusterId, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let tokens = client::all_pages(async |page| {
+        let request = v1::ListTokensRequest { cluster: cluster.to_string(), page };
+        let answer = admin.list_tokens(request).await?.into_inner();
+        Ok((answer.tokens, answer.next_page))
+    })
+    .await?;
+    Ok(screen.show(&TokenList { tokens: tokens.iter().map(TokenView::new).collect() })?)
+}
+
+async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let plan = [format!(
+        "token {} of cluster {} will be revoked: no machine can enrol with it any more; those that \
+         have enrolled stay",
+        args.id, args.cluster
+    )];
+    let mut admin = client.connect().await?;
+    args.consent.ask(&plan, screen).await?;
+    let request =
+        v1::RevokeTokenRequest { cluster: args.cluster.to_string(), id: args.id.to_string() };
+    let token = admin.revoke_token(request).await?.into_inner();
+    Ok(screen.show(&TokenView::new(&token))?)
+}
+
+impl Create {
+    fn to_proto(&self) -> v1::CreateTokenRequest {
+        v1::CreateTokenRequest {
+            cluster: self.cluster.to_string(),
+            role: self.role.to_proto().into(),
+            ttl_seconds: self.ttl.as_i64(),
+            uses: self.uses,
+            node_names: self.nodes.clone(),
+            generate_names: self.generate_names,
+            address_ranges: self.addresses.iter().map(ToString::to_string).collect(),
+            any_address: self.any_address,
+            dns_names: self.dns_names.iter().map(ToString::to_string).collect(),
+            replace: self.replace,
+        }
+    }
+}
+
+/// A node name, or the beginning of one with a `*` behind it.
+fn name_or_pattern(text: &str) -> Result<String, String> {
+    let wanted = "write a node name, or its beginning with one * at the end";
+    // `x` stands for what the star matches: a beginning may end in '-', a name may not.
+    let name = text.strip_suffix('*').map_or_else(|| text.to_owned(), |start| format!("{start}x"));
+    name.parse::<NodeName>().map_err(|e| format!("{e}; {wanted}"))?;
+    Ok(text.to_owned())
+}
+
+/// Asked before the token is made: `create` refuses by itself, but then there would be a token.
+fn must_be_free(path: &Path) -> Result<(), Failure> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Failure::Usage(format!(
+            "{} is there already, and a join file never replaces a file: name another with --out",
+            path.display()
+        )));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            Err(Failure::Usage(format!("there is no folder {}", folder.display())))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn write_join_file(answer: v1::CreateTokenResponse, path: &Path) -> Result<(), Failure> {
+    let text = join_file(answer)?.to_text();
+    // Read back as the machine will read it, before anyone carries it there.
+    JoinFile::parse(text.expose_secret()).map_err(|e| Failure::Failed(e.to_string()))?;
+    durable::create(path, text.expose_secret().as_bytes(), Access::PRIVATE)
+        .map_err(|e| Failure::Failed(format!("cannot write the join file: {e}")))
+}
+
+fn join_file(answer: v1::CreateTokenResponse) -> Result<JoinFile, Failure> {
+    let odd = |what: &str| Failure::Failed(format!("the CA's answer holds no valid {what}"));
+    let secret = SecretString::from(answer.bootstrap_token);
+    let token: BootstrapToken = secret.expose_secret().parse().map_err(|_| odd("token"))?;
+    let trust_domain: TrustDomain = answer.trust_domain.parse().map_err(|_| odd("trust domain"))?;
+    let cluster = answer.token.unwrap_or_default().cluster;
+    if answer.enrollment_endpoints.is_empty() || answer.node_endpoints.is_empty() {
+        return Err(Failure::Configuration(
+            "the CA does not know where machines reach it: set enrollment_endpoints and \
+             node_endpoints in its configuration"
+                .to_owned(),
+        ));
+    }
+    if answer.control_roots_der.is_empty() {
+        return Err(odd("control root"));
+    }
+    Ok(JoinFile {
+        trust_domain,
+        cluster: cluster.parse().map_err(|_| odd("cluster"))?,
+        enrollment_endpoints: answer.enrollment_endpoints,
+        node_endpoints: answer.node_endpoints,
+        control_roots: answer.control_roots_der.into_iter().map(CertificateDer::from).collect(),
+        token,
+    })
+}
+
+/// Revokes a token whose join file could not be written, and says how that went.
+async fn withdraw(
+    admin: &mut AdminServiceClient<Channel>,
+    token: &v1::Token,
+    failure: Failure,
+) -> Failure {
+    let request = v1::RevokeTokenRequest { cluster: token.cluster.clone(), id: token.id.clone() };
+    let outcome = match admin.revoke_token(request).await {
+        Ok(_) => format!("token {} was revoked again", token.id),
+        Err(e) => format!(
+            "token {} is still good, though nobody holds it: {}; run `ca-admin token revoke \
+             --cluster {} {}`",
+            token.id,
+            e.message(),
+            token.cluster,
+            token.id
+        ),
+    };
+    let told = |text: String| format!("{text}; {outcome}");
+    match failure {
+        Failure::Configuration(text) => Failure::Configuration(told(text)),
+        Failure::Usage(text) => Failure::Usage(told(text)),
+        Failure::Failed(text) => Failure::Failed(told(text)),
+        other @ (Failure::Refused { .. } | Failure::Output(_)) => other,
+    }
+}
+
+fn next_step(args: &Create) -> String {
+    let file = args
+        .out
+        .file_name()
+        .map_or_else(|| args.out.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let once = match args.role {
+        Role::Driver => " --role driver --once",
+        Role::Head | Role::Worker => "",
+    };
+    format!(
+        "node-agent enroll --join {file} --state-dir /var/lib/ray-mtls/agent --tls-dir \
+         /var/lib/ray-mtls/tls{once}"
+    )
+}
+
+/// A token without its secret.
+#[derive(Debug, Serialize)]
+struct TokenView {
+    id: String,
+    cluster: String,
+    role: &'static str,
+    state: &'static str,
+    uses: u32,
+    used: u32,
+    created: Moment,
+    created_by: String,
+    expires: Moment,
+    node_names: Vec<String>,
+    generate_names: bool,
+    address_ranges: Vec<String>,
+    any_address: bool,
+    dns_names: Vec<String>,
+    replace: bool,
+}
+
+impl TokenView {
+    fn new(token: &v1::Token) -> Self {
+        Self {
+            id: token.id.clone(),
+            cluster: token.cluster.clone(),
+            role: Role::from_proto(token.role).map_or("unknown", Role::as_str),
+            state: state(token.state),
+            uses: token.uses,
+            used: token.used,
+            created: Moment::from_unix(token.created_unix),
+            created_by: token.created_by.clone(),
+            expires: Moment::from_unix(token.expires_unix),
+            node_names: token.node_names.clone(),
+            generate_names: token.generate_names,
+            address_ranges: token.address_ranges.clone(),
+            any_address: token.any_address,
+            dns_names: token.dns_names.clone(),
+            replace: token.replace,
+        }
+    }
+
+    fn names(&self) -> String {
+        let given =
+            if self.node_names.is_empty() { "any".to_owned() } else { self.node_names.join(",") };
+        if self.generate_names { format!("{given} + key hash") } else { given }
+    }
+
+    fn addresses(&self) -> String {
+        match (self.any_address, self.address_ranges.is_empty()) {
+            (true, _) => "any".to_owned(),
+            (false, true) => "its own".to_owned(),
+            (false, false) => self.address_ranges.join(","),
+        }
+    }
+
+    fn table(&self, now: OffsetDateTime) -> Table {
+        let mut table = Table::of_facts();
+        table.fact("token", &self.id);
+        table.fact("cluster", &self.cluster);
+        table.fact("role", self.role);
+        table.fact("state", self.state);
+        table.fact("uses", format!("{} of {} used", self.used, self.uses));
+        table.fact("expires", self.expires.human(now));
+        table.fact("node names", self.names());
+        table.fact("addresses", self.addresses());
+        table.fact("dns names", self.dns_names.join(","));
+        table.fact("replaces", yes_no(self.replace));
+        table.fact("created", format!("{} by {}", self.created.human(now), self.created_by));
+        table
+    }
+}
+
+impl View for TokenView {
+    fn text(&self, now: OffsetDateTime) -> String {
+        self.table(now).to_string()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct CreatedView {
+    token: TokenView,
+    join_file: PathBuf,
+    next: String,
+}
+
+impl View for CreatedView {
+    fn text(&self, now: OffsetDateTime) -> String {
+        let mut table = self.token.table(now);
+        table.fact("join file", self.join_file.display());
+        format!(
+            "{table}\nThe join file holds a secret. Carry it to the machine, mode 0600, and run \
+             there:\n  {}\n",
+            super::output::printable(&self.next)
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct TokenList {
+    tokens: Vec<TokenView>,
+}
+
+impl View for TokenList {
+    fn text(&self, now: OffsetDateTime) -> String {
+        if self.tokens.is_empty() {
+            return "no tokens\n".to_owned();
+        }
+        let mut table = Table::with_head(&[
+            "TOKEN",
+            "ROLE",
+            "STATE",
+            "USED",
+            "EXPIRES",
+            "NAMES",
+            "ADDRESSES",
+            "BY",
+        ]);
+        for view in &self.tokens {
+            table.row([
+                view.id.clone(),
+                view.role.to_owned(),
+                view.state.to_owned(),
+                format!("{}/{}", view.used, view.uses),
+                view.expires.human(now),
+                view.names(),
+                view.addresses(),
+                view.created_by.clone(),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+fn state(state: i32) -> &'static str {
+    match v1::TokenState::try_from(state) {
+        Ok(v1::TokenState::Open) => "open",
+        Ok(v1::TokenState::Spent) => "spent",
+        Ok(v1::TokenState::Expired) => "expired",
+        Ok(v1::TokenState::Revoked) => "revoked",
+        Ok(v1::TokenState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn answer() -> v1::CreateTokenResponse {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let token = BootstrapToken::new(TokenId::new([1; 8]), [2; 32]);
+        v1::CreateTokenResponse {
+            token: Some(v1::Token {
+                id: token.id().to_string(),
+                cluster: "c1".to_owned(),
+                role: v1::Role::Worker.into(),
+                uses: 2,
+                state: v1::TokenState::Open.into(),
+                ..Default::default()
+            }),
+            bootstrap_token: token.expose().expose_secret().to_owned(),
+            trust_domain: "ray.example".to_owned(),
+            control_roots_der: vec![root.der().to_vec()],
+            enrollment_endpoints: vec!["ca:7443".to_owned()],
+            node_endpoints: vec!["ca:7444".to_owned()],
+        }
+    }
+
+    #[test]
+    fn the_join_file_is_private_and_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.join");
+        write_join_file(answer(), &path).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        let file = JoinFile::read(&path).unwrap();
+        assert_eq!(file.cluster.as_str(), "c1");
+        assert_eq!(file.node_endpoints, ["ca:7444"]);
+    }
+
+    #[test]
+    fn a_join_file_never_replaces_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.join");
+        write_join_file(answer(), &path).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        assert!(must_be_free(&path).is_err());
+        assert!(write_join_file(answer(), &path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_ca_without_endpoints_is_a_configuration_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.join");
+        let lame = v1::CreateTokenResponse { node_endpoints: vec![], ..answer() };
+        let failure = write_join_file(lame, &path).unwrap_err();
+        assert!(matches!(failure, Failure::Configuration(_)), "{failure}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn nothing_that_is_shown_holds_the_secret() {
+        let answer = answer();
+        let secret = answer.bootstrap_token.split('.').nth(1).unwrap().to_owned();
+        let view = CreatedView {
+            token: TokenView::new(answer.token.as_ref().unwrap()),
+            join_file: "worker.join".into(),
+            next: "node-agent enroll --join worker.join".to_owned(),
+        };
+        let text = view.text(raymtls_proto::clock::from_unix(1_764_000_000).unwrap());
+        let json = serde_json::to_string(&view).unwrap();
+        assert!(!text.contains(&secret) && !json.contains(&secret));
+        assert!(text.contains("0 of 2 used") && text.contains("enroll --join"), "{text}");
+    }
+
+    #[test]
+    fn patterns_have_one_star_at_the_end() {
+        for good in ["w1", "w*", "worker-*", "*"] {
+            assert!(name_or_pattern(good).is_ok(), "{good}");
+        }
+        for bad in ["", "*w", "w*w", "w**", "W*", "-*", "w-"] {
+            assert!(name_or_pattern(bad).is_err(), "{bad}");
+        }
+    }
+}

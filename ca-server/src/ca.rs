@@ -1,0 +1,230 @@
+//! The running authority: everything a request needs, in one place. Each request is a function in a
+//! file of its own ([`crate::enroll`], [`crate::renew`], ...), straight from what came in to what
+//! goes out.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use raymtls_proto::{
+    clock::Clock,
+    identity::{ClusterId, TrustDomain},
+    v1,
+};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tracing::error;
+
+use crate::{
+    contacts::Contacts,
+    keys::{
+        authority::{AuthorityError, LiveAuthority},
+        kek::Kek,
+    },
+    metrics::Metrics,
+    refusal::Refusal,
+    store::{
+        Authority, Store, StoreError,
+        records::{CertificateRecord, ClusterRecord},
+    },
+};
+
+/// Where agents find the server: goes into join files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// `host:port` of the enrolment listener.
+    pub enrollment: Vec<String>,
+    /// `host:port` of the node listener.
+    pub nodes: Vec<String>,
+}
+
+/// The running authority.
+#[derive(Debug)]
+pub struct Ca {
+    /// What is remembered.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// What keys are wrapped with.
+    pub kek: Kek,
+    /// The deployment.
+    pub trust_domain: TrustDomain,
+    /// Where agents find us.
+    pub endpoints: Endpoints,
+    /// Who called lately, and who waits.
+    pub contacts: Contacts,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// When this server began to serve.
+    pub started: OffsetDateTime,
+    authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Why the authority cannot run.
+#[derive(Debug, Error)]
+pub enum CaError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The keys.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Nothing there yet.
+    #[error("the store holds no control authority: run `ca-server init` first")]
+    NotInitialized,
+    /// The record is not ours.
+    #[error("the store's trust domain is not valid: {0}")]
+    TrustDomain(#[from] raymtls_proto::identity::NameError),
+}
+
+impl Ca {
+    /// Loads the authority from its store.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub async fn load(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        kek: Kek,
+        endpoints: Endpoints,
+    ) -> Result<Self, CaError> {
+        let control = store.control().await?.ok_or(CaError::NotInitialized)?;
+        let ca = Self {
+            trust_domain: control.trust_domain.parse()?,
+            started: clock.now(),
+            store,
+            clock,
+            kek,
+            endpoints,
+            contacts: Contacts::default(),
+            metrics: Metrics::default(),
+            authorities: ArcSwap::default(),
+            stopping: watch::Sender::new(false),
+        };
+        ca.load_authority(&Authority::Control).await?;
+        for cluster in ca.store.clusters().await? {
+            let id = cluster.cluster.parse()?;
+            ca.put_authority(Authority::Cluster(id), LiveAuthority::cluster(&ca.kek, &cluster)?);
+        }
+        Ok(ca)
+    }
+
+    /// From here on no call waits any more.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether the server is stopping.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Returns once the server is stopping.
+    pub async fn stopped(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Takes an authority's issuers from the store again.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub async fn load_authority(&self, authority: &Authority) -> Result<(), CaError> {
+        let live = match authority {
+            Authority::Control => {
+                let record = self.store.control().await?.ok_or(CaError::NotInitialized)?;
+                LiveAuthority::control(&self.kek, &record)?
+            }
+            Authority::Cluster(cluster) => {
+                LiveAuthority::cluster(&self.kek, &self.store.cluster(cluster.clone()).await?)?
+            }
+        };
+        self.put_authority(authority.clone(), live);
+        Ok(())
+    }
+
+    fn put_authority(&self, authority: Authority, live: LiveAuthority) {
+        let live = Arc::new(live);
+        self.authorities.rcu(|authorities| {
+            let mut next = BTreeMap::clone(authorities);
+            next.insert(authority.clone(), Arc::clone(&live));
+            next
+        });
+    }
+
+    /// An authority ready to sign.
+    ///
+    /// # Errors
+    /// `NotFound` for a cluster that is not there.
+    pub fn authority(&self, authority: &Authority) -> Result<Arc<LiveAuthority>, Refusal> {
+        self.authorities.load().get(authority).cloned().ok_or_else(|| Refusal::NotFound {
+            what: "cluster",
+            name: authority.cluster().to_owned(),
+        })
+    }
+
+    /// All authorities that are ready to sign.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<(Authority, Arc<LiveAuthority>)> {
+        self.authorities.load().iter().map(|(a, l)| (a.clone(), Arc::clone(l))).collect()
+    }
+
+    /// A recorded certificate with its issuer, as TLS sends them.
+    ///
+    /// # Errors
+    /// `Internal` where the issuer is gone, which only happens to expired certificates.
+    pub fn chain(
+        &self,
+        authority: &Authority,
+        certificate_der: Vec<u8>,
+        issuer_key_id: &[u8],
+    ) -> Result<v1::CertificateChain, Refusal> {
+        let issuer = self.authority(authority)?.issuer_der(issuer_key_id);
+        let issuer = issuer.ok_or_else(|| {
+            error!(authority = authority.cluster(), "no issuer for a certificate on record");
+            Refusal::Internal
+        })?;
+        Ok(v1::CertificateChain { leaf_der: certificate_der, issuers_der: vec![issuer] })
+    }
+
+    /// The same for an identity on record.
+    ///
+    /// # Errors
+    /// As [`Ca::chain`].
+    pub fn identity_chain(
+        &self,
+        record: CertificateRecord,
+    ) -> Result<v1::CertificateChain, Refusal> {
+        self.chain(&Authority::Control, record.certificate_der, &record.issuer_key_id)
+    }
+
+    /// What a cluster's Ray processes must trust.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn bundle(&self, cluster: &ClusterId) -> Result<v1::TrustBundle, StoreError> {
+        let authority = Authority::Cluster(cluster.clone());
+        let live = self.authority(&authority)?;
+        let crls = self.store.crls(authority).await?;
+        Ok(v1::TrustBundle {
+            roots_der: vec![live.root_der.clone()],
+            crls_der: crls.map(|set| set.crls_der).unwrap_or_default(),
+        })
+    }
+
+    /// A cluster's Ray token, unwrapped.
+    ///
+    /// # Errors
+    /// `Internal` where it does not unwrap.
+    pub fn ray_token(&self, cluster: &ClusterRecord) -> Result<v1::RayToken, Refusal> {
+        let id: ClusterId = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
+        let name = crate::keys::authority::ray_token_name(&id);
+        let token = self.kek.unwrap(&name, &cluster.wrapped_ray_token).map_err(|e| {
+            error!(cluster = %id, error = %e, "the Ray token does not unwrap");
+            Refusal::Internal
+        })?;
+        Ok(v1::RayToken { token: token.to_vec() })
+    }
+}

@@ -1,0 +1,221 @@
+//! The server's configuration: a TOML file with unknown keys refused, and a default for each key.
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::ca::Endpoints;
+
+/// Longest configuration file, in bytes.
+const FILE_LEN_MAX: u64 = 64 * 1_024;
+/// Endpoints of one kind, at most.
+const ENDPOINTS_MAX: usize = 16;
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For a person.
+    #[default]
+    Human,
+    /// For a machine: one event, one line.
+    Json,
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Key-encryption key.
+    pub kek_file: PathBuf,
+    /// Where machines enrol: server-authenticated TLS.
+    pub enrollment_listen: SocketAddr,
+    /// Where enrolled nodes call: mutual TLS.
+    pub node_listen: SocketAddr,
+    /// Metrics and probes, in the clear: keep it on loopback.
+    pub http_listen: SocketAddr,
+    /// The operator's socket.
+    pub admin_socket: PathBuf,
+    /// Group that may use the operator's socket in the role of operator.
+    pub operator_group: Option<String>,
+    /// `host:port` of the enrolment listener as nodes reach it; goes into join files.
+    pub enrollment_endpoints: Vec<String>,
+    /// `host:port` of the node listener as nodes reach it; goes into join files.
+    pub node_endpoints: Vec<String>,
+    /// How logs are written.
+    pub log_format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kek_file: PathBuf::from("/etc/ray-mtls/kek"),
+            enrollment_listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
+            node_listen: SocketAddr::from(([0, 0, 0, 0], 7444)),
+            http_listen: SocketAddr::from(([127, 0, 0, 1], 7446)),
+            admin_socket: PathBuf::from("/run/ray-mtls/ca-admin.sock"),
+            operator_group: None,
+            enrollment_endpoints: Vec::new(),
+            node_endpoints: Vec::new(),
+            log_format: LogFormat::Human,
+        }
+    }
+}
+
+/// A configuration of no use.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Cannot be read.
+    #[error("configuration {path}: {error}")]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// Others may write it.
+    #[error(
+        "configuration {path} may be written by others (mode {mode:04o}): \
+         run `chmod go-w` on it"
+    )]
+    Exposed {
+        /// Its path.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Does not parse.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// Its path.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        message: String,
+    },
+    /// Parses and cannot hold.
+    #[error("configuration: {0}")]
+    Invalid(String),
+}
+
+impl Config {
+    /// Reads a configuration file; without one, the defaults.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let config = match path {
+            None => Self::default(),
+            Some(path) => {
+                let text = read(path)?;
+                toml::from_str(&text).map_err(|error| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message: error.to_string().trim_end().to_owned(),
+                })?
+            }
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |text: String| Err(ConfigError::Invalid(text));
+        for (key, endpoints) in [
+            ("enrollment_endpoints", &self.enrollment_endpoints),
+            ("node_endpoints", &self.node_endpoints),
+        ] {
+            if endpoints.len() > ENDPOINTS_MAX {
+                return invalid(format!("{key}: at most {ENDPOINTS_MAX}"));
+            }
+            if let Some(bad) = endpoints.iter().find(|endpoint| !is_host_port(endpoint)) {
+                return invalid(format!("{key}: {bad:?} is not of the form host:port"));
+            }
+        }
+        if !self.http_listen.ip().is_loopback() {
+            return invalid(format!(
+                "http_listen {} is not a loopback address: it speaks plain HTTP to anyone; put a \
+                 proxy before it to scrape from elsewhere",
+                self.http_listen
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where agents find the server: as configured, else the machine's own name and the ports
+    /// listened on.
+    #[must_use]
+    pub fn endpoints(&self) -> Endpoints {
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let or_own = |configured: &[String], listen: SocketAddr| {
+            if !configured.is_empty() {
+                configured.to_vec()
+            } else if listen.ip().is_unspecified() {
+                vec![format!("{hostname}:{}", listen.port())]
+            } else {
+                vec![listen.to_string()]
+            }
+        };
+        Endpoints {
+            enrollment: or_own(&self.enrollment_endpoints, self.enrollment_listen),
+            nodes: or_own(&self.node_endpoints, self.node_listen),
+        }
+    }
+}
+
+fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    !host.is_empty()
+        && (bracketed || !host.contains(':'))
+        && host.len() <= 253
+        && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let failed = |error| ConfigError::Read { path: path.to_owned(), error };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut text = String::new();
+    file.take(FILE_LEN_MAX).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::durable::{self, Access};
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.toml");
+        durable::replace(&path, text.as_bytes(), Access::PRIVATE).unwrap();
+        Config::load(Some(&path)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_named() {
+        assert!(parse("kek_files = \"x\"").unwrap_err().contains("kek_files"));
+        assert!(parse("node_listen = \"7444\"").is_err());
+        assert!(parse("http_listen = \"0.0.0.0:7446\"").unwrap_err().contains("loopback"));
+        assert!(parse("node_endpoints = [\"ca\"]").unwrap_err().contains("host:port"));
+        assert!(parse("log_format = \"xml\"").is_err());
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_configuration_others_can_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.toml");
+        durable::replace(&path, b"", Access { mode: 0o664, ..Access::PRIVATE }).unwrap();
+        assert!(matches!(Config::load(Some(&path)), Err(ConfigError::Exposed { .. })));
+    }
+}

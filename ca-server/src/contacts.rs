@@ -1,0 +1,99 @@
+//! What the running server knows of its nodes and does not store: when each was last heard of, what
+//! it reported, and which of its calls waits.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+};
+
+use raymtls_proto::v1;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::store::Caller;
+
+type Key = (String, String);
+
+/// Contacts of all nodes. Bounded by the number of enrolled nodes: only an identified caller makes
+/// an entry.
+#[derive(Debug, Default)]
+pub struct Contacts(Mutex<HashMap<Key, Contact>>);
+
+#[derive(Debug, Default)]
+struct Contact {
+    last: Option<OffsetDateTime>,
+    report: Option<v1::Report>,
+    // The number of the newest wait; an older one that sees a newer number ends.
+    wait: watch::Sender<u64>,
+}
+
+/// What is known of one node.
+#[derive(Clone, Debug, Default)]
+pub struct LastContact {
+    /// When it last called.
+    pub at: Option<OffsetDateTime>,
+    /// What it reported last: claims.
+    pub report: Option<v1::Report>,
+}
+
+/// A call that waits, until a newer one of the same node begins.
+#[derive(Debug)]
+pub struct Wait {
+    number: u64,
+    newest: watch::Receiver<u64>,
+}
+
+impl Contacts {
+    /// Notes that a node called.
+    pub fn note(&self, caller: &Caller, now: OffsetDateTime) {
+        self.lock().entry(key(caller)).or_default().last = Some(now);
+    }
+
+    /// Keeps a node's report.
+    pub fn report(&self, caller: &Caller, report: v1::Report) {
+        self.lock().entry(key(caller)).or_default().report = Some(report);
+    }
+
+    /// Begins a wait; the node's older one ends.
+    pub fn begin_wait(&self, caller: &Caller) -> Wait {
+        let mut contacts = self.lock();
+        let sender = &contacts.entry(key(caller)).or_default().wait;
+        sender.send_modify(|number| *number += 1);
+        let newest = sender.subscribe();
+        let number = *newest.borrow();
+        Wait { number, newest }
+    }
+
+    /// What is known of a node.
+    #[must_use]
+    pub fn last(&self, cluster: &str, node: &str) -> LastContact {
+        let contacts = self.lock();
+        let contact = contacts.get(&(cluster.to_owned(), node.to_owned()));
+        contact.map_or_else(LastContact::default, |contact| LastContact {
+            at: contact.last,
+            report: contact.report.clone(),
+        })
+    }
+
+    /// Forgets a node.
+    pub fn forget(&self, cluster: &str, node: &str) {
+        self.lock().remove(&(cluster.to_owned(), node.to_owned()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Contact>> {
+        self.0.lock().expect("no code panics while it holds the contacts")
+    }
+}
+
+impl Wait {
+    /// Returns when a newer wait of the same node has begun.
+    pub async fn superseded(&mut self) {
+        let number = self.number;
+        // A dropped sender means that the node was forgotten: its identity is judged anew anyway.
+        let _ = self.newest.wait_for(|newest| *newest != number).await;
+    }
+}
+
+fn key(caller: &Caller) -> Key {
+    (caller.cluster.to_string(), caller.node.to_string())
+}

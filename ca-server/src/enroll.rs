@@ -1,0 +1,164 @@
+//! Enrolment: a credential becomes an identity. Cheapest check first; nothing leaves before the
+//! commit, and nothing in the commit is half there.
+
+use raymtls_proto::{
+    address::NodeAddress,
+    identity::{ClusterId, DnsName, NodeName, Role},
+    token::BootstrapToken,
+    v1::{self, enroll_request::Credential},
+};
+use tracing::info;
+
+use crate::{
+    ca::Ca,
+    failpoint::{self, Point},
+    keys::{csr::Csr, profile::Contents, random},
+    policy::NAMES_MAX,
+    refusal::Refusal,
+    sign_failed,
+    store::{Authority, EnrollAsk, EnrollPlan, Enrolled, StoreError},
+};
+
+/// Answers one `Enroll`.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn enroll(
+    ca: &Ca,
+    request: v1::EnrollRequest,
+    source: Option<NodeAddress>,
+) -> Result<v1::EnrollResponse, StoreError> {
+    let now = ca.clock.now();
+
+    // 1. What is asked, in types; the token's secret is judged before the costly signature.
+    let parsed = Parsed::from(request)?;
+    let token = parsed.token;
+    let mut ask = EnrollAsk {
+        token: token.id().clone(),
+        secret_hash: token.secret_hash(),
+        cluster: parsed.cluster,
+        role: parsed.role,
+        name: parsed.name,
+        key_hash: [0; 32],
+        source,
+        addresses: parsed.addresses,
+        dns_names: parsed.dns_names,
+        shared_address: parsed.shared_address,
+    };
+    let csr = Csr::verify(&parsed.csr_der)?;
+    ask.key_hash = csr.key_hash();
+
+    // 2. Token, policy, who holds what.
+    let enrolled = match ca.store.plan_enroll(now, ask.clone()).await? {
+        EnrollPlan::Replay(enrolled) => *enrolled,
+        EnrollPlan::Issue(binding) => {
+            // 3. Sign, read back, compare.
+            let contents = Contents::agent_identity(
+                random::serial(now),
+                now,
+                &ca.trust_domain,
+                &ask.cluster,
+                &binding.name,
+            );
+            let control = ca.authority(&Authority::Control)?;
+            let signed =
+                control.active().sign(&contents, csr.spki_der(), now).map_err(sign_failed)?;
+            failpoint::hit(Point::AfterSign);
+
+            // 4. One commit: the token's use, the node, the certificate, the audit record.
+            let enrolled = ca.store.enroll(now, ask.clone(), binding, signed).await?;
+            ca.metrics.issued("agent_identity");
+            info!(
+                cluster = %ask.cluster, node = enrolled.node.name, role = %ask.role,
+                token = %ask.token, "node enrolled"
+            );
+            enrolled
+        }
+    };
+    failpoint::hit(Point::BeforeReply);
+
+    // 5. What the node needs to go on.
+    response(ca, &ask.cluster, enrolled, now.unix_timestamp()).await
+}
+
+async fn response(
+    ca: &Ca,
+    cluster: &ClusterId,
+    enrolled: Enrolled,
+    server_time_unix: i64,
+) -> Result<v1::EnrollResponse, StoreError> {
+    let record = ca.store.cluster(cluster.clone()).await?;
+    Ok(v1::EnrollResponse {
+        node_name: enrolled.node.name,
+        addresses: enrolled.node.addresses.into_iter().map(|bound| bound.address).collect(),
+        dns_names: enrolled.node.dns_names,
+        identity: Some(ca.identity_chain(enrolled.identity)?),
+        settings: Some(record.settings().clone()),
+        bundle: Some(ca.bundle(cluster).await?),
+        server_time_unix,
+    })
+}
+
+struct Parsed {
+    token: BootstrapToken,
+    cluster: ClusterId,
+    role: Role,
+    name: NodeName,
+    addresses: Vec<NodeAddress>,
+    dns_names: Vec<DnsName>,
+    csr_der: Vec<u8>,
+    shared_address: bool,
+}
+
+impl Parsed {
+    fn from(request: v1::EnrollRequest) -> Result<Self, Refusal> {
+        let invalid = |text: String| Refusal::RequestInvalid(text);
+        let token = match request.credential {
+            // A token of no valid form is one nobody made: the same word.
+            Some(Credential::BootstrapToken(token)) => {
+                token.parse().map_err(|_| Refusal::TokenUnknown)?
+            }
+            None => return Err(invalid("no credential this server knows".to_owned())),
+        };
+        let role = Role::from_proto(request.role)
+            .ok_or_else(|| invalid("a role is wanted: head, worker or driver".to_owned()))?;
+        Ok(Self {
+            token,
+            cluster: request.cluster.parse().map_err(|e| invalid(format!("{e}")))?,
+            role,
+            name: request.node_name.parse().map_err(|e| Refusal::NameNotAllowed(format!("{e}")))?,
+            addresses: addresses(&request.addresses)?,
+            dns_names: dns_names(&request.dns_names)?,
+            csr_der: request.csr_der,
+            shared_address: request.shared_address,
+        })
+    }
+}
+
+/// Addresses of a request.
+///
+/// # Errors
+/// `AddressNotAllowed` for one that no node can be known by, or too many.
+pub fn addresses(texts: &[String]) -> Result<Vec<NodeAddress>, Refusal> {
+    if texts.len() > NAMES_MAX {
+        return Err(Refusal::AddressNotAllowed(format!("more than {NAMES_MAX} addresses")));
+    }
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|e| Refusal::AddressNotAllowed(format!("{e}"))))
+        .collect()
+}
+
+/// DNS names of a request.
+///
+/// # Errors
+/// `NameNotAllowed` for one of no valid form, or too many.
+pub fn dns_names(texts: &[String]) -> Result<Vec<DnsName>, Refusal> {
+    if texts.len() > NAMES_MAX {
+        return Err(Refusal::NameNotAllowed(format!("more than {NAMES_MAX} DNS names")));
+    }
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|e| Refusal::NameNotAllowed(format!("{e}"))))
+        .collect()
+}

@@ -1,0 +1,262 @@
+//! Who signs for whom: a root that is kept wrapped and unwrapped only for the act that needs it, and
+//! issuers that the running server holds ready. The newest issuer signs, the others still verify.
+
+use std::sync::Arc;
+
+use raymtls_proto::identity::ClusterId;
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use thiserror::Error;
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    kek::{Kek, KekError},
+    profile::{Contents, ISSUER_LIFE_MIN, Profile, ROOT_LIFE},
+    random,
+    signer::{SignError, Signer, subject_key_id},
+};
+use crate::store::{
+    Authority,
+    records::{CaKey, ClusterRecord, ControlRecord},
+    unix_ms,
+};
+
+/// Why an authority cannot be made or loaded.
+#[derive(Debug, Error)]
+pub enum AuthorityError {
+    /// Its keys cannot be unwrapped.
+    #[error(transparent)]
+    Kek(#[from] KekError),
+    /// Its certificates cannot be signed or read.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The record is not whole.
+    #[error("the record of authority {0:?} has no {1}")]
+    Incomplete(String, &'static str),
+}
+
+impl From<rcgen::Error> for AuthorityError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Sign(error.into())
+    }
+}
+
+/// A root and its first issuer, wrapped.
+#[derive(Debug)]
+pub struct NewAuthority {
+    /// The root.
+    pub root: CaKey,
+    /// The issuer.
+    pub issuer: CaKey,
+}
+
+/// An authority ready to sign.
+#[derive(Debug)]
+pub struct LiveAuthority {
+    /// The root's certificate.
+    pub root_der: Vec<u8>,
+    /// Issuers, newest first; never empty.
+    issuers: Vec<Arc<Signer>>,
+}
+
+impl LiveAuthority {
+    /// Unwraps the issuers of the control authority.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub fn control(kek: &Kek, record: &ControlRecord) -> Result<Self, AuthorityError> {
+        Self::load(kek, "control", record.root.as_ref(), &record.issuers)
+    }
+
+    /// Unwraps the issuers of a cluster.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub fn cluster(kek: &Kek, record: &ClusterRecord) -> Result<Self, AuthorityError> {
+        Self::load(kek, &record.cluster, record.root.as_ref(), &record.issuers)
+    }
+
+    fn load(
+        kek: &Kek,
+        name: &str,
+        root: Option<&CaKey>,
+        issuers: &[CaKey],
+    ) -> Result<Self, AuthorityError> {
+        let root = root.ok_or_else(|| AuthorityError::Incomplete(name.to_owned(), "root"))?;
+        if issuers.is_empty() {
+            return Err(AuthorityError::Incomplete(name.to_owned(), "issuer"));
+        }
+        let issuers = issuers
+            .iter()
+            .map(|issuer| unwrap_signer(kek, issuer).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { root_der: root.certificate_der.clone(), issuers })
+    }
+
+    /// The issuer that signs.
+    #[must_use]
+    pub fn active(&self) -> &Arc<Signer> {
+        &self.issuers[0]
+    }
+
+    /// All issuers, newest first.
+    #[must_use]
+    pub fn issuers(&self) -> &[Arc<Signer>] {
+        &self.issuers
+    }
+
+    /// The issuer's certificate that goes with a leaf, by the key id in the leaf's record.
+    #[must_use]
+    pub fn issuer_der(&self, key_id: &[u8]) -> Option<Vec<u8>> {
+        let issuer = self.issuers.iter().find(|issuer| issuer.key_id() == key_id)?;
+        Some(issuer.certificate_der().to_vec())
+    }
+}
+
+/// Makes a root and its first issuer.
+///
+/// # Errors
+/// See [`AuthorityError`].
+pub fn create(
+    kek: &Kek,
+    authority: &Authority,
+    now: OffsetDateTime,
+    leaf_life: Duration,
+) -> Result<NewAuthority, AuthorityError> {
+    let key = KeyPair::generate()?;
+    let contents = ca_contents(Profile::Root, authority, &key, now, ROOT_LIFE);
+    let certificate = contents.params().self_signed(&key)?;
+    let signer = Signer::new(certificate.der().to_vec(), key)?;
+    contents
+        .check(certificate.der(), &spki_of(&signer), &subject_of(&signer)?)
+        .map_err(SignError::from)?;
+    let root = wrap_signer(kek, authority, "root", &signer);
+    let issuer = issuer_below(kek, authority, &signer, now, leaf_life)?;
+    Ok(NewAuthority { root, issuer })
+}
+
+/// Makes the next issuer under the same root.
+///
+/// # Errors
+/// See [`AuthorityError`].
+pub fn create_issuer(
+    kek: &Kek,
+    authority: &Authority,
+    root: &CaKey,
+    now: OffsetDateTime,
+    leaf_life: Duration,
+) -> Result<CaKey, AuthorityError> {
+    issuer_below(kek, authority, &unwrap_signer(kek, root)?, now, leaf_life)
+}
+
+/// Life of an issuer: so long that it signs for one leaf life before the next is due.
+#[must_use]
+pub fn issuer_life(leaf_life: Duration) -> Duration {
+    ISSUER_LIFE_MIN.max(leaf_life * 3)
+}
+
+/// Whether the authority needs its next issuer: the newest has less than two leaf lives left.
+#[must_use]
+pub fn issuer_is_due(
+    newest_not_after: OffsetDateTime,
+    leaf_life: Duration,
+    now: OffsetDateTime,
+) -> bool {
+    newest_not_after - now < leaf_life * 2
+}
+
+/// Unwraps a root or issuer.
+///
+/// # Errors
+/// See [`AuthorityError`].
+pub fn unwrap_signer(kek: &Kek, wrapped: &CaKey) -> Result<Signer, AuthorityError> {
+    let pkcs8 = kek.unwrap(&wrapped.key_name, &wrapped.wrapped_key)?;
+    let key = KeyPair::try_from(pkcs8.as_slice())?;
+    Ok(Signer::new(wrapped.certificate_der.clone(), key)?)
+}
+
+/// Name that a cluster's Ray token is wrapped under.
+#[must_use]
+pub fn ray_token_name(cluster: &ClusterId) -> String {
+    format!("cluster/{cluster}/ray-token")
+}
+
+fn issuer_below(
+    kek: &Kek,
+    authority: &Authority,
+    root: &Signer,
+    now: OffsetDateTime,
+    leaf_life: Duration,
+) -> Result<CaKey, AuthorityError> {
+    let key = KeyPair::generate()?;
+    let contents = ca_contents(Profile::Issuer, authority, &key, now, issuer_life(leaf_life));
+    let signed = root.sign(&contents, &key.subject_public_key_info(), now)?;
+    let signer = Signer::new(signed.certificate_der, key)?;
+    Ok(wrap_signer(kek, authority, "issuer", &signer))
+}
+
+fn ca_contents(
+    profile: Profile,
+    authority: &Authority,
+    key: &KeyPair,
+    now: OffsetDateTime,
+    life: Duration,
+) -> Contents {
+    let key_id = CertificateParams::default().key_identifier(key);
+    let role = if profile == Profile::Root { "root" } else { "issuer" };
+    let name = format!("{} {role} {}", display_name(authority), &hex::encode(key_id)[..8]);
+    Contents::authority(profile, random::serial(now), now, life, name)
+}
+
+fn display_name(authority: &Authority) -> &str {
+    match authority {
+        // A cluster's name has no blank in it.
+        Authority::Control => "Ray mTLS control",
+        Authority::Cluster(cluster) => cluster.as_str(),
+    }
+}
+
+fn wrap_signer(kek: &Kek, authority: &Authority, role: &str, signer: &Signer) -> CaKey {
+    let scope = match authority {
+        Authority::Control => "control".to_owned(),
+        Authority::Cluster(cluster) => format!("cluster/{cluster}"),
+    };
+    let key_name = format!("{scope}/{role}/{}", hex::encode(signer.key_id()));
+    CaKey {
+        certificate_der: signer.certificate_der().to_vec(),
+        wrapped_key: kek.wrap(&key_name, signer.issuer().key().serialized_der()),
+        key_name,
+        not_after_ms: unix_ms(signer.not_after()),
+        key_id: signer.key_id().to_vec(),
+    }
+}
+
+fn spki_of(signer: &Signer) -> Vec<u8> {
+    signer.issuer().key().subject_public_key_info()
+}
+
+fn subject_of(signer: &Signer) -> Result<Vec<u8>, SignError> {
+    subject_key_id(signer.certificate_der())?;
+    Ok(raymtls_proto::leaf::LeafFacts::parse(signer.certificate_der())?.subject_der)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issuer_is_due_with_less_than_two_leaf_lives_left() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+        let life = Duration::days(30);
+        assert!(!issuer_is_due(now + Duration::days(60), life, now));
+        assert!(issuer_is_due(now + Duration::days(60) - Duration::SECOND, life, now));
+    }
+
+    #[test]
+    fn an_issuer_signs_for_a_while_before_the_next_is_due() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+        for days in [1, 20, 30, 80] {
+            let life = Duration::days(days);
+            assert!(!issuer_is_due(now + issuer_life(life), life, now), "{days} d");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What is taken from a certificate request: its public key, once it is proved that the caller has
+//! the private one. Everything else a request could ask for makes it invalid.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    cri_attributes::ParsedCriAttribute,
+    oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256},
+    prelude::FromDer,
+    x509::SubjectPublicKeyInfo,
+};
+
+use crate::refusal::Refusal;
+
+/// Longest request, in bytes of DER; a P-256 one without extensions has about 200.
+pub const CSR_DER_LEN_MAX: usize = 8 * 1_024;
+
+/// A verified request: the caller holds the private key of this public one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Csr {
+    spki_der: Vec<u8>,
+}
+
+impl Csr {
+    /// Reads and verifies a PKCS#10 request (RFC 2986).
+    ///
+    /// # Errors
+    /// `CsrInvalid` for anything but one P-256 request with an empty subject, no attributes and a
+    /// good signature; `KeyNotAllowed` for another kind of key.
+    pub fn verify(csr_der: &[u8]) -> Result<Self, Refusal> {
+        let invalid = |why: &str| Refusal::CsrInvalid(why.to_owned());
+        if csr_der.len() > CSR_DER_LEN_MAX {
+            return Err(invalid("longer than 8192 bytes"));
+        }
+        let (rest, csr) = X509CertificationRequest::from_der(csr_der)
+            .map_err(|_| invalid("not a PKCS#10 request in DER"))?;
+        if !rest.is_empty() {
+            return Err(invalid("bytes after the request"));
+        }
+        let info = &csr.certification_request_info;
+        if info.subject.iter().next().is_some() {
+            return Err(invalid("the subject must be empty: names travel in the call, not here"));
+        }
+        check_attributes(&csr)?;
+        check_key(&info.subject_pki)?;
+        if csr.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 {
+            return Err(invalid("signed with another algorithm than ECDSA with SHA-256"));
+        }
+        csr.verify_signature().map_err(|_| invalid("its signature does not verify"))?;
+        Ok(Self { spki_der: info.subject_pki.raw.to_vec() })
+    }
+
+    /// SubjectPublicKeyInfo, DER.
+    #[must_use]
+    pub fn spki_der(&self) -> &[u8] {
+        &self.spki_der
+    }
+
+    /// SHA-256 of it: what a key is known by.
+    #[must_use]
+    pub fn key_hash(&self) -> [u8; 32] {
+        key_hash(&self.spki_der)
+    }
+}
+
+/// SHA-256 of a DER SubjectPublicKeyInfo.
+#[must_use]
+pub fn key_hash(spki_der: &[u8]) -> [u8; 32] {
+    digest(&SHA256, spki_der).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
+fn check_attributes(csr: &X509CertificationRequest<'_>) -> Result<(), Refusal> {
+    for attribute in csr.certification_request_info.iter_attributes() {
+        let what = match attribute.parsed_attribute() {
+            ParsedCriAttribute::ExtensionRequest(request) => match request.extensions.first() {
+                Some(extension) => format!("it requests extension {}", extension.oid),
+                None => "it holds an empty extension request".to_owned(),
+            },
+            ParsedCriAttribute::ChallengePassword(_) => "it holds a challenge password".to_owned(),
+            ParsedCriAttribute::UnsupportedAttribute => {
+                format!("it holds attribute {}", attribute.oid)
+            }
+        };
+        return Err(Refusal::CsrInvalid(format!("{what}; only the public key is used")));
+    }
+    Ok(())
+}
+
+fn check_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), Refusal> {
+    let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+    // 0x04 and two coordinates: the one form of point every peer reads.
+    let point = spki.subject_public_key.data.as_ref();
+    let is_p256 = spki.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
+        && curve == Some(OID_EC_P256)
+        && point.len() == 65
+        && point[0] == 0x04;
+    is_p256.then_some(()).ok_or(Refusal::KeyNotAllowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::reason::Reason;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SignatureAlgorithm};
+
+    use super::*;
+
+    fn request(change: impl FnOnce(&mut CertificateParams), key: &KeyPair) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        change(&mut params);
+        params.serialize_request(key).unwrap().der().to_vec()
+    }
+
+    fn key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
+        KeyPair::generate_for(algorithm).unwrap()
+    }
+
+    #[test]
+    fn an_empty_p256_request_gives_its_key() {
+        let key = key(&rcgen::PKCS_ECDSA_P256_SHA256);
+        let csr = Csr::verify(&request(|_| {}, &key)).unwrap();
+        assert_eq!(csr.spki_der(), rcgen::PublicKeyData::subject_public_key_info(&key));
+    }
+
+    #[test]
+    fn anything_more_than_a_key_is_refused() {
+        let p256 = key(&rcgen::PKCS_ECDSA_P256_SHA256);
+        let good = request(|_| {}, &p256);
+        let mut damaged = good.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        let trailing = [good.as_slice(), &[0]].concat();
+        let table: Vec<(&str, Vec<u8>, Reason)> = vec![
+            ("garbage", vec![0x30, 0x80, 1, 2, 3], Reason::CsrInvalid),
+            ("empty", vec![], Reason::CsrInvalid),
+            ("too long", vec![0x30; CSR_DER_LEN_MAX + 1], Reason::CsrInvalid),
+            ("trailing byte", trailing, Reason::CsrInvalid),
+            ("wrong signature", damaged, Reason::CsrInvalid),
+            (
+                "subject",
+                request(|p| p.distinguished_name.push(DnType::CommonName, "x"), &p256),
+                Reason::CsrInvalid,
+            ),
+            (
+                "asks for a name",
+                request(
+                    |p| {
+                        let name = "evil".try_into().unwrap();
+                        p.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+                    },
+                    &p256,
+                ),
+                Reason::CsrInvalid,
+            ),
+            (
+                "asks to be a CA",
+                request(
+                    |p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained),
+                    &p256,
+                ),
+                Reason::CsrInvalid,
+            ),
+            ("P-384", request(|_| {}, &key(&rcgen::PKCS_ECDSA_P384_SHA384)), Reason::KeyNotAllowed),
+            ("Ed25519", request(|_| {}, &key(&rcgen::PKCS_ED25519)), Reason::KeyNotAllowed),
+        ];
+        for (name, csr_der, reason) in table {
+            let refusal = Csr::verify(&csr_der).expect_err(name);
+            assert_eq!(refusal.reason(), reason, "{name}: {refusal}");
+        }
+    }
+}

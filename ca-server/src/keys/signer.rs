@@ -1,0 +1,141 @@
+//! An issuer that can sign: its certificate and its unwrapped key. What it signs is read back and
+//! compared with what was to be signed before anybody sees it.
+
+use std::fmt;
+
+use raymtls_proto::leaf::{LeafError, LeafFacts};
+use rcgen::{Issuer, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rustls::pki_types::CertificateDer;
+use thiserror::Error;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+
+use super::{
+    csr::key_hash,
+    profile::{Contents, ProfileFault},
+};
+use crate::store::{Signed, unix_ms};
+
+/// An issuer or root with its key.
+pub struct Signer {
+    certificate_der: CertificateDer<'static>,
+    key_id: Vec<u8>,
+    subject_der: Vec<u8>,
+    not_after: OffsetDateTime,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// Why nothing was signed.
+#[derive(Debug, Error)]
+pub enum SignError {
+    /// The library failed.
+    #[error("signing failed: {0}")]
+    Library(#[from] rcgen::Error),
+    /// What was signed is not what was to be.
+    #[error(transparent)]
+    Fault(#[from] ProfileFault),
+    /// The issuer's own certificate cannot be read.
+    #[error("issuer certificate: {0}")]
+    Issuer(#[from] LeafError),
+    /// Nothing can be issued below it any more.
+    #[error("the issuer's own certificate has ended")]
+    IssuerEnded,
+}
+
+impl Signer {
+    /// An issuer from its certificate and key.
+    ///
+    /// # Errors
+    /// The certificate cannot be read, or the key is not its.
+    pub fn new(certificate_der: Vec<u8>, key: KeyPair) -> Result<Self, SignError> {
+        let facts = LeafFacts::parse(&certificate_der)?;
+        if facts.spki_der != key.subject_public_key_info() {
+            return Err(LeafError("its key is another's").into());
+        }
+        let key_id = subject_key_id(&certificate_der)?;
+        let certificate_der = CertificateDer::from(certificate_der);
+        let issuer = Issuer::from_ca_cert_der(&certificate_der, key)?;
+        Ok(Self {
+            certificate_der,
+            key_id,
+            subject_der: facts.subject_der,
+            not_after: facts.not_after,
+            issuer,
+        })
+    }
+
+    /// Signs a certificate for a public key. No certificate outlives its issuer.
+    ///
+    /// # Errors
+    /// See [`SignError`]; nothing that was signed leaves with an error.
+    pub fn sign(
+        &self,
+        contents: &Contents,
+        spki_der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<Signed, SignError> {
+        let contents =
+            Contents { not_after: contents.not_after.min(self.not_after), ..contents.clone() };
+        if contents.not_after <= now {
+            return Err(SignError::IssuerEnded);
+        }
+        let key = SubjectPublicKeyInfo::from_der(spki_der)?;
+        let certificate = contents.params().signed_by(&key, &self.issuer)?;
+        contents.check(certificate.der(), spki_der, &self.subject_der)?;
+        Ok(Signed {
+            serial: contents.serial,
+            certificate_der: certificate.der().to_vec(),
+            issued_ms: unix_ms(now),
+            not_after_ms: unix_ms(contents.not_after),
+            issuer_key_id: self.key_id.clone(),
+            key_hash: key_hash(spki_der),
+        })
+    }
+
+    /// The certificate.
+    #[must_use]
+    pub fn certificate_der(&self) -> &CertificateDer<'static> {
+        &self.certificate_der
+    }
+
+    /// Its subject key identifier.
+    #[must_use]
+    pub fn key_id(&self) -> &[u8] {
+        &self.key_id
+    }
+
+    /// Its notAfter.
+    #[must_use]
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+
+    /// For CRLs.
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Signer({}, ..)", hex::encode(&self.key_id))
+    }
+}
+
+/// The SKI of a certificate (RFC 5280 4.2.1.2).
+///
+/// # Errors
+/// It has none.
+#[allow(clippy::wildcard_enum_match_arm, reason = "x509-parser's enum, not ours")]
+pub fn subject_key_id(certificate_der: &[u8]) -> Result<Vec<u8>, LeafError> {
+    let (_, certificate) = X509Certificate::from_der(certificate_der)
+        .map_err(|_| LeafError("not an X.509 certificate in DER"))?;
+    certificate
+        .extensions()
+        .iter()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        })
+        .ok_or(LeafError("no subject key identifier"))
+}

@@ -1,0 +1,21 @@
+//! A node goes away by its own word.
+
+use tracing::info;
+
+use crate::{
+    ca::Ca,
+    identify::identify,
+    store::{Caller, StoreError},
+};
+
+/// Answers one `Leave`.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn leave(ca: &Ca, caller: Caller) -> Result<(), StoreError> {
+    let now = ca.clock.now();
+    identify(ca, &caller, now).await?;
+    ca.store.leave(now, caller.clone()).await?;
+    info!(cluster = %caller.cluster, node = %caller.node, "node left");
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! The command line of `ca-server`: arguments to configuration to `init` or `serve` to an exit code.
+
+use std::{
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Parser, Subcommand};
+use raymtls_proto::{
+    bundle,
+    clock::{Clock, SystemClock},
+    durable::{self, Access},
+    identity::TrustDomain,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    ca::Ca,
+    config::{Config, LogFormat},
+    init,
+    keys::kek::Kek,
+    serve::{self, Listeners},
+    store::{Store, kv::KvStore, sled::SledEngine},
+};
+
+/// Exit codes: sysexits(3) for usage and configuration.
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 64;
+const EXIT_CONFIG: u8 = 78;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "ca-server",
+    version,
+    about = "Certificate authority for Ray clusters",
+    after_help = "Examples:\n  ca-server init --dir /var/lib/ray-mtls/ca --trust-domain ray.example\n  \
+                  ca-server serve --dir /var/lib/ray-mtls/ca --config /etc/ray-mtls/ca.toml"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new CA in an empty folder
+    #[command(
+        after_help = "Makes the control root and issuer, wrapped by the key-encryption key. Without \
+                      one at --kek-file, makes that too: back it up apart from the data folder, \
+                      since neither is worth anything without the other.\n\nExample:\n  ca-server \
+                      init --dir /var/lib/ray-mtls/ca --trust-domain ray.example"
+    )]
+    Init {
+        /// Data folder
+        #[arg(long)]
+        dir: PathBuf,
+        /// Name of the deployment in every certificate; cannot be changed later
+        #[arg(long, default_value = "ray.internal")]
+        trust_domain: TrustDomain,
+        /// Key-encryption key
+        #[arg(long, default_value = "/etc/ray-mtls/kek")]
+        kek_file: PathBuf,
+    },
+    /// Serve enrolment, nodes and operators
+    #[command(
+        after_help = "The configuration is TOML; unknown keys are refused. Keys and defaults:\n  \
+                      kek_file = \"/etc/ray-mtls/kek\"\n  enrollment_listen = \"0.0.0.0:7443\"\n  \
+                      node_listen = \"0.0.0.0:7444\"\n  http_listen = \"127.0.0.1:7446\"\n  \
+                      admin_socket = \"/run/ray-mtls/ca-admin.sock\"\n  operator_group = none\n  \
+                      enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
+                      node_endpoints = [\"<hostname>:7444\"]\n  log_format = \"human\" or \
+                      \"json\"\n\nExample:\n  ca-server serve --dir /var/lib/ray-mtls/ca --config \
+                      /etc/ray-mtls/ca.toml"
+    )]
+    Serve {
+        /// Data folder
+        #[arg(long)]
+        dir: PathBuf,
+        /// Configuration file
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+}
+
+/// A failure with its exit code.
+struct Failure(u8, String);
+
+impl Failure {
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self(EXIT_FAILED, error.to_string())
+    }
+
+    fn config(error: impl std::fmt::Display) -> Self {
+        Self(EXIT_CONFIG, error.to_string())
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            // Nothing helps where even the usage cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    harden();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments.command)),
+        Err(error) => Err(Failure::failed(error)),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, message)) => {
+            eprintln!("ca-server: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Keeps keys out of core dumps and from other processes of the same user.
+fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err()
+        || setrlimit(Resource::Core, none).is_err()
+    {
+        eprintln!("ca-server: warning: core dumps could not be switched off");
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Init { dir, trust_domain, kek_file } => {
+            init_command(&dir, &kek_file, &trust_domain).await
+        }
+        Command::Serve { dir, config } => {
+            let config = Config::load(config.as_deref()).map_err(Failure::config)?;
+            start_logging(config.log_format);
+            serve_command(&dir, &config).await
+        }
+    }
+}
+
+async fn init_command(
+    dir: &Path,
+    kek_file: &Path,
+    trust_domain: &TrustDomain,
+) -> Result<(), Failure> {
+    let made =
+        init::init(dir, kek_file, trust_domain, &SystemClock).await.map_err(Failure::failed)?;
+    println!("CA for trust domain {trust_domain} made in {}", dir.display());
+    if made.kek_made {
+        println!(
+            "key-encryption key made: {} - back it up apart from the data folder; \
+             without it every key in there is lost",
+            kek_file.display()
+        );
+    }
+    print!("control root:\n{}", bundle::certificates_to_pem(&[made.root_der]));
+    println!("next: ca-server serve --dir {}", dir.display());
+    Ok(())
+}
+
+async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let kek = Kek::read(&config.kek_file).map_err(Failure::config)?;
+    let store_dir = init::store_dir(dir);
+    if !store_dir.exists() {
+        let text = format!(
+            "{} holds no CA: run `ca-server init --dir {}` first",
+            dir.display(),
+            dir.display()
+        );
+        return Err(Failure::config(text));
+    }
+    let engine = SledEngine::open(&store_dir).map_err(Failure::failed)?;
+    let store = KvStore::open(Box::new(engine), clock.now()).map_err(Failure::failed)?;
+    let store_failed = store.failed();
+    let store: Arc<dyn Store> = Arc::new(store);
+    let ca = Ca::load(store, clock, kek, config.endpoints()).await.map_err(Failure::failed)?;
+    let listeners = listen(config).await.map_err(Failure::failed)?;
+    info!(
+        enrollment = %config.enrollment_listen, nodes = %config.node_listen,
+        http = %config.http_listen, admin = %config.admin_socket.display(),
+        trust_domain = %ca.trust_domain, "serving"
+    );
+    notify(&[sd_notify::NotifyState::Ready]);
+    let fatal = std::sync::atomic::AtomicBool::new(false);
+    let stop = async {
+        tokio::select! {
+            () = signalled() => {}
+            why = store_failed => {
+                error!(why, "the store failed: exiting, so that the next start recovers");
+                fatal.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+    };
+    serve::serve(Arc::new(ca), listeners, stop).await.map_err(Failure::failed)?;
+    if fatal.into_inner() {
+        return Err(Failure::failed("the store failed; the log says why"));
+    }
+    info!("stopped");
+    Ok(())
+}
+
+async fn listen(config: &Config) -> io::Result<Listeners> {
+    Ok(Listeners {
+        enrollment: serve::bind(config.enrollment_listen).await?,
+        nodes: serve::bind(config.node_listen).await?,
+        http: serve::bind(config.http_listen).await?,
+        admin: admin_listener(&config.admin_socket, config.operator_group.as_deref())?,
+        operator_group: config.operator_group.is_some(),
+    })
+}
+
+/// Binds the operator's socket: 0600, or 0660 with the operator group. Made in a folder of its own
+/// and moved into place, so that it never stands there with another mode.
+fn admin_listener(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
+    let named = |e: io::Error| {
+        io::Error::new(e.kind(), format!("operator's socket {}: {e}", path.display()))
+    };
+    let gid = group.map(group_id).transpose().map_err(named)?;
+    let parent = path.parent().unwrap_or_else(|| Path::new("/"));
+    std::fs::create_dir_all(parent).map_err(named)?;
+    let private = parent.join(format!(".ca-admin.{}", std::process::id()));
+    durable::make_folder(&private, Access { mode: 0o700, ..Access::PRIVATE }).map_err(named)?;
+    let made = private.join("socket");
+    let bound = UnixListener::bind(&made).and_then(|listener| {
+        let mode = if gid.is_some() { 0o660 } else { 0o600 };
+        if let Some(gid) = gid {
+            std::os::unix::fs::chown(&made, None, Some(gid))?;
+        }
+        std::fs::set_permissions(&made, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        std::fs::rename(&made, path)?;
+        Ok(listener)
+    });
+    if let Err(error) = std::fs::remove_dir_all(&private) {
+        warn!(%error, folder = %private.display(), "left behind");
+    }
+    bound.map_err(named)
+}
+
+/// A group's id by name or number, from /etc/group.
+fn group_id(group: &str) -> io::Result<u32> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let gid = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    gid.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {group}")))
+}
+
+fn signalled() -> impl Future<Output = ()> {
+    // Both are valid signals, and the runtime's driver is running.
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be caught");
+    async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "systemd was not told");
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+    match format {
+        LogFormat::Human => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

@@ -1,0 +1,262 @@
+//! Wires everything: three gRPC listeners, HTTP on loopback, upkeep, and a shutdown that finishes
+//! what it began. Listeners and the stop signal come from outside, so that a test binds port 0.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use raymtls_proto::v1;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::{error, info, warn};
+
+use crate::{
+    ca::Ca,
+    grpc::{admin::Admin, enrollment::Enrollment, node::Node},
+    http,
+    keys::profile::CA_SERVER_LIFE,
+    tls::{self, SharedConfig, TlsError},
+    upkeep,
+};
+
+/// Streams of one connection at once.
+const STREAMS_MAX: u32 = 32;
+/// Longest list of headers, in bytes.
+const HEADERS_LEN_MAX: u32 = 8 * 1_024;
+/// Streams a peer may open and reset before the connection is closed (rapid reset).
+const RESETS_MAX: usize = 32;
+/// A call that takes longer is ended; a Sync waits up to 60 s.
+const CALL_TIME_MAX: Duration = Duration::from_secs(90);
+/// A connection is closed after this long, so that agents spread over replicas and new settings.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
+/// How long calls in flight may take to end when the server stops.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// HTTP/2 pings find dead peers.
+const PING_EVERY: Duration = Duration::from_secs(60);
+
+/// Where the server listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Enrolment.
+    pub enrollment: TcpListener,
+    /// Nodes.
+    pub nodes: TcpListener,
+    /// Metrics and probes.
+    pub http: TcpListener,
+    /// Operators; its mode says who may connect.
+    pub admin: UnixListener,
+    /// The operator's socket is open to a group.
+    pub operator_group: bool,
+}
+
+/// Why the server ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A listener.
+    #[error("listener: {0}")]
+    Listener(#[from] io::Error),
+    /// A gRPC server.
+    #[error("gRPC: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    /// Reflection.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serves until `stop` ends, then finishes what it began.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(
+    ca: Arc<Ca>,
+    listeners: Listeners,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    upkeep::pass(&ca).await;
+    let certificates = Certificates::make(&ca)?;
+    ca.metrics.started(ca.started.unix_timestamp());
+    let (health, health_service) = health_reporter();
+    set_serving(&health).await;
+
+    let mut servers: JoinSet<Result<(), ServeError>> = JoinSet::new();
+    servers.spawn(http_server(Arc::clone(&ca), listeners.http));
+    servers.spawn({
+        let health = health_service.clone();
+        let incoming = start_tls(&ca, "enrollment", listeners.enrollment, &certificates.enrollment);
+        let router = bounded().add_service(health).add_service(Enrollment::server(Arc::clone(&ca)));
+        let stopped = stopped(Arc::clone(&ca));
+        async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
+    });
+    servers.spawn({
+        let health = health_service.clone();
+        let incoming = start_tls(&ca, "nodes", listeners.nodes, &certificates.nodes);
+        let router = bounded().add_service(health).add_service(Node::server(Arc::clone(&ca)));
+        let stopped = stopped(Arc::clone(&ca));
+        async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
+    });
+    servers.spawn({
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let router = bounded()
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(Admin::server(Arc::clone(&ca), listeners.operator_group));
+        let incoming = UnixListenerStream::new(listeners.admin);
+        let stopped = stopped(Arc::clone(&ca));
+        async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
+    });
+    let upkeep = tokio::spawn(keep_up(Arc::clone(&ca), certificates, health));
+
+    let ended = tokio::select! {
+        () = stop => Ok(()),
+        ended = servers.join_next() => first_error(ended),
+    };
+    ca.stop();
+    upkeep.abort();
+    info!("stopping: finishing the calls in flight");
+    if tokio::time::timeout(DRAIN_TIME_MAX, drain(&mut servers)).await.is_err() {
+        warn!("some calls did not end in time and are cut off");
+    }
+    ca.store.close().await;
+    ended
+}
+
+fn start_tls(
+    ca: &Arc<Ca>,
+    name: &'static str,
+    listener: TcpListener,
+    config: &SharedConfig,
+) -> ReceiverStream<io::Result<tls::Connection>> {
+    let (ready, connections) = tls::ready_channel();
+    tokio::spawn(tls::accept(Arc::clone(ca), name, listener, Arc::clone(config), ready));
+    ReceiverStream::new(connections)
+}
+
+fn bounded() -> Server {
+    Server::builder()
+        .timeout(CALL_TIME_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .concurrency_limit_per_connection(STREAMS_MAX as usize)
+        .http2_max_header_list_size(HEADERS_LEN_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_connection_age(CONNECTION_AGE_MAX)
+        .max_connection_age_grace(CALL_TIME_MAX)
+}
+
+async fn http_server(ca: Arc<Ca>, listener: TcpListener) -> Result<(), ServeError> {
+    let router = http::router(Arc::clone(&ca));
+    axum::serve(listener, router).with_graceful_shutdown(stopped(ca)).await?;
+    Ok(())
+}
+
+async fn stopped(ca: Arc<Ca>) {
+    ca.stopped().await;
+}
+
+async fn drain(servers: &mut JoinSet<Result<(), ServeError>>) {
+    while let Some(ended) = servers.join_next().await {
+        if let Err(error) = first_error(Some(ended)) {
+            error!(%error, "a listener ended badly");
+        }
+    }
+}
+
+fn first_error(
+    ended: Option<Result<Result<(), ServeError>, tokio::task::JoinError>>,
+) -> Result<(), ServeError> {
+    match ended {
+        Some(Ok(ended)) => ended,
+        Some(Err(panicked)) => Err(io::Error::other(panicked).into()),
+        None => Ok(()),
+    }
+}
+
+async fn set_serving(health: &HealthReporter) {
+    use v1::{
+        admin_service_server::AdminServiceServer,
+        enrollment_service_server::EnrollmentServiceServer, node_service_server::NodeServiceServer,
+    };
+    health.set_serving::<EnrollmentServiceServer<Enrollment>>().await;
+    health.set_serving::<NodeServiceServer<Node>>().await;
+    health.set_serving::<AdminServiceServer<Admin>>().await;
+}
+
+/// The listeners' TLS configurations and when their certificate ends.
+#[derive(Debug)]
+struct Certificates {
+    enrollment: SharedConfig,
+    nodes: SharedConfig,
+    ends_unix: i64,
+    issuer_key_id: Vec<u8>,
+}
+
+impl Certificates {
+    fn make(ca: &Ca) -> Result<Self, TlsError> {
+        let configs = tls::configs(ca)?;
+        ca.metrics.server_certificate_ends(configs.ends_unix);
+        Ok(Self {
+            enrollment: Arc::new(ArcSwap::from(configs.enrollment)),
+            nodes: Arc::new(ArcSwap::from(configs.nodes)),
+            ends_unix: configs.ends_unix,
+            issuer_key_id: active_issuer(ca),
+        })
+    }
+
+    /// Makes new ones past half their life, or once the control issuer is another.
+    fn renew(&mut self, ca: &Ca, now: OffsetDateTime) -> Result<(), TlsError> {
+        let left = self.ends_unix - now.unix_timestamp();
+        if left > CA_SERVER_LIFE.whole_seconds() / 2 && self.issuer_key_id == active_issuer(ca) {
+            return Ok(());
+        }
+        let configs = tls::configs(ca)?;
+        ca.metrics.server_certificate_ends(configs.ends_unix);
+        self.enrollment.store(configs.enrollment);
+        self.nodes.store(configs.nodes);
+        self.ends_unix = configs.ends_unix;
+        self.issuer_key_id = active_issuer(ca);
+        info!("the server's own certificate was renewed");
+        Ok(())
+    }
+}
+
+fn active_issuer(ca: &Ca) -> Vec<u8> {
+    let control = ca.authority(&crate::store::Authority::Control);
+    control.map(|control| control.active().key_id().to_vec()).unwrap_or_default()
+}
+
+async fn keep_up(ca: Arc<Ca>, mut certificates: Certificates, health: HealthReporter) {
+    loop {
+        tokio::time::sleep(upkeep::EVERY).await;
+        upkeep::pass(&ca).await;
+        if let Err(error) = certificates.renew(&ca, ca.clock.now()) {
+            error!(%error, "the server's own certificate could not be renewed");
+        }
+        if !ca.store.is_serving() {
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        }
+    }
+}
+
+/// Binds a TCP listener with the address in the error.
+///
+/// # Errors
+/// The system's words and the address.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}

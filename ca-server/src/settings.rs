@@ -1,0 +1,384 @@
+//! A cluster's settings: their defaults, how the leaf life is derived, and what an operator may
+//! change. Pure.
+
+use std::time::Duration;
+
+use raymtls_proto::{address::AddressRange, v1};
+
+use crate::refusal::Refusal;
+
+/// Shortest and longest `max-job`.
+const MAX_JOB: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(2 * 60)..=Duration::from_secs(40 * 86_400);
+/// Shortest and longest life of an ephemeral cluster.
+const MAX_LIFE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(4 * 60)..=Duration::from_secs(80 * 86_400);
+/// Shortest and longest lease.
+const LEASE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(5 * 60)..=Duration::from_secs(90 * 86_400);
+/// Ranges of one kind, at most.
+const RANGES_MAX: usize = 64;
+
+/// Settings of a new cluster whose longest job is known.
+///
+/// # Errors
+/// Outside 2 minutes to 40 days.
+pub fn for_max_job(max_job: Duration) -> Result<v1::Settings, Refusal> {
+    let mut settings = defaults();
+    set_max_job(&mut settings, max_job)?;
+    Ok(settings)
+}
+
+/// Settings of an ephemeral cluster: every leaf ends with it.
+///
+/// # Errors
+/// Outside 4 minutes to 80 days.
+pub fn for_max_life(max_life: Duration, now_unix: i64) -> Result<v1::Settings, Refusal> {
+    check_range("max-life", max_life, &MAX_LIFE)?;
+    let seconds = seconds(max_life);
+    Ok(v1::Settings { leaf_life_seconds: seconds, ends_unix: now_unix + seconds, ..defaults() })
+}
+
+/// Applies one `KEY=VALUE`.
+///
+/// # Errors
+/// An unknown key, a value of the wrong form, or one that cannot hold.
+pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
+    let (key, value) = change
+        .split_once('=')
+        .ok_or_else(|| invalid(format!("{:?} is not KEY=VALUE", excerpt(change))))?;
+    match key {
+        "max-job" if settings.ends_unix != 0 => {
+            Err(invalid("max-job: the cluster was created with --max-life".to_owned()))
+        }
+        "max-job" => set_max_job(settings, duration(key, value)?),
+        "isolation" => {
+            settings.isolation = match value {
+                "off" => v1::Isolation::Off,
+                "audit" => v1::Isolation::Audit,
+                "enforce" => v1::Isolation::Enforce,
+                _ => return Err(wanted(key, value, "off, audit or enforce")),
+            }
+            .into();
+            Ok(())
+        }
+        "mode" => {
+            settings.mode = match value {
+                "files" => v1::Mode::Files,
+                "tunnel" => v1::Mode::Tunnel,
+                _ => return Err(wanted(key, value, "files or tunnel")),
+            }
+            .into();
+            Ok(())
+        }
+        "admin-ranges" => set_ranges(&mut settings.admin_ranges, key, value),
+        "scraper-ranges" => set_ranges(&mut settings.scraper_ranges, key, value),
+        "driver-ranges" => set_ranges(&mut settings.driver_ranges, key, value),
+        "lease" => {
+            let lease = duration(key, value)?;
+            check_range(key, lease, &LEASE)?;
+            settings.lease_seconds = seconds(lease);
+            Ok(())
+        }
+        "ray-token" => on_off(key, value).map(|on| settings.ray_token = on),
+        "ray-client" => on_off(key, value).map(|on| settings.ray_client = on),
+        "collective-ports" => set_collectives(plan(settings), value),
+        _ => match key.strip_prefix("port.") {
+            Some(port) => set_port(plan(settings), port, value),
+            None => Err(invalid(format!(
+                "{:?} is no setting; there are max-job, isolation, mode, admin-ranges, \
+                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, collective-ports, \
+                 port.NAME",
+                excerpt(key)
+            ))),
+        },
+    }
+}
+
+/// Checks what no single change can: that ports do not collide.
+///
+/// # Errors
+/// Two purposes on one port.
+pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
+    let Some(plan) = settings.port_plan else { return Ok(()) };
+    let single = single_ports(&plan);
+    for (index, (name, port)) in single.iter().enumerate() {
+        if let Some((other, _)) = single[..index].iter().find(|(_, taken)| taken == port) {
+            return Err(invalid(format!("port {port} is given to {other} and to {name}")));
+        }
+        for (range, min, max) in [
+            ("workers", plan.worker_min, plan.worker_max),
+            ("collectives", plan.collective_min, plan.collective_max),
+        ] {
+            // Ray refuses to start where a fixed port lies in the worker range.
+            if min != 0 && (min..=max).contains(port) {
+                return Err(invalid(format!(
+                    "port {port} of {name} lies in the range of {range}, {min}-{max}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What follows from the settings, for the operator.
+#[must_use]
+pub fn notes(settings: &v1::Settings) -> Vec<String> {
+    let life = settings.leaf_life_seconds;
+    let mut notes = if settings.ends_unix == 0 {
+        vec![format!(
+            "a leaf lives {} = 2 x max-job {} and is renewed after a third ({}): whatever starts \
+             has at least {} ahead",
+            span(life),
+            span(settings.max_job_seconds),
+            span(life / 3),
+            span(life - life / 3)
+        )]
+    } else {
+        vec![format!("every leaf ends with the cluster, {} after its creation", span(life))]
+    };
+    if settings.isolation() != v1::Isolation::Off {
+        notes.push("isolation is not enforced by this release: agents ignore the setting".into());
+    }
+    if settings.mode() == v1::Mode::Tunnel {
+        notes.push("tunnel mode is not built yet: agents refuse to start Ray in it".into());
+    }
+    if !settings.ray_token {
+        notes.push(
+            "ray-token is off: Ray's HTTP ports run code for whoever reaches them, TLS or not"
+                .into(),
+        );
+    }
+    notes
+}
+
+/// A length of time in the units a person sets it in: days, hours, minutes, seconds.
+fn span(seconds: i64) -> String {
+    let mut rest = seconds;
+    let mut words = Vec::new();
+    for (unit, length) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {
+        if rest >= length {
+            words.push(format!("{}{unit}", rest / length));
+            rest %= length;
+        }
+    }
+    if words.is_empty() { "0s".to_owned() } else { words.join(" ") }
+}
+
+fn defaults() -> v1::Settings {
+    v1::Settings {
+        leaf_life_seconds: 0,
+        mode: v1::Mode::Files.into(),
+        isolation: v1::Isolation::Off.into(),
+        port_plan: Some(v1::PortPlan {
+            gcs: 6_379,
+            ray_client: 10_001,
+            dashboard: 8_265,
+            node_manager: 6_701,
+            object_manager: 6_702,
+            runtime_env_agent: 6_703,
+            dashboard_agent_grpc: 6_704,
+            dashboard_agent_http: 6_705,
+            metrics_export: 6_706,
+            worker_min: 10_002,
+            worker_max: 10_101,
+            collective_min: 0,
+            collective_max: 0,
+        }),
+        admin_ranges: Vec::new(),
+        scraper_ranges: Vec::new(),
+        driver_ranges: Vec::new(),
+        lease_seconds: 86_400,
+        ray_token: true,
+        ray_client: false,
+        max_job_seconds: 0,
+        ends_unix: 0,
+    }
+}
+
+fn set_max_job(settings: &mut v1::Settings, max_job: Duration) -> Result<(), Refusal> {
+    check_range("max-job", max_job, &MAX_JOB)?;
+    settings.max_job_seconds = seconds(max_job);
+    settings.leaf_life_seconds = 2 * settings.max_job_seconds;
+    Ok(())
+}
+
+fn set_ranges(ranges: &mut Vec<String>, key: &str, value: &str) -> Result<(), Refusal> {
+    let parsed = value
+        .split(',')
+        .filter(|range| !range.is_empty())
+        .map(|range| range.parse::<AddressRange>().map(|range| range.to_string()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| invalid(format!("{key}: {e}")))?;
+    if parsed.len() > RANGES_MAX {
+        return Err(invalid(format!("{key}: at most {RANGES_MAX} ranges")));
+    }
+    *ranges = parsed;
+    Ok(())
+}
+
+fn set_collectives(plan: &mut v1::PortPlan, value: &str) -> Result<(), Refusal> {
+    let range = if value == "none" {
+        Some((0, 0))
+    } else {
+        value.split_once('-').and_then(|(min, max)| Some((port_number(min)?, port_number(max)?)))
+    };
+    let (min, max) = range
+        .filter(|(min, max)| min <= max)
+        .ok_or_else(|| wanted("collective-ports", value, "MIN-MAX or none"))?;
+    (plan.collective_min, plan.collective_max) = (min, max);
+    Ok(())
+}
+
+fn set_port(plan: &mut v1::PortPlan, name: &str, value: &str) -> Result<(), Refusal> {
+    let port = port_number(value)
+        .ok_or_else(|| wanted(&format!("port.{name}"), value, "a port from 1 to 65535"))?;
+    let place = match name {
+        "gcs" => &mut plan.gcs,
+        "ray_client" => &mut plan.ray_client,
+        "dashboard" => &mut plan.dashboard,
+        "node_manager" => &mut plan.node_manager,
+        "object_manager" => &mut plan.object_manager,
+        "runtime_env_agent" => &mut plan.runtime_env_agent,
+        "dashboard_agent_grpc" => &mut plan.dashboard_agent_grpc,
+        "dashboard_agent_http" => &mut plan.dashboard_agent_http,
+        "metrics_export" => &mut plan.metrics_export,
+        "worker_min" => &mut plan.worker_min,
+        "worker_max" => &mut plan.worker_max,
+        _ => return Err(invalid(format!("there is no port named {:?}", excerpt(name)))),
+    };
+    *place = port;
+    Ok(())
+}
+
+fn single_ports(plan: &v1::PortPlan) -> [(&'static str, u32); 9] {
+    [
+        ("gcs", plan.gcs),
+        ("ray_client", plan.ray_client),
+        ("dashboard", plan.dashboard),
+        ("node_manager", plan.node_manager),
+        ("object_manager", plan.object_manager),
+        ("runtime_env_agent", plan.runtime_env_agent),
+        ("dashboard_agent_grpc", plan.dashboard_agent_grpc),
+        ("dashboard_agent_http", plan.dashboard_agent_http),
+        ("metrics_export", plan.metrics_export),
+    ]
+}
+
+fn plan(settings: &mut v1::Settings) -> &mut v1::PortPlan {
+    settings.port_plan.get_or_insert_default()
+}
+
+fn port_number(text: &str) -> Option<u32> {
+    text.parse::<u16>().ok().filter(|port| *port != 0).map(u32::from)
+}
+
+fn on_off(key: &str, value: &str) -> Result<bool, Refusal> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(wanted(key, value, "on or off")),
+    }
+}
+
+fn duration(key: &str, value: &str) -> Result<Duration, Refusal> {
+    humantime::parse_duration(value).map_err(|_| wanted(key, value, "a time such as 20d or 48h"))
+}
+
+fn check_range(
+    key: &str,
+    value: Duration,
+    range: &std::ops::RangeInclusive<Duration>,
+) -> Result<(), Refusal> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{key} {} is outside {} to {}",
+        humantime::format_duration(value),
+        humantime::format_duration(*range.start()),
+        humantime::format_duration(*range.end())
+    )))
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).expect("checked to be at most some months")
+}
+
+fn wanted(key: &str, value: &str, what: &str) -> Refusal {
+    invalid(format!("{key}: {:?} is not {what}", excerpt(value)))
+}
+
+fn invalid(text: String) -> Refusal {
+    Refusal::SettingInvalid(text)
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaf_life_is_twice_the_longest_job_within_its_bounds() {
+        let minute = Duration::from_secs(60);
+        let day = minute * 1_440;
+        for (max_job, good) in [
+            (minute * 2, true),
+            (minute * 2 - Duration::from_secs(1), false),
+            (day * 40, true),
+            (day * 40 + Duration::from_secs(1), false),
+        ] {
+            let settings = for_max_job(max_job);
+            assert_eq!(settings.is_ok(), good, "{max_job:?}");
+            if let Ok(settings) = settings {
+                assert_eq!(settings.leaf_life_seconds, 2 * seconds(max_job));
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_plan_holds() {
+        assert_eq!(check(&defaults()), Ok(()));
+    }
+
+    #[test]
+    fn changes_are_applied_or_refused_in_words() {
+        let table = [
+            ("isolation=enforce", true),
+            ("isolation=on", false),
+            ("mode=tunnel", true),
+            ("lease=24h", true),
+            ("lease=1s", false),
+            ("lease=24", false),
+            ("ray-token=off", true),
+            ("ray-client=yes", false),
+            ("admin-ranges=10.0.0.0/8,fd00::/8", true),
+            ("admin-ranges=10.0.0.0/40", false),
+            ("admin-ranges=", true),
+            ("port.gcs=7000", true),
+            ("port.gcs=0", false),
+            ("port.gcs=70000", false),
+            ("port.nothing=1", false),
+            ("collective-ports=20000-20100", true),
+            ("collective-ports=2-1", false),
+            ("collective-ports=none", true),
+            ("colour=blue", false),
+            ("max-job", false),
+        ];
+        for (change, good) in table {
+            assert_eq!(apply(&mut defaults(), change).is_ok(), good, "{change}");
+        }
+    }
+
+    #[test]
+    fn colliding_ports_are_refused() {
+        for change in ["port.gcs=8265", "port.dashboard=10050", "port.worker_min=10001"] {
+            let mut settings = defaults();
+            apply(&mut settings, change).unwrap();
+            assert!(check(&settings).is_err(), "{change}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Enrolment: who may have which name and addresses, and the commit that spends a token's use.
+
+use raymtls_proto::{
+    address::NodeAddress,
+    identity::{NodeName, Role},
+    v1,
+};
+
+use super::{check_not_ended, cluster, event, put_certificate};
+use crate::{
+    policy,
+    refusal::Refusal,
+    store::{
+        ABSENT_AFTER_MS, Binding, EnrollAsk, EnrollPlan, Enrolled, Signed, StoreError, layout,
+        records::{
+            AddressRecord, AuditKind, AuditRecord, BlockRecord, CertificateRecord, IdentityRecord,
+            NodeRecord, NodeStatus, TokenRecord, UseRecord,
+        },
+        view::View,
+    },
+    token::{self, Verdict},
+};
+
+/// Judges an enrolment. Changes nothing.
+///
+/// # Errors
+/// The refusals of `token` and `policy`; name or address held by another live node; address blocked;
+/// cluster over; node revoked.
+pub fn plan(view: &View<'_>, ask: &EnrollAsk) -> Result<EnrollPlan, StoreError> {
+    let token =
+        token::check_secret(view.get(&layout::token(ask.token.as_str()))?, &ask.secret_hash)?;
+    let spent: Option<UseRecord> =
+        view.get(&layout::token_use(ask.token.as_str(), &ask.key_hash))?;
+    match token::judge(&token, spent.as_ref(), ask, view.now_ms())? {
+        Verdict::Repeat => replay(view, ask, &token, spent.unwrap_or_default()),
+        Verdict::Spend => {
+            check_not_ended(view, &cluster::get(view, &ask.cluster)?)?;
+            let binding = policy::binding(&token, ask)?;
+            check_name(view, &token, ask, &binding.name)?;
+            for &address in &binding.addresses {
+                check_address(view, &token, ask, &binding.name, address)?;
+            }
+            Ok(EnrollPlan::Issue(binding))
+        }
+    }
+}
+
+/// Spends the use, binds the node and records the identity.
+///
+/// # Errors
+/// As [`plan`]; the binding is not the one that was signed.
+pub fn enroll(
+    view: &mut View<'_>,
+    ask: &EnrollAsk,
+    binding: &Binding,
+    identity: &Signed,
+) -> Result<Enrolled, StoreError> {
+    match plan(view, ask)? {
+        EnrollPlan::Replay(enrolled) => return Ok(*enrolled),
+        EnrollPlan::Issue(planned) if planned != *binding => {
+            return Err(StoreError::Unavailable("the binding changed while it was signed".into()));
+        }
+        EnrollPlan::Issue(_) => {}
+    }
+    spend(view, ask, &binding.name, identity)?;
+    let cluster = ask.cluster.as_str();
+    let before: Option<NodeRecord> = view.get(&layout::node(cluster, binding.name.as_str()))?;
+    if let Some(before) = &before {
+        release_addresses(view, before)?;
+    }
+    let node = node_record(view, ask, binding, identity, before);
+    if holds_exclusively(&node) {
+        for address in &binding.addresses {
+            let key = layout::holder(cluster, &address.to_string());
+            view.put_raw(key, binding.name.as_str().as_bytes().to_vec());
+        }
+    }
+    view.put(layout::node(cluster, binding.name.as_str()), &node);
+    let identity = put_certificate(
+        view,
+        v1::CertificateKind::AgentIdentity,
+        &ask.cluster,
+        binding.name.as_str(),
+        identity,
+    )?;
+    view.audit(AuditRecord {
+        serial: identity.serial.clone(),
+        token_id: ask.token.to_string(),
+        detail: format!("role {}, addresses {}", ask.role, joined(&binding.addresses)),
+        ..event(&format!("token:{}", ask.token), AuditKind::Enrolled, cluster, &node.name)
+    });
+    Ok(Enrolled { node, identity })
+}
+
+/// Whether nobody has heard of the node for too long. Only time in which the CA was serving counts.
+#[must_use]
+pub fn is_absent(node: &NodeRecord, now_ms: i64, started_ms: i64) -> bool {
+    now_ms - node.contact_ms.max(started_ms) >= ABSENT_AFTER_MS
+}
+
+/// Whether no other live node may have the node's addresses: a driver's address may be a gateway's.
+pub(super) fn holds_exclusively(node: &NodeRecord) -> bool {
+    !node.shared_address && node.known_role() != Role::Driver
+}
+
+/// Gives up the addresses the node holds.
+pub(super) fn release_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    for bound in &node.addresses {
+        let key = layout::holder(&node.cluster, &bound.address);
+        if view.get_raw(&key)?.is_some_and(|holder| holder == node.name.as_bytes()) {
+            view.delete(key);
+        }
+    }
+    Ok(())
+}
+
+/// The same key spent this token before: the same answer, unless something came after it.
+fn replay(
+    view: &View<'_>,
+    ask: &EnrollAsk,
+    token: &TokenRecord,
+    spent: UseRecord,
+) -> Result<EnrollPlan, StoreError> {
+    let superseded = || StoreError::from(Refusal::TokenSpent(token.uses));
+    let node: NodeRecord =
+        view.get(&layout::node(ask.cluster.as_str(), &spent.node))?.ok_or_else(superseded)?;
+    match node.node_status() {
+        NodeStatus::Live => {}
+        NodeStatus::Revoked => return Err(revoked(&node).into()),
+        NodeStatus::Left | NodeStatus::Unspecified => return Err(superseded()),
+    }
+    if node.current().serial != spent.serial || node.pending.is_some() {
+        return Err(superseded());
+    }
+    let identity: CertificateRecord =
+        view.get(&layout::certificate(&spent.serial))?.ok_or(Refusal::Internal)?;
+    Ok(EnrollPlan::Replay(Box::new(Enrolled { node, identity })))
+}
+
+fn check_name(
+    view: &View<'_>,
+    token: &TokenRecord,
+    ask: &EnrollAsk,
+    name: &NodeName,
+) -> Result<(), StoreError> {
+    let Some(node) = view.get::<NodeRecord>(&layout::node(ask.cluster.as_str(), name.as_str()))?
+    else {
+        return Ok(());
+    };
+    let may_replace = token.replace && token.node_names == [name.as_str()];
+    let same_key = node.current().key_hash == ask.key_hash;
+    match node.node_status() {
+        NodeStatus::Revoked => Err(revoked(&node).into()),
+        NodeStatus::Left | NodeStatus::Unspecified => Ok(()),
+        NodeStatus::Live if is_absent(&node, view.now_ms(), view.started_ms()) => Ok(()),
+        NodeStatus::Live if may_replace || same_key => Ok(()),
+        NodeStatus::Live => Err(Refusal::NodeNameTaken(name.to_string()).into()),
+    }
+}
+
+fn check_address(
+    view: &View<'_>,
+    token: &TokenRecord,
+    ask: &EnrollAsk,
+    name: &NodeName,
+    address: NodeAddress,
+) -> Result<(), StoreError> {
+    let cluster = ask.cluster.as_str();
+    let text = address.to_string();
+    let block: Option<BlockRecord> = view.get(&layout::block(cluster, &text))?;
+    // A token of the same millisecond counts as older: the operator revoked after making it.
+    if let Some(block) = block.filter(|block| token.created_ms <= block.revoked_ms) {
+        return Err(Refusal::AddressBlocked { address: text, node: block.node }.into());
+    }
+    if ask.role == Role::Driver {
+        return Ok(());
+    }
+    match live_holder(view, cluster, &text)? {
+        Some(holder) if holder != name.as_str() => {
+            Err(Refusal::AddressTaken { address: text, holder }.into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The live node that holds an address exclusively.
+pub(super) fn live_holder(
+    view: &View<'_>,
+    cluster: &str,
+    address: &str,
+) -> Result<Option<String>, StoreError> {
+    let Some(holder) = view.get_raw(&layout::holder(cluster, address))? else {
+        return Ok(None);
+    };
+    let holder = String::from_utf8_lossy(&holder).into_owned();
+    let node: Option<NodeRecord> = view.get(&layout::node(cluster, &holder))?;
+    let live = node.is_some_and(|node| {
+        node.node_status() == NodeStatus::Live
+            && !is_absent(&node, view.now_ms(), view.started_ms())
+    });
+    Ok(live.then_some(holder))
+}
+
+fn spend(
+    view: &mut View<'_>,
+    ask: &EnrollAsk,
+    name: &NodeName,
+    identity: &Signed,
+) -> Result<(), StoreError> {
+    let key = layout::token(ask.token.as_str());
+    let mut token: TokenRecord = view.get(&key)?.ok_or(Refusal::TokenUnknown)?;
+    token.used += 1;
+    view.put(key, &token);
+    let spent = UseRecord {
+        node: name.to_string(),
+        serial: identity.serial.as_bytes().to_vec(),
+        used_ms: view.now_ms(),
+    };
+    view.put(layout::token_use(ask.token.as_str(), &ask.key_hash), &spent);
+    Ok(())
+}
+
+fn node_record(
+    view: &View<'_>,
+    ask: &EnrollAsk,
+    binding: &Binding,
+    identity: &Signed,
+    before: Option<NodeRecord>,
+) -> NodeRecord {
+    let address = |address: &NodeAddress| AddressRecord {
+        address: address.to_string(),
+        proved: ask.source == Some(*address),
+    };
+    NodeRecord {
+        cluster: ask.cluster.to_string(),
+        name: binding.name.to_string(),
+        role: ask.role.to_proto().into(),
+        status: NodeStatus::Live.into(),
+        addresses: binding.addresses.iter().map(address).collect(),
+        dns_names: binding.dns_names.iter().map(ToString::to_string).collect(),
+        shared_address: ask.shared_address,
+        token_id: ask.token.to_string(),
+        enrolled_ms: view.now_ms(),
+        contact_ms: view.now_ms(),
+        identity: Some(IdentityRecord {
+            serial: identity.serial.as_bytes().to_vec(),
+            key_hash: identity.key_hash.to_vec(),
+            not_after_ms: identity.not_after_ms,
+        }),
+        pending: None,
+        // Leaves of the name's earlier life are still out there.
+        leaf_keys: before.map(|node| node.leaf_keys).unwrap_or_default(),
+        revoked_ms: 0,
+        revoked_reason: String::new(),
+        reused_ms: 0,
+    }
+}
+
+pub(super) fn revoked(node: &NodeRecord) -> Refusal {
+    Refusal::Revoked { node: node.name.clone(), reason: node.revoked_reason.clone() }
+}
+
+fn joined(addresses: &[NodeAddress]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,173 @@
+//! Identities: who calls, and the renewal that survives any number of lost replies.
+
+use raymtls_proto::v1;
+
+use super::{enroll::revoked, event, put_certificate};
+use crate::{
+    refusal::Refusal,
+    store::{
+        CONTACT_COARSE_MS, Caller, Identified, RenewPlan, Signed, StoreError, layout,
+        records::{
+            AuditKind, AuditRecord, CertificateRecord, IdentityRecord, NodeRecord, NodeStatus,
+        },
+        view::View,
+    },
+};
+
+/// A retired identity in use is put on record at most this often.
+const REUSE_EVENT_EVERY_MS: i64 = 60 * 60 * 1_000;
+
+/// Judges a caller. The first call made with a pending identity retires the current one.
+///
+/// # Errors
+/// Unknown, revoked, left.
+pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<Identified, StoreError> {
+    let mut node = known(view, caller)?;
+    let serial = caller.serial.as_bytes();
+    if node.pending.as_ref().is_some_and(|pending| pending.serial == serial) {
+        node.identity = node.pending.take();
+        view.audit(AuditRecord {
+            serial: serial.to_vec(),
+            ..event(&caller.actor(), AuditKind::IdentityActivated, &node.cluster, &node.name)
+        });
+        note_contact(view, caller, &mut node);
+        put(view, &node);
+    } else if node.current().serial != serial {
+        return retired(view, caller, node);
+    } else if note_contact(view, caller, &mut node) {
+        put(view, &node);
+    }
+    Ok(Identified::Node(Box::new(node)))
+}
+
+/// Judges a caller that was identified before and waited since.
+///
+/// # Errors
+/// Unknown, revoked, left, replaced by a newer identity.
+pub fn still_stands(view: &View<'_>, caller: &Caller) -> Result<(), StoreError> {
+    require(view, caller).map(drop)
+}
+
+/// Judges a renewal. Changes nothing.
+///
+/// # Errors
+/// As [`still_stands`]; the key is the current identity's.
+pub fn plan_renew(
+    view: &View<'_>,
+    caller: &Caller,
+    key_hash: &[u8; 32],
+) -> Result<RenewPlan, StoreError> {
+    let node = require(view, caller)?;
+    if node.current().key_hash == key_hash {
+        let text = "the next identity wants a key of its own, not the current one's";
+        return Err(Refusal::CsrInvalid(text.to_owned()).into());
+    }
+    match node.pending.filter(|pending| pending.key_hash == key_hash) {
+        None => Ok(RenewPlan::Issue),
+        Some(pending) => {
+            let record: CertificateRecord =
+                view.get(&layout::certificate(&pending.serial))?.ok_or(Refusal::Internal)?;
+            Ok(RenewPlan::Replay(Box::new(record)))
+        }
+    }
+}
+
+/// Records the next identity as pending.
+///
+/// # Errors
+/// As [`plan_renew`].
+pub fn renew(
+    view: &mut View<'_>,
+    caller: &Caller,
+    identity: &Signed,
+) -> Result<CertificateRecord, StoreError> {
+    if let RenewPlan::Replay(record) = plan_renew(view, caller, &identity.key_hash)? {
+        return Ok(*record);
+    }
+    let mut node = require(view, caller)?;
+    node.pending = Some(IdentityRecord {
+        serial: identity.serial.as_bytes().to_vec(),
+        key_hash: identity.key_hash.to_vec(),
+        not_after_ms: identity.not_after_ms,
+    });
+    put(view, &node);
+    let record = put_certificate(
+        view,
+        v1::CertificateKind::AgentIdentity,
+        &caller.cluster,
+        &node.name,
+        identity,
+    )?;
+    view.audit(AuditRecord {
+        serial: record.serial.clone(),
+        ..event(&caller.actor(), AuditKind::IdentityRenewed, &node.cluster, &node.name)
+    });
+    Ok(record)
+}
+
+/// The caller's node, with the identity in force and none other.
+pub(super) fn require(view: &View<'_>, caller: &Caller) -> Result<NodeRecord, StoreError> {
+    let node = known(view, caller)?;
+    if node.current().serial != caller.serial.as_bytes() {
+        return Err(Refusal::Superseded.into());
+    }
+    Ok(node)
+}
+
+/// The caller's node, if it is in the cluster.
+fn known(view: &View<'_>, caller: &Caller) -> Result<NodeRecord, StoreError> {
+    let key = layout::node(caller.cluster.as_str(), caller.node.as_str());
+    let node: NodeRecord = view.get(&key)?.ok_or(Refusal::IdentityUnknown)?;
+    match node.node_status() {
+        NodeStatus::Live => Ok(node),
+        NodeStatus::Revoked => Err(revoked(&node).into()),
+        NodeStatus::Left => Err(Refusal::NodeLeft(node.name).into()),
+        NodeStatus::Unspecified => Err(Refusal::IdentityUnknown.into()),
+    }
+}
+
+/// An identity of the node that is neither current nor pending. One from before the node's last
+/// enrolment belongs to the machine that had the name then: unknown, and nothing suspicious.
+fn retired(
+    view: &mut View<'_>,
+    caller: &Caller,
+    mut node: NodeRecord,
+) -> Result<Identified, StoreError> {
+    let record: Option<CertificateRecord> =
+        view.get(&layout::certificate(caller.serial.as_bytes()))?;
+    if record.is_none_or(|record| record.issued_ms < node.enrolled_ms) {
+        return Err(Refusal::IdentityUnknown.into());
+    }
+    if node.reused_ms == 0 || view.now_ms() - node.reused_ms >= REUSE_EVENT_EVERY_MS {
+        node.reused_ms = view.now_ms();
+        put(view, &node);
+        let from = caller.source.map_or_else(String::new, |source| format!("from {source}"));
+        view.audit(AuditRecord {
+            serial: caller.serial.as_bytes().to_vec(),
+            detail: from,
+            ..event(&caller.actor(), AuditKind::IdentityReused, &node.cluster, &node.name)
+        });
+    }
+    Ok(Identified::Reused)
+}
+
+/// Notes the contact and what its source address proves. Whether the record is to be written.
+fn note_contact(view: &View<'_>, caller: &Caller, node: &mut NodeRecord) -> bool {
+    let source = caller.source.map(|source| source.to_string());
+    let mut changed = false;
+    for bound in &mut node.addresses {
+        if !bound.proved && source.as_ref() == Some(&bound.address) {
+            bound.proved = true;
+            changed = true;
+        }
+    }
+    if view.now_ms() - node.contact_ms >= CONTACT_COARSE_MS {
+        node.contact_ms = view.now_ms();
+        changed = true;
+    }
+    changed
+}
+
+pub(super) fn put(view: &mut View<'_>, node: &NodeRecord) {
+    view.put(layout::node(&node.cluster, &node.name), node);
+}

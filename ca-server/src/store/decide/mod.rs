@@ -1,0 +1,112 @@
+//! Every decision of the store, as a function of a [`View`](super::view::View): what is on record,
+//! what is asked, and now. Backends run these; none decides for itself.
+
+pub mod audit;
+pub mod certificate;
+pub mod cluster;
+pub mod enroll;
+pub mod identity;
+pub mod leaf;
+pub mod node;
+pub mod token;
+
+use raymtls_proto::{identity::ClusterId, v1};
+
+use super::{
+    PAGE_ROWS_MAX, Page, Signed, StoreError, layout,
+    records::{AuditKind, AuditRecord, CertificateRecord, ClusterRecord},
+    view::View,
+};
+use crate::refusal::Refusal;
+
+/// One page below `prefix`. A cursor is the rest of the last row's key, in hexadecimal.
+fn page(
+    view: &View<'_>,
+    prefix: &[u8],
+    cursor: &str,
+) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, String), StoreError> {
+    const CURSOR_LEN_MAX: usize = 1_024;
+    let rest = (cursor.len() <= CURSOR_LEN_MAX).then(|| hex::decode(cursor).ok()).flatten();
+    let rest = rest
+        .ok_or_else(|| Refusal::RequestInvalid("the page cursor is not one of ours".to_owned()))?;
+    let after = (!rest.is_empty()).then(|| [prefix, &rest].concat());
+    let mut rows = view.scan_raw(prefix, after.as_deref(), PAGE_ROWS_MAX + 1)?;
+    if rows.len() <= PAGE_ROWS_MAX {
+        return Ok((rows, String::new()));
+    }
+    rows.truncate(PAGE_ROWS_MAX);
+    let next = hex::encode(&rows[PAGE_ROWS_MAX - 1].0[prefix.len()..]);
+    Ok((rows, next))
+}
+
+/// One page of records.
+fn record_page<M: prost::Message + Default>(
+    view: &View<'_>,
+    prefix: &[u8],
+    cursor: &str,
+) -> Result<Page<M>, StoreError> {
+    let (pairs, next) = page(view, prefix, cursor)?;
+    let rows = pairs
+        .into_iter()
+        .map(|(key, value)| {
+            M::decode(&value[..]).map_err(|e| StoreError::Damaged {
+                key: String::from_utf8_lossy(&key).into_owned(),
+                why: e.to_string(),
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Page { rows, next })
+}
+
+/// Writes a certificate with its indexes.
+fn put_certificate(
+    view: &mut View<'_>,
+    kind: v1::CertificateKind,
+    cluster: &ClusterId,
+    node: &str,
+    signed: &Signed,
+) -> Result<CertificateRecord, StoreError> {
+    let serial = signed.serial.as_bytes();
+    let key = layout::certificate(serial);
+    if view.get_raw(&key)?.is_some() {
+        // 80 random bits within one millisecond: rather a broken random source than chance.
+        return Err(StoreError::Unavailable("a serial number came up twice".to_owned()));
+    }
+    let record = CertificateRecord {
+        serial: serial.to_vec(),
+        kind: kind.into(),
+        cluster: cluster.to_string(),
+        node: node.to_owned(),
+        certificate_der: signed.certificate_der.clone(),
+        issued_ms: signed.issued_ms,
+        not_after_ms: signed.not_after_ms,
+        issuer_key_id: signed.issuer_key_id.clone(),
+        key_hash: signed.key_hash.to_vec(),
+        revoked_ms: 0,
+        revoked_reason: String::new(),
+    };
+    view.put(key, &record);
+    view.put_raw(layout::cluster_certificate(cluster.as_str(), serial), Vec::new());
+    view.put_raw(layout::node_certificate(cluster.as_str(), node, serial), Vec::new());
+    Ok(record)
+}
+
+/// Refuses whatever is asked of an ephemeral cluster past its end.
+fn check_not_ended(view: &View<'_>, cluster: &ClusterRecord) -> Result<(), Refusal> {
+    let ends_unix = cluster.settings().ends_unix;
+    if ends_unix != 0 && view.now_ms() >= ends_unix * 1_000 {
+        return Err(Refusal::ClusterEnded(cluster.cluster.clone()));
+    }
+    Ok(())
+}
+
+/// An audit record about a node.
+fn event(actor: &str, kind: AuditKind, cluster: &str, node: &str) -> AuditRecord {
+    AuditRecord {
+        actor: actor.to_owned(),
+        kind: kind.into(),
+        cluster: cluster.to_owned(),
+        node: node.to_owned(),
+        ..AuditRecord::default()
+    }
+}

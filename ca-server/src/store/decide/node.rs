@@ -1,0 +1,225 @@
+//! A node's way out: leaving, being revoked, being forgotten.
+
+use raymtls_proto::{
+    clock,
+    identity::{ClusterId, NodeName},
+    v1,
+};
+use time::format_description::well_known::Rfc3339;
+
+use super::{
+    cluster,
+    enroll::{holds_exclusively, live_holder, release_addresses},
+    event,
+    identity::{put, require},
+    record_page,
+};
+use crate::{
+    refusal::Refusal,
+    store::{
+        Caller, NodeRevoked, Page, StoreError, layout,
+        records::{
+            AuditKind, AuditRecord, BlockRecord, CertificateRecord, NodeRecord, NodeStatus,
+            RevocationRecord, TokenRecord,
+        },
+        view::View,
+    },
+};
+
+/// Certificates of one node ever, or nodes of one cluster, looked at in one decision.
+const ROWS_MAX: usize = 1_000_000;
+
+/// The caller leaves.
+///
+/// # Errors
+/// As `identity::still_stands`.
+pub fn leave(view: &mut View<'_>, caller: &Caller) -> Result<(), StoreError> {
+    let mut node = require(view, caller)?;
+    release_addresses(view, &node)?;
+    node.status = NodeStatus::Left.into();
+    node.pending = None;
+    put(view, &node);
+    wake_cluster(view, &caller.cluster)?;
+    view.audit(event(&caller.actor(), AuditKind::NodeLeft, &node.cluster, &node.name));
+    Ok(())
+}
+
+/// Revokes a node; revoking it again changes nothing.
+///
+/// # Errors
+/// No such cluster or node.
+pub fn revoke(
+    view: &mut View<'_>,
+    actor: &str,
+    cluster: &ClusterId,
+    name: &NodeName,
+    reason: &str,
+    keep_token: bool,
+) -> Result<NodeRevoked, StoreError> {
+    let mut node = get(view, cluster, name)?;
+    if node.node_status() == NodeStatus::Revoked {
+        return Ok(NodeRevoked { node, certificates: 0, token_uses_voided: 0 });
+    }
+    node.status = NodeStatus::Revoked.into();
+    node.revoked_ms = view.now_ms();
+    node.revoked_reason = reason.to_owned();
+    put(view, &node);
+    release_addresses(view, &node)?;
+    block_addresses(view, &node)?;
+    let certificates = revoke_certificates(view, cluster, &node)?;
+    let token_uses_voided = if keep_token { 0 } else { void_token(view, actor, &node)? };
+    view.audit(AuditRecord {
+        detail: reason.to_owned(),
+        ..event(actor, AuditKind::NodeRevoked, cluster.as_str(), name.as_str())
+    });
+    Ok(NodeRevoked { node, certificates, token_uses_voided })
+}
+
+/// Forgets a node.
+///
+/// # Errors
+/// No such cluster or node; a revoked one whose leaf still lives.
+pub fn forget(
+    view: &mut View<'_>,
+    actor: &str,
+    cluster: &ClusterId,
+    name: &NodeName,
+) -> Result<(), StoreError> {
+    let node = get(view, cluster, name)?;
+    let until_ms = node.leaf_not_after_ms();
+    if node.node_status() == NodeStatus::Revoked && until_ms > view.now_ms() {
+        let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
+        let until = until.unwrap_or_else(|| "a far day".to_owned());
+        return Err(Refusal::LeafStillLives { node: node.name, until }.into());
+    }
+    release_addresses(view, &node)?;
+    view.delete(layout::node(cluster.as_str(), name.as_str()));
+    wake_cluster(view, cluster)?;
+    view.audit(event(actor, AuditKind::NodeForgotten, cluster.as_str(), name.as_str()));
+    Ok(())
+}
+
+/// One node.
+///
+/// # Errors
+/// No such cluster or node.
+pub fn get(
+    view: &View<'_>,
+    cluster: &ClusterId,
+    name: &NodeName,
+) -> Result<NodeRecord, StoreError> {
+    cluster::get(view, cluster)?;
+    let node = view.get(&layout::node(cluster.as_str(), name.as_str()))?;
+    Ok(node.ok_or_else(|| Refusal::NotFound { what: "node", name: name.to_string() })?)
+}
+
+/// Nodes of a cluster, by name.
+///
+/// # Errors
+/// No such cluster, or a cursor that is not one of ours.
+pub fn list(
+    view: &View<'_>,
+    cluster: &ClusterId,
+    cursor: &str,
+) -> Result<Page<NodeRecord>, StoreError> {
+    cluster::get(view, cluster)?;
+    record_page(view, &layout::nodes(cluster.as_str()), cursor)
+}
+
+/// Blocks the node's addresses for older tokens, but never one that another live node has.
+fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    for bound in &node.addresses {
+        if address_of_another(view, node, &bound.address)? {
+            continue;
+        }
+        let block = BlockRecord { node: node.name.clone(), revoked_ms: node.revoked_ms };
+        view.put(layout::block(&node.cluster, &bound.address), &block);
+    }
+    Ok(())
+}
+
+fn address_of_another(
+    view: &View<'_>,
+    node: &NodeRecord,
+    address: &str,
+) -> Result<bool, StoreError> {
+    if live_holder(view, &node.cluster, address)?.is_some() {
+        return Ok(true);
+    }
+    if holds_exclusively(node) {
+        return Ok(false);
+    }
+    // Shared addresses have no holder on record: look at every node.
+    let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, ROWS_MAX)?;
+    Ok(nodes.iter().any(|(_, other)| {
+        other.name != node.name
+            && other.node_status() == NodeStatus::Live
+            && other.addresses.iter().any(|bound| bound.address == address)
+    }))
+}
+
+fn revoke_certificates(
+    view: &mut View<'_>,
+    cluster: &ClusterId,
+    node: &NodeRecord,
+) -> Result<u32, StoreError> {
+    let prefix = layout::node_certificates(&node.cluster, &node.name);
+    let (mut identities, mut leaves) = (0, 0);
+    for (key, _) in view.scan_raw(&prefix, None, ROWS_MAX)? {
+        let key = layout::certificate(&key[prefix.len()..]);
+        let Some(mut record) = view.get::<CertificateRecord>(&key)? else { continue };
+        if record.revoked_ms != 0 || record.not_after_ms <= view.now_ms() {
+            continue;
+        }
+        record.revoked_ms = view.now_ms();
+        record.revoked_reason.clone_from(&node.revoked_reason);
+        view.put(key, &record);
+        let authority = if record.kind() == v1::CertificateKind::AgentIdentity {
+            identities += 1;
+            ""
+        } else {
+            leaves += 1;
+            cluster.as_str()
+        };
+        let revocation = RevocationRecord {
+            serial: record.serial.clone(),
+            revoked_ms: record.revoked_ms,
+            not_after_ms: record.not_after_ms,
+            issuer_key_id: record.issuer_key_id,
+        };
+        view.put(layout::revocation(authority, &record.serial), &revocation);
+    }
+    let mut control = cluster::control(view)?.ok_or(Refusal::Internal)?;
+    control.revocations += u64::from(identities);
+    view.put(layout::CONTROL.to_vec(), &control);
+    let mut record = cluster::get(view, cluster)?;
+    record.revocations += u64::from(leaves);
+    record.next_version();
+    cluster::put(view, &record);
+    Ok(identities + leaves)
+}
+
+/// Makes what is left of the node's token void: whoever spoke for this node may hold the join file.
+fn void_token(view: &mut View<'_>, actor: &str, node: &NodeRecord) -> Result<u32, StoreError> {
+    let key = layout::token(&node.token_id);
+    let Some(mut token) = view.get::<TokenRecord>(&key)? else { return Ok(0) };
+    let voided = token.uses.saturating_sub(token.used);
+    if voided > 0 {
+        token.uses = token.used;
+        view.put(key, &token);
+        view.audit(AuditRecord {
+            token_id: token.id.clone(),
+            detail: format!("{voided} unused uses void: node {} revoked", node.name),
+            ..event(actor, AuditKind::TokenRevoked, &node.cluster, &node.name)
+        });
+    }
+    Ok(voided)
+}
+
+/// Wakes the cluster's waiting Syncs, so that the node's own ends.
+fn wake_cluster(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
+    let mut record = cluster::get(view, cluster)?;
+    record.next_version();
+    cluster::put(view, &record);
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! The writer: what is told and when, and how it fails.
+
+use std::{sync::mpsc as std_mpsc, time::Duration};
+
+use super::*;
+use crate::{refusal::Refusal, store::memory::MemoryEngine};
+
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Memory whose commits wait for a word from the test, and do as it says.
+struct Gated {
+    inner: MemoryEngine,
+    gate: std_mpsc::Receiver<Result<(), StoreError>>,
+}
+
+impl Engine for Gated {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Pairs, StoreError> {
+        self.inner.scan(prefix, after, limit)
+    }
+
+    fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {
+        self.gate.recv().unwrap_or(Ok(()))?;
+        self.inner.commit(writes)
+    }
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH
+}
+
+/// A store whose commits wait, and the gate that lets them go on. Every commit goes on by itself
+/// once the gate is dropped.
+fn gated() -> (KvStore, std_mpsc::Sender<Result<(), StoreError>>, MemoryEngine) {
+    let inner = MemoryEngine::new();
+    let (open, gate) = std_mpsc::channel();
+    open.send(Ok(())).unwrap();
+    let engine = Gated { inner: inner.clone(), gate };
+    (KvStore::create(Box::new(engine), now(), 7).unwrap(), open, inner)
+}
+
+fn plain() -> (KvStore, MemoryEngine) {
+    let inner = MemoryEngine::new();
+    (KvStore::create(Box::new(inner.clone()), now(), 7).unwrap(), inner)
+}
+
+async fn put(store: &KvStore, key: &'static str) -> Result<(), StoreError> {
+    let decision = move |view: &mut View<'_>| {
+        view.put_raw(key.into(), b"v".to_vec());
+        Ok(())
+    };
+    store.decide(None, decision).await
+}
+
+async fn get(store: &KvStore, key: &'static str) -> Result<bool, StoreError> {
+    store.decide(None, move |view| Ok(view.get_raw(key.as_bytes())?.is_some())).await
+}
+
+async fn is_pending<T>(future: &mut (impl Future<Output = T> + Unpin)) -> bool {
+    tokio::time::timeout(Duration::from_millis(30), future).await.is_err()
+}
+
+#[tokio::test]
+async fn nobody_is_told_before_the_commit_not_even_a_reader() {
+    let (store, open, inner) = gated();
+    let mut first = Box::pin(put(&store, "first"));
+    assert!(is_pending(&mut first).await);
+    // The second group: a write, a reader that sees it, and a refusal because of it.
+    let mut second = Box::pin(async { tokio::join!(put(&store, "second"), get(&store, "second")) });
+    assert!(is_pending(&mut second).await);
+    open.send(Ok(())).unwrap();
+    first.await.unwrap();
+    assert!(is_pending(&mut second).await, "the reader would tell what is not durable");
+    assert_eq!(inner.get(b"second").unwrap(), None);
+    open.send(Ok(())).unwrap();
+    let (written, seen) = second.await;
+    written.unwrap();
+    assert!(seen.unwrap());
+    assert_eq!(
+        store.counts(),
+        StoreCounts {
+            commit_micros: store.counts().commit_micros,
+            jobs: 3,
+            groups: 2,
+            commits: 2,
+            queued: 0
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_refused_decision_leaves_nothing() {
+    let (store, inner) = plain();
+    let refused = store
+        .decide::<()>(Some(now()), |view| {
+            view.put_raw(b"half".to_vec(), b"v".to_vec());
+            view.audit(AuditRecord::default());
+            Err(Refusal::TokenUnknown.into())
+        })
+        .await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::TokenUnknown))));
+    put(&store, "whole").await.unwrap();
+    assert_eq!(inner.get(b"half").unwrap(), None);
+    assert_eq!(inner.get(layout::AUDIT_HEAD).unwrap(), None);
+    assert_eq!(store.verify_audit_chain().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_fails_alone() {
+    let (store, inner) = plain();
+    for (key, len) in [(vec![b'k'; 401], 1), (b"k".to_vec(), 32 * 1024 * 1024 + 1)] {
+        let large = store
+            .decide(None, move |view| {
+                view.put_raw(key, vec![0; len]);
+                Ok(())
+            })
+            .await;
+        assert!(large.unwrap_err().to_string().contains("can be stored"));
+    }
+    put(&store, "small").await.unwrap();
+    assert_eq!(inner.get(b"k").unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_failed_commit_is_final_and_fails_all_who_wait() {
+    let (store, open, inner) = gated();
+    let mut failed = Box::pin(store.failed());
+    let mut all = Box::pin(async {
+        tokio::join!(put(&store, "a"), put(&store, "b"), get(&store, "b"), get(&store, "c"))
+    });
+    assert!(is_pending(&mut all).await);
+    assert!(is_pending(&mut failed).await);
+    assert!(store.is_serving());
+    open.send(Err(StoreError::Unavailable("no space left".to_owned()))).unwrap();
+    let (a, b, c, d) = all.await;
+    for answer in [a, b, c.map(drop), d.map(drop)] {
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    }
+    assert!(failed.await.contains("no space left"));
+    assert!(!store.is_serving());
+    let after = put(&store, "after").await.unwrap_err().to_string();
+    assert!(after.contains("no space left"), "{after}");
+    assert_eq!(inner.get(b"a").unwrap(), None);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_decision_is_final_and_hangs_nobody() {
+    let (store, _) = plain();
+    let panicked = store.decide::<()>(None, |_| panic!("on purpose")).await;
+    assert!(matches!(panicked, Err(StoreError::Unavailable(_))));
+    assert!(store.failed().await.contains("panicked"));
+    assert!(matches!(put(&store, "after").await, Err(StoreError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn a_full_queue_turns_away_at_once() {
+    let (store, open, _) = gated();
+    let store = Arc::new(store);
+    let putting = || {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { put(&store, "k").await })
+    };
+    let mut first = putting();
+    while is_pending(&mut first).await && store.counts().queued > 0 {}
+    let waiting: Vec<_> = (0..QUEUE_MAX).map(|_| putting()).collect();
+    while store.counts().queued < QUEUE_MAX as u64 {
+        tokio::task::yield_now().await;
+    }
+    let one_more = tokio::time::timeout(Duration::from_secs(5), put(&store, "k")).await.unwrap();
+    assert!(one_more.unwrap_err().to_string().contains("8192 decisions wait for the disk"));
+    drop(open);
+    for task in waiting {
+        task.await.unwrap().unwrap();
+    }
+    put(&store, "k").await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_commits_what_is_queued() {
+    let (store, open, inner) = gated();
+    let mut queued = Box::pin(async { tokio::join!(put(&store, "a"), put(&store, "b")) });
+    assert!(is_pending(&mut queued).await);
+    let mut closed = Box::pin(store.close());
+    assert!(is_pending(&mut closed).await);
+    drop(open);
+    closed.await;
+    let (a, b) = queued.await;
+    a.and(b).unwrap();
+    assert!(inner.get(b"b").unwrap().is_some());
+    assert!(!store.is_serving());
+    assert!(matches!(put(&store, "after").await, Err(StoreError::Unavailable(_))));
+    let mut failed = Box::pin(store.failed());
+    assert!(is_pending(&mut failed).await, "closing is no failure");
+}
+
+#[test]
+fn a_store_that_is_not_ours_to_read_is_refused_in_words() {
+    let put = |pairs: &[(&[u8], Vec<u8>)]| {
+        let mut engine = MemoryEngine::new();
+        let writes = pairs.iter().map(|(key, value)| (key.to_vec(), Some(value.clone()))).collect();
+        engine.commit(&writes).unwrap();
+        engine
+    };
+    let header = |format| Header { format, epoch: 1 }.encode_to_vec();
+    let first = AuditRecord { index: 1, previous_hash: vec![0; 32], ..AuditRecord::default() };
+    let first = first.encode_to_vec();
+    let head = |hash: &[u8]| AuditHead { index: 1, hash: hash.to_vec() }.encode_to_vec();
+    let good = head(&audit_hash(&first));
+    let table = [
+        ("none", put(&[]), "make one with `ca-server init`"),
+        (
+            "newer",
+            put(&[(layout::HEADER, header(FORMAT + 1))]),
+            "the store has format 2, this program reads format 1: upgrade",
+        ),
+        ("garbled", put(&[(layout::HEADER, vec![0xff])]), "is damaged"),
+        (
+            "cut log",
+            put(&[(layout::HEADER, header(FORMAT)), (layout::AUDIT_HEAD, good.clone())]),
+            "audit record 1\" is damaged: it is missing",
+        ),
+        (
+            "other end",
+            put(&[
+                (layout::HEADER, header(FORMAT)),
+                (layout::AUDIT_HEAD, head(&[9; 32])),
+                (&layout::audit(1), first.clone()),
+            ]),
+            "not the one that was written last",
+        ),
+        (
+            "beyond",
+            put(&[(layout::HEADER, header(FORMAT)), (&layout::audit(1), first.clone())]),
+            "beyond the end",
+        ),
+    ];
+    for (name, engine, words) in table {
+        let refused = KvStore::open(Box::new(engine), now()).unwrap_err().to_string();
+        assert!(refused.contains(words), "{name}: {refused}");
+    }
+    let whole = put(&[
+        (layout::HEADER, header(FORMAT)),
+        (layout::AUDIT_HEAD, good),
+        (&layout::audit(1), first),
+    ]);
+    assert_eq!(KvStore::open(Box::new(whole.clone()), now()).unwrap().epoch(), 1);
+    let again = KvStore::create(Box::new(whole), now(), 2).unwrap_err().to_string();
+    assert!(again.contains("here already"), "{again}");
+}
+
+#[tokio::test]
+async fn an_audit_record_changed_behind_our_back_is_found() {
+    let (store, mut inner) = plain();
+    for n in 0..1_100 {
+        let event = move |view: &mut View<'_>| {
+            view.audit(AuditRecord { detail: format!("{n}"), ..AuditRecord::default() });
+            Ok(())
+        };
+        store.decide(None, event).await.unwrap();
+    }
+    assert_eq!(store.verify_audit_chain().await.unwrap(), 1_100);
+    for index in [1, 512, 513, 1_099, 1_100] {
+        let key = layout::audit(index);
+        let written = inner.get(&key).unwrap().unwrap();
+        let mut forged = AuditRecord::decode(written.as_slice()).unwrap();
+        forged.actor = "nobody".to_owned();
+        for change in [Some(forged.encode_to_vec()), None] {
+            inner.commit(&Writes::from([(key.clone(), change)])).unwrap();
+            let found = store.verify_audit_chain().await;
+            assert!(matches!(found, Err(StoreError::Damaged { .. })), "{index}: {found:?}");
+        }
+        inner.commit(&Writes::from([(key, Some(written))])).unwrap();
+    }
+    assert_eq!(store.verify_audit_chain().await.unwrap(), 1_100);
+}
+
+#[tokio::test]
+async fn watchers_see_a_version_when_it_is_durable_and_from_the_start() {
+    let (store, open, inner) = gated();
+    let cluster: ClusterId = "c1".parse().unwrap();
+    let record =
+        ClusterRecord { cluster: cluster.to_string(), version: 3, ..ClusterRecord::default() };
+    let mut watching = store.watch(&cluster);
+    assert_eq!(*watching.borrow_and_update(), 0);
+    let mut written = Box::pin(store.decide(None, move |view| {
+        view.put(layout::cluster("c1"), &record);
+        Ok(())
+    }));
+    assert!(is_pending(&mut written).await);
+    assert!(!watching.has_changed().unwrap(), "not durable yet");
+    drop(open);
+    written.await.unwrap();
+    assert_eq!(*watching.borrow_and_update(), 3, "published before the answer");
+    let opened = KvStore::open(Box::new(inner), now()).unwrap();
+    assert_eq!(*opened.watch(&cluster).borrow(), 3);
+}

@@ -1,0 +1,483 @@
+//! What the CA remembers. [`Store`] is a list of verbs, each a whole decision: atomic, and durable
+//! when it returns. One conformance suite runs against every backend.
+//!
+//! A verb that plans changes nothing; the verb that commits decides the same again, so that what was
+//! true before signing and no longer is true loses (`Refusal` or a lost race), never half happens.
+
+pub mod conformance;
+pub mod decide;
+pub mod kv;
+pub mod layout;
+pub mod memory;
+pub mod records;
+pub mod sled;
+pub mod view;
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use raymtls_proto::{
+    address::NodeAddress,
+    identity::{ClusterId, DnsName, NodeName, Role},
+    serial::Serial,
+    token::TokenId,
+    v1,
+};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::refusal::Refusal;
+use records::{
+    AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet, NodeRecord,
+    RevocationRecord, TokenRecord,
+};
+
+/// Format this code writes and reads.
+pub const FORMAT: u32 = 1;
+/// Rows of a page at most.
+pub const PAGE_ROWS_MAX: usize = 200;
+/// A node that was not heard of for this long is absent: its name and addresses may be taken over.
+/// Contact is put on record every [`CONTACT_COARSE_MS`], so a node is absent 15 to 18 minutes after
+/// its last word.
+pub const ABSENT_AFTER_MS: i64 = 15 * 60 * 1_000 + CONTACT_COARSE_MS;
+/// How old a contact on record may get before a newer one is written.
+pub const CONTACT_COARSE_MS: i64 = 3 * 60 * 1_000;
+/// Leaf keys of one node whose certificates have not expired, at most.
+pub const LEAF_KEYS_MAX: usize = 32;
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The decision is no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Nothing can be committed: the writer has stopped, or too much waits for it.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// A record does not decode.
+    #[error("the record at {key:?} is damaged: {why}; restore a backup")]
+    Damaged {
+        /// Its key.
+        key: String,
+        /// What the decoder says.
+        why: String,
+    },
+    /// The store cannot be opened.
+    #[error("{0}")]
+    Open(String),
+}
+
+impl StoreError {
+    /// What the caller is told.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal.clone(),
+            Self::Unavailable(_) | Self::Open(_) => Refusal::StoreUnavailable,
+            Self::Damaged { .. } => Refusal::Internal,
+        }
+    }
+}
+
+/// Whose CA keys, issuers and CRLs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Authority {
+    /// The control authority.
+    Control,
+    /// A cluster's.
+    Cluster(ClusterId),
+}
+
+impl Authority {
+    /// The cluster's name; empty for the control authority.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        match self {
+            Self::Control => "",
+            Self::Cluster(cluster) => cluster.as_str(),
+        }
+    }
+}
+
+/// Everything an enrolment asks for, parsed.
+#[derive(Clone, Debug)]
+pub struct EnrollAsk {
+    /// Token presented.
+    pub token: TokenId,
+    /// SHA-256 of the secret presented.
+    pub secret_hash: [u8; 32],
+    /// Cluster to join.
+    pub cluster: ClusterId,
+    /// Role to take.
+    pub role: Role,
+    /// Name, or base of it.
+    pub name: NodeName,
+    /// SHA-256 of the key to certify.
+    pub key_hash: [u8; 32],
+    /// Canonical source address; `None` where the connection comes from an address no node can be
+    /// known by (loopback).
+    pub source: Option<NodeAddress>,
+    /// Further addresses.
+    pub addresses: Vec<NodeAddress>,
+    /// DNS names.
+    pub dns_names: Vec<DnsName>,
+    /// The addresses are shared.
+    pub shared_address: bool,
+}
+
+/// What an enrolment comes to, before signing.
+#[derive(Clone, Debug)]
+pub enum EnrollPlan {
+    /// Sign an identity for this.
+    Issue(Binding),
+    /// The same key spent the token already: the same answer.
+    Replay(Box<Enrolled>),
+}
+
+/// What is bound to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Its name.
+    pub name: NodeName,
+    /// Its addresses, the proved one first.
+    pub addresses: Vec<NodeAddress>,
+    /// Its DNS names.
+    pub dns_names: Vec<DnsName>,
+}
+
+/// A node and the identity it enrolled with.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    /// The node.
+    pub node: NodeRecord,
+    /// Its identity.
+    pub identity: CertificateRecord,
+}
+
+/// A certificate signed and not yet on record.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// Its serial.
+    pub serial: Serial,
+    /// The certificate.
+    pub certificate_der: Vec<u8>,
+    /// When it was signed.
+    pub issued_ms: i64,
+    /// Its notAfter.
+    pub not_after_ms: i64,
+    /// Issuer that signed it.
+    pub issuer_key_id: Vec<u8>,
+    /// Hash of its public key.
+    pub key_hash: [u8; 32],
+}
+
+/// Who calls, by the identity the connection presented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Cluster in the identity.
+    pub cluster: ClusterId,
+    /// Node in the identity.
+    pub node: NodeName,
+    /// Serial of the identity.
+    pub serial: Serial,
+    /// Canonical source address of the connection, if a node can be known by it.
+    pub source: Option<NodeAddress>,
+}
+
+impl Caller {
+    /// As it stands in audit records.
+    #[must_use]
+    pub fn actor(&self) -> String {
+        format!("node:{}/{}", self.cluster, self.node)
+    }
+}
+
+/// A caller judged.
+#[derive(Clone, Debug)]
+pub enum Identified {
+    /// Current, or pending and now current.
+    Node(Box<NodeRecord>),
+    /// Retired and used again: an event, on record.
+    Reused,
+}
+
+/// What a renewal of an identity comes to, before signing.
+#[derive(Clone, Debug)]
+pub enum RenewPlan {
+    /// Sign one.
+    Issue,
+    /// Asked before with the same key: the same answer.
+    Replay(Box<CertificateRecord>),
+}
+
+/// Everything a leaf is asked for with, parsed.
+#[derive(Clone, Debug)]
+pub struct LeafAsk {
+    /// Profile.
+    pub kind: LeafKind,
+    /// Addresses; empty for all that are bound.
+    pub addresses: Vec<NodeAddress>,
+    /// DNS names; empty for all that are bound.
+    pub dns_names: Vec<DnsName>,
+    /// SHA-256 of the key to certify.
+    pub key_hash: [u8; 32],
+}
+
+/// The two Ray leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeafKind {
+    /// A node's processes.
+    Node,
+    /// A driver.
+    Driver,
+}
+
+/// What a leaf comes to, before signing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafPlan {
+    /// Addresses to certify.
+    pub addresses: Vec<NodeAddress>,
+    /// DNS names to certify.
+    pub dns_names: Vec<DnsName>,
+    /// How long it lives.
+    pub life_ms: i64,
+    /// Latest notAfter (an ephemeral cluster's end); `None` for no such bound.
+    pub ends_ms: Option<i64>,
+}
+
+/// What a revocation did.
+#[derive(Clone, Debug)]
+pub struct NodeRevoked {
+    /// The node after it.
+    pub node: NodeRecord,
+    /// Certificates revoked, identities and leaves.
+    pub certificates: u32,
+    /// Uses of its token made void.
+    pub token_uses_voided: u32,
+}
+
+/// A page of rows and where the next begins.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// Cursor of the next page; empty at the end.
+    pub next: String,
+}
+
+/// The revocations of an authority.
+#[derive(Clone, Debug)]
+pub struct Revocations {
+    /// How many there were ever: what a CRL made from this covers.
+    pub count: u64,
+    /// Those whose certificates have not expired.
+    pub entries: Vec<RevocationRecord>,
+}
+
+/// The verbs.
+#[async_trait]
+pub trait Store: Debug + Send + Sync + 'static {
+    /// Epoch of the store: changes at a restore.
+    fn epoch(&self) -> u64;
+
+    /// Newest durable version of a cluster; wakes whoever waits when it moves.
+    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<u64>;
+
+    /// Puts the control authority in place. Refused if one is there.
+    async fn initialize(
+        &self,
+        now: OffsetDateTime,
+        control: ControlRecord,
+    ) -> Result<(), StoreError>;
+
+    /// The control authority; `None` before `initialize`.
+    async fn control(&self) -> Result<Option<ControlRecord>, StoreError>;
+
+    /// Creates a cluster with its authority.
+    async fn create_cluster(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterRecord,
+    ) -> Result<ClusterRecord, StoreError>;
+
+    /// Replaces a cluster's settings if they still are `before`.
+    async fn set_cluster(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        before: v1::Settings,
+        after: v1::Settings,
+    ) -> Result<ClusterRecord, StoreError>;
+
+    /// One cluster.
+    async fn cluster(&self, cluster: ClusterId) -> Result<ClusterRecord, StoreError>;
+
+    /// All clusters, by name.
+    async fn clusters(&self) -> Result<Vec<ClusterRecord>, StoreError>;
+
+    /// Adds an issuer to an authority, as the newest, and drops those that have expired.
+    async fn add_issuer(
+        &self,
+        now: OffsetDateTime,
+        authority: Authority,
+        issuer: CaKey,
+    ) -> Result<(), StoreError>;
+
+    /// What belongs on an authority's CRLs.
+    async fn revocations(
+        &self,
+        now: OffsetDateTime,
+        authority: Authority,
+    ) -> Result<Revocations, StoreError>;
+
+    /// Puts signed CRLs in place if their number is newer.
+    async fn put_crls(
+        &self,
+        now: OffsetDateTime,
+        authority: Authority,
+        crls: CrlSet,
+    ) -> Result<(), StoreError>;
+
+    /// The CRLs in place.
+    async fn crls(&self, authority: Authority) -> Result<Option<CrlSet>, StoreError>;
+
+    /// Puts a token on record.
+    async fn create_token(&self, now: OffsetDateTime, token: TokenRecord)
+    -> Result<(), StoreError>;
+
+    /// Revokes a token: no use is spent from here on.
+    async fn revoke_token(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        token: TokenId,
+    ) -> Result<TokenRecord, StoreError>;
+
+    /// Tokens of a cluster.
+    async fn tokens(
+        &self,
+        cluster: ClusterId,
+        page: String,
+    ) -> Result<Page<TokenRecord>, StoreError>;
+
+    /// Judges an enrolment.
+    async fn plan_enroll(
+        &self,
+        now: OffsetDateTime,
+        ask: EnrollAsk,
+    ) -> Result<EnrollPlan, StoreError>;
+
+    /// Spends the use, binds the node, records the identity, all or nothing. What `plan_enroll`
+    /// answered must still hold; a replay that came in between is answered as one.
+    async fn enroll(
+        &self,
+        now: OffsetDateTime,
+        ask: EnrollAsk,
+        binding: Binding,
+        identity: Signed,
+    ) -> Result<Enrolled, StoreError>;
+
+    /// Judges a caller; the first call made with a pending identity retires the current one.
+    async fn identify(&self, now: OffsetDateTime, caller: Caller)
+    -> Result<Identified, StoreError>;
+
+    /// Judges a caller that was identified before and waited since: it must not have been revoked,
+    /// have left, or have been replaced.
+    async fn still_stands(&self, caller: Caller) -> Result<(), StoreError>;
+
+    /// Judges a renewal of the caller's identity.
+    async fn plan_renew(
+        &self,
+        now: OffsetDateTime,
+        caller: Caller,
+        key_hash: [u8; 32],
+    ) -> Result<RenewPlan, StoreError>;
+
+    /// Records the caller's next identity as pending.
+    async fn renew(
+        &self,
+        now: OffsetDateTime,
+        caller: Caller,
+        identity: Signed,
+    ) -> Result<CertificateRecord, StoreError>;
+
+    /// Judges a leaf.
+    async fn plan_leaf(
+        &self,
+        now: OffsetDateTime,
+        caller: Caller,
+        ask: LeafAsk,
+    ) -> Result<LeafPlan, StoreError>;
+
+    /// Records a leaf.
+    async fn record_leaf(
+        &self,
+        now: OffsetDateTime,
+        caller: Caller,
+        ask: LeafAsk,
+        plan: LeafPlan,
+        leaf: Signed,
+    ) -> Result<(), StoreError>;
+
+    /// The caller leaves: its name and addresses are free.
+    async fn leave(&self, now: OffsetDateTime, caller: Caller) -> Result<(), StoreError>;
+
+    /// Revokes a node: its certificates, its addresses for older tokens, and unless `keep_token`
+    /// what is left of its token.
+    async fn revoke_node(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        node: NodeName,
+        reason: String,
+        keep_token: bool,
+    ) -> Result<NodeRevoked, StoreError>;
+
+    /// Forgets a node; refused while it is revoked and a leaf of it lives.
+    async fn forget_node(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        node: NodeName,
+    ) -> Result<(), StoreError>;
+
+    /// One node.
+    async fn node(&self, cluster: ClusterId, node: NodeName) -> Result<NodeRecord, StoreError>;
+
+    /// Nodes of a cluster, by name.
+    async fn nodes(&self, cluster: ClusterId, page: String)
+    -> Result<Page<NodeRecord>, StoreError>;
+
+    /// One certificate.
+    async fn certificate(&self, serial: Serial) -> Result<CertificateRecord, StoreError>;
+
+    /// Certificates of a cluster or of one of its nodes, by time of issue.
+    async fn certificates(
+        &self,
+        cluster: ClusterId,
+        node: Option<NodeName>,
+        page: String,
+    ) -> Result<Page<CertificateRecord>, StoreError>;
+
+    /// Up to `limit` audit records after an index.
+    async fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, StoreError>;
+
+    /// Whether verbs can still commit.
+    fn is_serving(&self) -> bool;
+
+    /// Commits what is queued and stops.
+    async fn close(&self);
+}
+
+/// Milliseconds since 1970, as stored.
+#[must_use]
+pub fn unix_ms(at: OffsetDateTime) -> i64 {
+    let ms = at.unix_timestamp_nanos() / 1_000_000;
+    i64::try_from(ms).expect("the years the time crate holds fit into 64 bits of milliseconds")
+}

@@ -1,0 +1,491 @@
+//! What is stored, as versioned protobuf: a field is only ever added, with a new tag. Times are
+//! milliseconds since 1970 (`_ms`), certificates DER (`_der`), key hashes SHA-256 of the DER
+//! SubjectPublicKeyInfo.
+//!
+//! Nothing here decides; see `decide`.
+
+use prost::Message;
+use raymtls_proto::{identity::Role, serial::Serial, v1};
+
+/// The store's own header: read first, written once.
+#[derive(Clone, PartialEq, Message)]
+pub struct Header {
+    /// Format of everything else; a newer one is refused.
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    /// Drawn at `init` and at each restore: versions of another epoch mean nothing.
+    #[prost(fixed64, tag = "2")]
+    pub epoch: u64,
+}
+
+/// A CA certificate with its wrapped key.
+#[derive(Clone, PartialEq, Message)]
+pub struct CaKey {
+    /// The certificate.
+    #[prost(bytes = "vec", tag = "1")]
+    pub certificate_der: Vec<u8>,
+    /// PKCS#8, encrypted under the KEK.
+    #[prost(bytes = "vec", tag = "2")]
+    pub wrapped_key: Vec<u8>,
+    /// Name the wrapping is bound to: a wrapped key put in another's place does not unwrap.
+    #[prost(string, tag = "3")]
+    pub key_name: String,
+    /// notAfter of the certificate.
+    #[prost(int64, tag = "4")]
+    pub not_after_ms: i64,
+    /// Subject key identifier, as in the certificates it signs.
+    #[prost(bytes = "vec", tag = "5")]
+    pub key_id: Vec<u8>,
+}
+
+/// Signed revocation lists of one authority and what they cover.
+#[derive(Clone, PartialEq, Message)]
+pub struct CrlSet {
+    /// The root's CRL first, then one of each live issuer.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub crls_der: Vec<Vec<u8>>,
+    /// Number of the last CRL signed (RFC 5280 5.2.3): never goes back.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// How many revocations they cover; fewer than the authority has means they are due.
+    #[prost(uint64, tag = "3")]
+    pub covers: u64,
+    /// When the earliest of them must be replaced.
+    #[prost(int64, tag = "4")]
+    pub next_update_ms: i64,
+    /// Key ids of the issuers they cover.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub issuers: Vec<Vec<u8>>,
+    /// When the root's must be replaced; its key is unwrapped for that alone.
+    #[prost(int64, tag = "6")]
+    pub root_next_update_ms: i64,
+}
+
+/// The control authority: one per deployment.
+#[derive(Clone, PartialEq, Message)]
+pub struct ControlRecord {
+    /// Trust domain of every URI.
+    #[prost(string, tag = "1")]
+    pub trust_domain: String,
+    /// Control root.
+    #[prost(message, optional, tag = "2")]
+    pub root: Option<CaKey>,
+    /// Control issuers, newest first.
+    #[prost(message, repeated, tag = "3")]
+    pub issuers: Vec<CaKey>,
+    /// Revocations of identities so far.
+    #[prost(uint64, tag = "4")]
+    pub revocations: u64,
+}
+
+/// One Ray cluster and its authority.
+#[derive(Clone, PartialEq, Message)]
+pub struct ClusterRecord {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub cluster: String,
+    /// Everything an operator can set.
+    #[prost(message, optional, tag = "2")]
+    pub settings: Option<v1::Settings>,
+    /// When it was created.
+    #[prost(int64, tag = "3")]
+    pub created_ms: i64,
+    /// Cluster root.
+    #[prost(message, optional, tag = "4")]
+    pub root: Option<CaKey>,
+    /// Cluster issuers, newest first.
+    #[prost(message, repeated, tag = "5")]
+    pub issuers: Vec<CaKey>,
+    /// Ray's token, encrypted under the KEK.
+    #[prost(bytes = "vec", tag = "6")]
+    pub wrapped_ray_token: Vec<u8>,
+    /// Revocations of Ray leaves so far.
+    #[prost(uint64, tag = "7")]
+    pub revocations: u64,
+    /// Counter of the newest change of any part.
+    #[prost(uint64, tag = "8")]
+    pub version: u64,
+    /// Counters of the newest change of each part.
+    #[prost(uint64, tag = "9")]
+    pub settings_version: u64,
+    /// Roots and CRLs.
+    #[prost(uint64, tag = "10")]
+    pub bundle_version: u64,
+    /// Ray's token.
+    #[prost(uint64, tag = "11")]
+    pub ray_token_version: u64,
+    /// The control CRL, as far as this cluster's agents must know.
+    #[prost(uint64, tag = "12")]
+    pub control_crl_version: u64,
+}
+
+impl ClusterRecord {
+    /// The settings; a record without them was never written.
+    #[must_use]
+    pub fn settings(&self) -> &v1::Settings {
+        self.settings.as_ref().expect("every cluster record is written with settings")
+    }
+
+    /// Moves the cluster's counter on and returns it.
+    pub fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+}
+
+/// A bootstrap token, without its secret.
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenRecord {
+    /// Its public id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The one cluster it is for.
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+    /// The one role it is for.
+    #[prost(enumeration = "v1::Role", tag = "3")]
+    pub role: i32,
+    /// SHA-256 of the secret.
+    #[prost(bytes = "vec", tag = "4")]
+    pub secret_hash: Vec<u8>,
+    /// When it was made.
+    #[prost(int64, tag = "5")]
+    pub created_ms: i64,
+    /// Not valid from here on.
+    #[prost(int64, tag = "6")]
+    pub expires_ms: i64,
+    /// How many keys may spend it.
+    #[prost(uint32, tag = "7")]
+    pub uses: u32,
+    /// How many did.
+    #[prost(uint32, tag = "8")]
+    pub used: u32,
+    /// Exact names, or patterns that end in `*`; none means any name.
+    #[prost(string, repeated, tag = "9")]
+    pub node_names: Vec<String>,
+    /// The CA appends characters of the key's hash to the name asked for.
+    #[prost(bool, tag = "10")]
+    pub generate_names: bool,
+    /// CIDR ranges that may be certified besides the source address.
+    #[prost(string, repeated, tag = "11")]
+    pub address_ranges: Vec<String>,
+    /// Any address may be certified.
+    #[prost(bool, tag = "12")]
+    pub any_address: bool,
+    /// DNS names that may be certified.
+    #[prost(string, repeated, tag = "13")]
+    pub dns_names: Vec<String>,
+    /// May take one exact name over from a live node.
+    #[prost(bool, tag = "14")]
+    pub replace: bool,
+    /// Who made it, as in audit records.
+    #[prost(string, tag = "15")]
+    pub created_by: String,
+    /// Zero: not revoked.
+    #[prost(int64, tag = "16")]
+    pub revoked_ms: i64,
+}
+
+/// One spent use of a token: bound to the key that spent it.
+#[derive(Clone, PartialEq, Message)]
+pub struct UseRecord {
+    /// Node that was enrolled.
+    #[prost(string, tag = "1")]
+    pub node: String,
+    /// Identity that was issued.
+    #[prost(bytes = "vec", tag = "2")]
+    pub serial: Vec<u8>,
+    /// When.
+    #[prost(int64, tag = "3")]
+    pub used_ms: i64,
+}
+
+/// What a node is, apart from being out of touch, which only the clock knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeStatus {
+    /// Never written.
+    Unspecified = 0,
+    /// Enrolled.
+    Live = 1,
+    /// Went away by its own word.
+    Left = 2,
+    /// Thrown out.
+    Revoked = 3,
+}
+
+/// An address bound to a node.
+#[derive(Clone, PartialEq, Message)]
+pub struct AddressRecord {
+    /// Canonical text.
+    #[prost(string, tag = "1")]
+    pub address: String,
+    /// A call came from it.
+    #[prost(bool, tag = "2")]
+    pub proved: bool,
+}
+
+/// One identity certificate of a node.
+#[derive(Clone, PartialEq, Message)]
+pub struct IdentityRecord {
+    /// Its serial.
+    #[prost(bytes = "vec", tag = "1")]
+    pub serial: Vec<u8>,
+    /// Hash of its public key.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key_hash: Vec<u8>,
+    /// Its notAfter.
+    #[prost(int64, tag = "3")]
+    pub not_after_ms: i64,
+}
+
+/// A Ray leaf key of a node: one key folder.
+#[derive(Clone, PartialEq, Message)]
+pub struct LeafKeyRecord {
+    /// Hash of the public key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key_hash: Vec<u8>,
+    /// First certificate for it.
+    #[prost(int64, tag = "2")]
+    pub first_issued_ms: i64,
+    /// notAfter of its newest certificate.
+    #[prost(int64, tag = "3")]
+    pub not_after_ms: i64,
+}
+
+/// A node of a cluster.
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeRecord {
+    /// Its cluster.
+    #[prost(string, tag = "1")]
+    pub cluster: String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Its role.
+    #[prost(enumeration = "v1::Role", tag = "3")]
+    pub role: i32,
+    /// What it is.
+    #[prost(enumeration = "NodeStatus", tag = "4")]
+    pub status: i32,
+    /// Addresses bound at enrolment.
+    #[prost(message, repeated, tag = "5")]
+    pub addresses: Vec<AddressRecord>,
+    /// DNS names bound at enrolment.
+    #[prost(string, repeated, tag = "6")]
+    pub dns_names: Vec<String>,
+    /// Its addresses are shared with other nodes.
+    #[prost(bool, tag = "7")]
+    pub shared_address: bool,
+    /// Token it enrolled with.
+    #[prost(string, tag = "8")]
+    pub token_id: String,
+    /// When it enrolled.
+    #[prost(int64, tag = "9")]
+    pub enrolled_ms: i64,
+    /// Newest contact on record; the running server may know a newer one.
+    #[prost(int64, tag = "10")]
+    pub contact_ms: i64,
+    /// The identity in force.
+    #[prost(message, optional, tag = "11")]
+    pub identity: Option<IdentityRecord>,
+    /// The next identity, issued and not yet used.
+    #[prost(message, optional, tag = "12")]
+    pub pending: Option<IdentityRecord>,
+    /// Leaf keys whose certificates have not all expired.
+    #[prost(message, repeated, tag = "13")]
+    pub leaf_keys: Vec<LeafKeyRecord>,
+    /// When it was revoked; zero for never.
+    #[prost(int64, tag = "14")]
+    pub revoked_ms: i64,
+    /// Why, in the operator's words.
+    #[prost(string, tag = "15")]
+    pub revoked_reason: String,
+    /// When a retired identity was last seen in use; zero for never.
+    #[prost(int64, tag = "16")]
+    pub reused_ms: i64,
+}
+
+impl NodeRecord {
+    /// Its status as a word.
+    #[must_use]
+    pub fn node_status(&self) -> NodeStatus {
+        self.status()
+    }
+
+    /// The identity in force.
+    #[must_use]
+    pub fn current(&self) -> &IdentityRecord {
+        self.identity.as_ref().expect("every node record is written with an identity")
+    }
+
+    /// Its role; every record is written with one.
+    #[must_use]
+    pub fn known_role(&self) -> Role {
+        Role::from_proto(self.role).expect("every node record is written with a role")
+    }
+
+    /// Latest notAfter of any Ray leaf of the node; zero for none.
+    #[must_use]
+    pub fn leaf_not_after_ms(&self) -> i64 {
+        self.leaf_keys.iter().map(|key| key.not_after_ms).max().unwrap_or(0)
+    }
+}
+
+/// An address that a revocation blocks for older tokens.
+#[derive(Clone, PartialEq, Message)]
+pub struct BlockRecord {
+    /// The revoked node.
+    #[prost(string, tag = "1")]
+    pub node: String,
+    /// When it was revoked.
+    #[prost(int64, tag = "2")]
+    pub revoked_ms: i64,
+}
+
+/// One issued certificate.
+#[derive(Clone, PartialEq, Message)]
+pub struct CertificateRecord {
+    /// Its serial.
+    #[prost(bytes = "vec", tag = "1")]
+    pub serial: Vec<u8>,
+    /// Its profile.
+    #[prost(enumeration = "v1::CertificateKind", tag = "2")]
+    pub kind: i32,
+    /// Cluster of its subject.
+    #[prost(string, tag = "3")]
+    pub cluster: String,
+    /// Node it speaks for.
+    #[prost(string, tag = "4")]
+    pub node: String,
+    /// The certificate.
+    #[prost(bytes = "vec", tag = "5")]
+    pub certificate_der: Vec<u8>,
+    /// When it was issued.
+    #[prost(int64, tag = "6")]
+    pub issued_ms: i64,
+    /// Its notAfter.
+    #[prost(int64, tag = "7")]
+    pub not_after_ms: i64,
+    /// Key id of the issuer that signed it.
+    #[prost(bytes = "vec", tag = "8")]
+    pub issuer_key_id: Vec<u8>,
+    /// Hash of its public key.
+    #[prost(bytes = "vec", tag = "9")]
+    pub key_hash: Vec<u8>,
+    /// When it was revoked; zero for never.
+    #[prost(int64, tag = "10")]
+    pub revoked_ms: i64,
+    /// Why.
+    #[prost(string, tag = "11")]
+    pub revoked_reason: String,
+}
+
+impl CertificateRecord {
+    /// Its serial; every record is written with one.
+    #[must_use]
+    pub fn known_serial(&self) -> Serial {
+        Serial::from_slice(&self.serial).expect("every certificate record is written with a serial")
+    }
+}
+
+/// An entry of a CRL to be.
+#[derive(Clone, PartialEq, Message)]
+pub struct RevocationRecord {
+    /// Revoked certificate.
+    #[prost(bytes = "vec", tag = "1")]
+    pub serial: Vec<u8>,
+    /// When.
+    #[prost(int64, tag = "2")]
+    pub revoked_ms: i64,
+    /// The entry goes when the certificate has expired.
+    #[prost(int64, tag = "3")]
+    pub not_after_ms: i64,
+    /// Issuer whose CRL it belongs on.
+    #[prost(bytes = "vec", tag = "4")]
+    pub issuer_key_id: Vec<u8>,
+}
+
+/// What an audit record tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditKind {
+    /// Never written.
+    Unspecified = 0,
+    /// The deployment was made.
+    Initialized = 1,
+    /// A cluster was created.
+    ClusterCreated = 2,
+    /// Settings were changed.
+    ClusterSet = 3,
+    /// A CA certificate was issued.
+    IssuerCreated = 4,
+    /// A token was made.
+    TokenCreated = 5,
+    /// A token was revoked.
+    TokenRevoked = 6,
+    /// A node enrolled: a use was spent, an identity issued.
+    Enrolled = 7,
+    /// The next identity was issued.
+    IdentityRenewed = 8,
+    /// The next identity was used first; the one before it is retired.
+    IdentityActivated = 9,
+    /// A retired identity was used again.
+    IdentityReused = 10,
+    /// A Ray leaf was issued.
+    LeafIssued = 11,
+    /// A node went away by its own word.
+    NodeLeft = 12,
+    /// A node was revoked.
+    NodeRevoked = 13,
+    /// A node was forgotten.
+    NodeForgotten = 14,
+    /// CRLs were signed.
+    CrlSigned = 15,
+}
+
+/// One record of the audit log. Its hash covers its bytes, and with them the hash before it.
+#[derive(Clone, PartialEq, Message)]
+pub struct AuditRecord {
+    /// Position, from 1 on, without gaps.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// SHA-256 of the record before; 32 zero bytes for the first.
+    #[prost(bytes = "vec", tag = "2")]
+    pub previous_hash: Vec<u8>,
+    /// When.
+    #[prost(int64, tag = "3")]
+    pub at_ms: i64,
+    /// Who: `uid:0`, `node:C/N`, `token:ID`, `ca`.
+    #[prost(string, tag = "4")]
+    pub actor: String,
+    /// What.
+    #[prost(enumeration = "AuditKind", tag = "5")]
+    pub kind: i32,
+    /// Cluster concerned, if one.
+    #[prost(string, tag = "6")]
+    pub cluster: String,
+    /// Node concerned, if one.
+    #[prost(string, tag = "7")]
+    pub node: String,
+    /// Certificate concerned, if one.
+    #[prost(bytes = "vec", tag = "8")]
+    pub serial: Vec<u8>,
+    /// Token concerned, if one.
+    #[prost(string, tag = "9")]
+    pub token_id: String,
+    /// More, for a person.
+    #[prost(string, tag = "10")]
+    pub detail: String,
+}
+
+/// Where the audit log ends.
+#[derive(Clone, PartialEq, Message)]
+pub struct AuditHead {
+    /// Index of the newest record; zero for none.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Its hash; 32 zero bytes for none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+}

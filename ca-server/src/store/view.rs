@@ -1,0 +1,198 @@
+//! What a decision sees and writes: the engine's durable state, then what the group of commands
+//! before it wrote, then its own writes. A decision that fails leaves nothing behind.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::{
+    StoreError, layout,
+    records::{AuditHead, AuditRecord},
+};
+
+/// An ordered key-value space that makes a batch durable as a whole or not at all.
+pub trait Engine: Send + 'static {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// The medium cannot be read.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Up to `limit` pairs whose keys begin with `prefix` and lie after `after`, in key order.
+    ///
+    /// # Errors
+    /// The medium cannot be read.
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+
+    /// Makes the writes durable, all or none. `None` deletes.
+    ///
+    /// # Errors
+    /// Final: whether the writes are durable is unknown, and the engine must not be used again.
+    fn commit(&mut self, writes: &Writes) -> Result<(), StoreError>;
+}
+
+/// Writes of a commit, by key.
+pub type Writes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// The state one decision works on.
+pub struct View<'a> {
+    engine: &'a dyn Engine,
+    group: &'a Writes,
+    own: Writes,
+    audit_head: AuditHead,
+    now_ms: i64,
+    started_ms: i64,
+}
+
+impl<'a> View<'a> {
+    /// A view over what is durable and what the group wrote so far.
+    #[must_use]
+    pub fn new(
+        engine: &'a dyn Engine,
+        group: &'a Writes,
+        audit_head: AuditHead,
+        now_ms: i64,
+        started_ms: i64,
+    ) -> Self {
+        Self { engine, group, own: Writes::new(), audit_head, now_ms, started_ms }
+    }
+
+    /// When this server began to serve. Nobody was out of touch before: nobody could call.
+    #[must_use]
+    pub fn started_ms(&self) -> i64 {
+        self.started_ms
+    }
+
+    /// The moment the decision is made at.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        self.now_ms
+    }
+
+    /// What the decision wrote, and where the audit log ends after it.
+    #[must_use]
+    pub fn into_writes(self) -> (Writes, AuditHead) {
+        (self.own, self.audit_head)
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// The medium cannot be read, or the record does not decode.
+    pub fn get<M: Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+        self.get_raw(key)?.map(|value| decode(key, &value)).transpose()
+    }
+
+    /// Reads a value as it is.
+    ///
+    /// # Errors
+    /// The medium cannot be read.
+    pub fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        for writes in [&self.own, self.group] {
+            if let Some(written) = writes.get(key) {
+                return Ok(written.clone());
+            }
+        }
+        self.engine.get(key)
+    }
+
+    /// Reads up to `limit` records whose keys begin with `prefix` and lie after `after`.
+    ///
+    /// # Errors
+    /// The medium cannot be read, or a record does not decode.
+    pub fn scan<M: Message + Default>(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, M)>, StoreError> {
+        self.scan_raw(prefix, after, limit)?
+            .into_iter()
+            .map(|(key, value)| decode(&key, &value).map(|record| (key, record)))
+            .collect()
+    }
+
+    /// The same with values as they are.
+    ///
+    /// # Errors
+    /// The medium cannot be read.
+    pub fn scan_raw(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        // Deletions in the overlay may hide that many of the engine's pairs.
+        let hidden = self.own.len() + self.group.len();
+        let mut pairs: BTreeMap<_, _> =
+            self.engine.scan(prefix, after, limit + hidden)?.into_iter().collect();
+        for writes in [self.group, &self.own] {
+            let from = after.unwrap_or(prefix).to_vec();
+            for (key, value) in writes.range(from..).take_while(|(key, _)| key.starts_with(prefix))
+            {
+                if after.is_some_and(|after| key.as_slice() <= after) {
+                    continue;
+                }
+                match value {
+                    Some(value) => pairs.insert(key.clone(), value.clone()),
+                    None => pairs.remove(key),
+                };
+            }
+        }
+        Ok(pairs.into_iter().take(limit).collect())
+    }
+
+    /// Writes a record.
+    pub fn put<M: Message>(&mut self, key: Vec<u8>, record: &M) {
+        self.put_raw(key, record.encode_to_vec());
+    }
+
+    /// Writes a value as it is.
+    pub fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.own.insert(key, Some(value));
+    }
+
+    /// Deletes a key.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.own.insert(key, None);
+    }
+
+    /// Appends to the audit log. Index, time and hash of the record before are filled in here.
+    pub fn audit(&mut self, record: AuditRecord) {
+        let record = AuditRecord {
+            index: self.audit_head.index + 1,
+            previous_hash: self.audit_head.hash.clone(),
+            at_ms: self.now_ms,
+            ..record
+        };
+        let encoded = record.encode_to_vec();
+        self.audit_head = AuditHead { index: record.index, hash: audit_hash(&encoded).to_vec() };
+        self.put_raw(layout::audit(record.index), encoded);
+        self.put(layout::AUDIT_HEAD.to_vec(), &self.audit_head.clone());
+    }
+}
+
+/// The hash that the next record carries: SHA-256 of the record's bytes as stored.
+#[must_use]
+pub fn audit_hash(encoded: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, encoded);
+    digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
+/// The audit head of an empty log.
+#[must_use]
+pub fn empty_audit_head() -> AuditHead {
+    AuditHead { index: 0, hash: vec![0; 32] }
+}
+
+fn decode<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, StoreError> {
+    M::decode(value).map_err(|e| StoreError::Damaged {
+        key: String::from_utf8_lossy(key).into_owned(),
+        why: e.to_string(),
+    })
+}

@@ -1,0 +1,129 @@
+//! Sync: one unary long poll. The node says what it holds; the answer is what changed since what it
+//! has, at once if something did, else when something does or the wait is over.
+
+use std::time::Duration;
+
+use raymtls_proto::v1;
+use tracing::debug;
+
+use crate::{
+    ca::Ca,
+    identify::identify,
+    refusal::Refusal,
+    store::{Authority, Caller, StoreError, records::ClusterRecord},
+};
+
+/// Longest wait.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Key folders in one report, at most.
+const KEY_FOLDERS_MAX: usize = 64;
+
+/// Answers one `Sync`.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn sync(
+    ca: &Ca,
+    caller: Caller,
+    request: v1::SyncRequest,
+) -> Result<v1::SyncResponse, StoreError> {
+    identify(ca, &caller, ca.clock.now()).await?;
+    if let Some(report) = request.report {
+        keep_report(ca, &caller, report)?;
+    }
+    let mut changes = ca.store.watch(&caller.cluster);
+    let wait = Duration::from_secs(request.wait_seconds.into()).min(WAIT_MAX);
+    let deadline = tokio::time::Instant::now() + wait;
+    let mut newest = ca.contacts.begin_wait(&caller);
+    let _counted = Counted::new(ca);
+    loop {
+        changes.mark_unchanged();
+        let cluster = ca.store.cluster(caller.cluster.clone()).await?;
+        let answer = changed_since(ca, &cluster, request.have).await?;
+        if has_news(&answer) || tokio::time::Instant::now() >= deadline {
+            ca.metrics.synced();
+            return Ok(answer);
+        }
+        tokio::select! {
+            changed = changes.changed() => {
+                changed.map_err(|_| Refusal::StoreUnavailable)?;
+            }
+            () = tokio::time::sleep_until(deadline) => {}
+            () = ca.stopped() => {
+                ca.metrics.synced();
+                return Ok(answer);
+            }
+            () = newest.superseded() => return Err(Refusal::Superseded.into()),
+        }
+        // Whoever waited may have been revoked meanwhile: that is what woke it.
+        ca.store.still_stands(caller.clone()).await?;
+    }
+}
+
+fn keep_report(ca: &Ca, caller: &Caller, report: v1::Report) -> Result<(), Refusal> {
+    if report.key_folders.len() > KEY_FOLDERS_MAX {
+        let text = format!("a report names at most {KEY_FOLDERS_MAX} key folders");
+        return Err(Refusal::RequestInvalid(text));
+    }
+    debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
+    ca.contacts.report(caller, report);
+    Ok(())
+}
+
+/// The parts that are newer than `have`; all of them for another epoch, a version of the future, or
+/// none.
+async fn changed_since(
+    ca: &Ca,
+    cluster: &ClusterRecord,
+    have: Option<v1::SyncVersion>,
+) -> Result<v1::SyncResponse, StoreError> {
+    let epoch = ca.store.epoch();
+    let have = have
+        .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
+        .map_or(0, |have| have.counter);
+    let id = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
+    let mut answer = v1::SyncResponse {
+        version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
+        server_time_unix: ca.clock.now().unix_timestamp(),
+        ..v1::SyncResponse::default()
+    };
+    if cluster.settings_version > have {
+        answer.settings = Some(cluster.settings().clone());
+    }
+    if cluster.bundle_version > have {
+        answer.bundle = Some(ca.bundle(&id).await?);
+    }
+    if cluster.ray_token_version > have {
+        answer.ray_token = Some(ca.ray_token(cluster)?);
+    }
+    if cluster.control_crl_version > have {
+        let crls = ca.store.crls(Authority::Control).await?;
+        answer.control_crl =
+            Some(v1::ControlCrl { crls_der: crls.map(|set| set.crls_der).unwrap_or_default() });
+    }
+    Ok(answer)
+}
+
+fn has_news(answer: &v1::SyncResponse) -> bool {
+    answer.settings.is_some()
+        || answer.bundle.is_some()
+        || answer.ray_token.is_some()
+        || answer.control_crl.is_some()
+        || !answer.directives.is_empty()
+}
+
+/// Counts a waiting call for as long as it waits, however it ends.
+struct Counted<'a>(&'a Ca);
+
+impl<'a> Counted<'a> {
+    fn new(ca: &'a Ca) -> Self {
+        ca.metrics.waiting().inc();
+        Self(ca)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.waiting().dec();
+    }
+}
