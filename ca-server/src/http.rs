@@ -8,7 +8,6 @@ use axum::{Router, extract::State, http::StatusCode, routing::get};
 use crate::ca::Ca;
 
 /// The routes.
-#[must_use]
 pub fn router(ca: Arc<Ca>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))

@@ -70,20 +70,18 @@ pub fn key_hash(spki_der: &[u8]) -> [u8; 32] {
 }
 
 fn check_attributes(csr: &X509CertificationRequest<'_>) -> Result<(), Refusal> {
-    for attribute in csr.certification_request_info.iter_attributes() {
-        let what = match attribute.parsed_attribute() {
-            ParsedCriAttribute::ExtensionRequest(request) => match request.extensions.first() {
-                Some(extension) => format!("it requests extension {}", extension.oid),
-                None => "it holds an empty extension request".to_owned(),
-            },
-            ParsedCriAttribute::ChallengePassword(_) => "it holds a challenge password".to_owned(),
-            ParsedCriAttribute::UnsupportedAttribute => {
-                format!("it holds attribute {}", attribute.oid)
-            }
-        };
-        return Err(Refusal::CsrInvalid(format!("{what}; only the public key is used")));
-    }
-    Ok(())
+    let Some(attribute) = csr.certification_request_info.iter_attributes().next() else {
+        return Ok(());
+    };
+    let what = match attribute.parsed_attribute() {
+        ParsedCriAttribute::ExtensionRequest(request) => match request.extensions.first() {
+            Some(extension) => format!("it requests extension {}", extension.oid),
+            None => "it holds an empty extension request".to_owned(),
+        },
+        ParsedCriAttribute::ChallengePassword(_) => "it holds a challenge password".to_owned(),
+        ParsedCriAttribute::UnsupportedAttribute => format!("it holds attribute {}", attribute.oid),
+    };
+    Err(Refusal::CsrInvalid(format!("{what}; only the public key is used")))
 }
 
 fn check_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), Refusal> {

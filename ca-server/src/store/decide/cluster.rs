@@ -57,6 +57,10 @@ pub fn create(
     if view.get_raw(&key)?.is_some() {
         return Err(Refusal::AlreadyExists { what: "cluster", name: record.cluster }.into());
     }
+    if list(view)?.len() >= CLUSTERS_MAX {
+        let text = format!("this CA has {CLUSTERS_MAX} clusters, the most it can list");
+        return Err(Refusal::RequestInvalid(text).into());
+    }
     let version = record.next_version();
     record.settings_version = version;
     record.bundle_version = version;

@@ -92,10 +92,12 @@ pub fn enroll(
     Ok(Enrolled { node, identity })
 }
 
-/// Whether nobody has heard of the node for too long. Only time in which the CA was serving counts.
+/// Whether nobody has heard of the node for too long, or can any more: its identity has ended. Only
+/// time in which the CA was serving counts as silence.
 #[must_use]
 pub fn is_absent(node: &NodeRecord, now_ms: i64, started_ms: i64) -> bool {
-    now_ms - node.contact_ms.max(started_ms) >= ABSENT_AFTER_MS
+    let newest = node.pending.as_ref().unwrap_or_else(|| node.current());
+    now_ms - node.contact_ms.max(started_ms) >= ABSENT_AFTER_MS || now_ms >= newest.not_after_ms
 }
 
 /// Whether no other live node may have the node's addresses: a driver's address may be a gateway's.
@@ -240,7 +242,8 @@ fn node_record(
         dns_names: binding.dns_names.iter().map(ToString::to_string).collect(),
         shared_address: ask.shared_address,
         token_id: ask.token.to_string(),
-        enrolled_ms: view.now_ms(),
+        // The name's new life begins with its first identity, not with the commit a moment later.
+        enrolled_ms: identity.issued_ms,
         contact_ms: view.now_ms(),
         identity: Some(IdentityRecord {
             serial: identity.serial.as_bytes().to_vec(),

@@ -1,0 +1,10 @@
+//! User stories in one process: a real CA behind real TLS, nodes that enrol with it, a clock that
+//! the test moves.
+
+mod certificates;
+mod enroll;
+mod issuers;
+mod renew;
+mod revoke;
+mod sync;
+mod trust;
