@@ -34,6 +34,14 @@ impl Serial {
         &self.0
     }
 
+    /// When the CA issued it, in milliseconds since 1970: notBefore is backdated, this is not.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&self.0[..6]);
+        u64::from_be_bytes(bytes)
+    }
+
     /// From bytes on the wire, or the content of a DER INTEGER (which drops leading zeros).
     ///
     /// # Errors
@@ -83,6 +91,7 @@ mod tests {
         let early = Serial::new(1_000, [0xff; 10]);
         let late = Serial::new(1_001, [0; 10]);
         assert!(early < late);
+        assert_eq!(early.unix_ms(), 1_000);
         assert_eq!(Serial::new((1 << 47) - 1, [0; 10]).as_bytes()[0], 0x7f);
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Screen {
 impl Screen {
     /// Of the process: its stdout, stderr and terminal.
     pub(super) fn of_process(format: Format, now: OffsetDateTime) -> Self {
+        // Messages hold whole seconds: "in 1h" of a token made just now, not "in 59m 59s".
+        let now = now.truncate_to_second();
         let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
         Self { out: Box::new(io::stdout()), err: Box::new(io::stderr()), format, now, terminal }
     }

@@ -7,7 +7,9 @@ use tokio::task::JoinSet;
 
 use super::{
     Place,
-    fixture::{Ca, HOUR_MS, IDENTITY_LIFE_MS, START_MS, address, ask, at, c1, key, refusal},
+    fixture::{
+        Ca, HOUR_MS, IDENTITY_LIFE_MS, START_MS, address, ask, at, c1, key, refusal, unavailable,
+    },
 };
 use crate::{
     refusal::Refusal,
@@ -212,6 +214,13 @@ pub(super) async fn what_changed_while_the_identity_was_signed_loses(place: &dyn
     assert_eq!(ca.token_record(&token).await.used, 1);
     let unsigned = refusal(ca.store.certificate(serial).await);
     assert_eq!(unsigned, Refusal::CertificateNotFound(serial));
+    // What was signed is not what was planned.
+    let mut other = plan(ask(&token, 3)).await;
+    other.addresses.push("192.0.2.9".parse().unwrap());
+    let identity = ca.sign(1, key(3), IDENTITY_LIFE_MS);
+    let unplanned = ca.store.enroll(at(3), ask(&token, 3), other, identity).await;
+    assert!(unavailable(unplanned).contains("changed"));
+    assert_eq!(ca.token_record(&token).await.used, 1);
     // The token is revoked between planning and recording.
     let slow = ask(&token, 3);
     let binding = plan(slow.clone()).await;

@@ -74,6 +74,9 @@ async fn run(args: Args) -> Result<usize, Failure> {
 
     println!("{}", machine::describe()?);
     println!("{}\n", machine::disk(folder.path())?);
+    if cfg!(debug_assertions) {
+        println!("this is a debug build: its figures say little; use `cargo build --release`\n");
+    }
     let floor = tokio::task::spawn_blocking(floor::measure).await??;
     println!("{}", floor.text());
 

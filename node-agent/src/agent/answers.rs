@@ -1,0 +1,158 @@
+//! What the daemon answers over its socket.
+
+use std::time::Duration;
+
+use raymtls_proto::{reason::Reaction, v1};
+use tokio::time::Instant;
+
+use super::{ActError, Agent};
+use crate::{
+    api::{Answer, Ask, ErrorKind, ExecFolder, Renewed},
+    keyfolder::{FOLDERS_MAX, folder_name},
+    state::{IDENTITY_RENEWED_AFTER, Standing},
+    statedir::issued_at,
+};
+
+/// At most one new key folder for `exec` in this time.
+const EXEC_FOLDER_PAUSE: Duration = Duration::from_secs(10);
+/// Key folders `exec` leaves free for a key that grew too old.
+const FOLDERS_KEPT_FREE: usize = 1;
+
+impl Agent {
+    pub(super) async fn answer(&mut self, ask: Ask) -> Answer {
+        match ask {
+            Ask::Status => Answer::Status(Box::new(self.view())),
+            Ask::ExecFolder => self.exec_folder().await,
+            Ask::Renew => self.renew_all().await,
+            Ask::Leave => self.leave().await,
+        }
+    }
+
+    /// A new key folder, or the newest valid one and why.
+    async fn exec_folder(&mut self) -> Answer {
+        if self.memory.settings().is_some_and(|s| s.mode() == v1::Mode::Tunnel) {
+            return Answer::error(
+                ErrorKind::Failed,
+                "the cluster's mode is tunnel, which this release cannot do: \
+                 run `ca-admin cluster set CLUSTER mode=files`",
+            );
+        }
+        if self.with_token() && !self.tls.has_token() {
+            return Answer::error(
+                ErrorKind::Failed,
+                "the cluster uses Ray's token and the CA has not delivered it yet: Ray is not \
+                 started without it; see `node-agent status`",
+            );
+        }
+        let note = match self.why_no_new_folder() {
+            Some(note) => Some(note),
+            None => match self.new_folder().await {
+                Ok(_) => None,
+                Err(error) => {
+                    self.failed(&error);
+                    Some(format!("no new key folder: {error}"))
+                }
+            },
+        };
+        let Some(number) = self.newest_valid(self.clock.now()) else {
+            let why = note.unwrap_or_default();
+            return Answer::error(ErrorKind::Failed, format!("there is no valid leaf; {why}"));
+        };
+        let env = self.tls.env_for(number, self.with_token());
+        let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
+        Answer::ExecFolder(ExecFolder { env, note })
+    }
+
+    fn why_no_new_folder(&self) -> Option<String> {
+        let now = self.clock.now();
+        match &self.standing {
+            Standing::Enrolled => {}
+            Standing::Refused { reason, .. } | Standing::ReenrolNeeded { reason, .. } => {
+                return Some(format!("no new key folder: {} ({reason})", self.standing.word()));
+            }
+            Standing::Left => return Some("no new key folder: the node left".to_owned()),
+        }
+        if self.folder_made_at.is_some_and(|at| now < at + EXEC_FOLDER_PAUSE) {
+            let pause = EXEC_FOLDER_PAUSE.as_secs();
+            return Some(format!("no new key folder: the last is less than {pause} s old"));
+        }
+        if self.folders.len() >= FOLDERS_MAX - FOLDERS_KEPT_FREE {
+            return Some(format!("no new key folder: there are {} already", self.folders.len()));
+        }
+        if self.call_not_before.is_some_and(|at| Instant::now() < at) {
+            let why = self.contact.last_error.as_deref().unwrap_or("the CA does not answer");
+            return Some(format!("no new key folder: {why}"));
+        }
+        None
+    }
+
+    async fn renew_all(&mut self) -> Answer {
+        let now = self.clock.now();
+        let mut done = Renewed { identity: None, key_folders: Vec::new(), failed: Vec::new() };
+        let half_old = now >= issued_at(&self.identity.facts) + IDENTITY_RENEWED_AFTER / 2;
+        if half_old || self.renewal_pending {
+            match self.renew_identity().await {
+                Ok(change) => done.identity = Some(change),
+                Err(error) => return self.renewal_failed(&error),
+            }
+        }
+        let live = self.folders.iter().filter(|f| f.folder.facts.not_after > now && !f.key_too_old);
+        let numbers: Vec<u32> = live.map(|f| f.folder.number).collect();
+        for number in numbers {
+            match self.renew_leaf(number).await {
+                Ok(change) => done.key_folders.push(change),
+                Err(error) if is_key_too_old(&error) => {
+                    done.failed.push(format!("{}: {error}", folder_name(number)));
+                }
+                Err(error) => return self.renewal_failed(&error),
+            }
+        }
+        Answer::Renewed(done)
+    }
+
+    fn renewal_failed(&mut self, error: &ActError) -> Answer {
+        self.failed(error);
+        Answer::error(kind_of(error), error.to_string())
+    }
+
+    async fn leave(&mut self) -> Answer {
+        self.sync.end();
+        let left = match self.client() {
+            Ok(client) => client.leave().await.map_err(ActError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = left {
+            return self.renewal_failed(&error);
+        }
+        self.succeeded();
+        self.stand(Standing::Left);
+        let until = self.files_work_until(self.clock.now()).map_or_else(
+            || "no valid leaf remains".into(),
+            |at| format!("its leaf works until {at}"),
+        );
+        Answer::Left {
+            message: format!(
+                "{} left cluster {}: nothing is renewed any more; {until}; all files stay",
+                self.node.node, self.node.cluster
+            ),
+        }
+    }
+}
+
+fn is_key_too_old(error: &ActError) -> bool {
+    matches!(error, ActError::Call(call) if call.reaction() == Reaction::NewKeyFolder)
+}
+
+fn kind_of(error: &ActError) -> ErrorKind {
+    match error {
+        ActError::Call(call) => match call.reaction() {
+            Reaction::Stop | Reaction::Reenrol => ErrorKind::Refused,
+            Reaction::Retry | Reaction::NewKeyFolder => ErrorKind::Failed,
+        },
+        ActError::Verify(_)
+        | ActError::KeyFolder(_)
+        | ActError::State(_)
+        | ActError::Key(_)
+        | ActError::TooManyFolders(_) => ErrorKind::Failed,
+    }
+}

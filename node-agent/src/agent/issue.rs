@@ -1,0 +1,202 @@
+//! Fetching certificates: the key is on the disk before the request where a lost reply would cost
+//! something, and what comes back is judged before it replaces anything.
+
+use raymtls_proto::{clock::Clock, leaf::LeafFacts, reason::Reason, v1};
+
+use super::{ActError, Agent, AgentFolder};
+use crate::{
+    api::SerialChange,
+    client::{CallError, NodeClient},
+    hooks::Event as HookEvent,
+    keyfolder::FOLDERS_MAX,
+    keys::PrivateKey,
+    moment::Moment,
+    statedir::{Identity, NodeFile, WaitingKey},
+    verify::{self, VerifyError, Wanted},
+};
+
+/// A leaf that was judged and found good, with the bundle it chains to.
+pub(crate) struct Leaf {
+    pub(crate) chain: v1::CertificateChain,
+    pub(crate) facts: LeafFacts,
+    pub(crate) bundle: v1::TrustBundle,
+}
+
+/// Asks for a Ray leaf for this key and judges it.
+pub(crate) async fn fetch_leaf(
+    client: &NodeClient,
+    node: &NodeFile,
+    key: &PrivateKey,
+    known_bundle: Option<&v1::TrustBundle>,
+    clock: &dyn Clock,
+) -> Result<Leaf, ActError> {
+    let request = v1::IssueLeafRequest {
+        csr_der: key.csr_der()?,
+        purpose: node.purpose().into(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        dns_names: node.leaf_dns_names().to_vec(),
+    };
+    let answer = client.issue_leaf(request).await?;
+    let chain = answer.leaf.ok_or(VerifyError::Missing("the leaf"))?;
+    let bundle = answer
+        .bundle
+        .or_else(|| known_bundle.cloned())
+        .ok_or(VerifyError::Missing("the trust bundle"))?;
+    verify::bundle(&bundle)?;
+    let roots: Vec<_> = bundle.roots_der.iter().map(|der| der.as_slice().into()).collect();
+    let wanted = Wanted {
+        subject: &node.ray(),
+        trust_domain: &node.trust_domain,
+        spki_der: &key.spki_der(),
+        addresses: &node.addresses,
+        dns_names: node.leaf_dns_names(),
+        now: clock.now(),
+    };
+    let facts = verify::leaf(&chain, &roots, &wanted)?;
+    Ok(Leaf { chain, facts, bundle })
+}
+
+/// Judges an identity and puts it together with its key.
+pub(crate) fn accept_identity(
+    chain: Option<v1::CertificateChain>,
+    key: PrivateKey,
+    node: &NodeFile,
+    clock: &dyn Clock,
+) -> Result<Identity, ActError> {
+    let chain = chain.ok_or(VerifyError::Missing("the identity"))?;
+    let wanted = Wanted {
+        subject: &node.agent(),
+        trust_domain: &node.trust_domain,
+        spki_der: &key.spki_der(),
+        addresses: &[],
+        dns_names: &[],
+        now: clock.now(),
+    };
+    verify::identity(&chain, &node.control_roots, &wanted)?;
+    Ok(Identity::new(key, chain).map_err(|_| VerifyError::OtherKey)?)
+}
+
+impl Agent {
+    /// The next identity, for a key that is on the disk before it is sent. After a crash anywhere in
+    /// here the next start sends the same key again and gets the same certificate.
+    pub(super) async fn renew_identity(&mut self) -> Result<SerialChange, ActError> {
+        // A call begun with the old identity must not stand beside one made with the next.
+        self.sync.end();
+        let key = self.state.waiting_key(WaitingKey::Renewal)?;
+        self.renewal_pending = true;
+        let answer = self.client()?.renew_identity(key.csr_der()?).await?;
+        let identity = accept_identity(answer.identity, key, &self.node, &*self.clock)?;
+        self.state.put_identity(&identity)?;
+        let change = SerialChange {
+            name: "identity".to_owned(),
+            old: self.identity.serial().to_string(),
+            new: identity.serial().to_string(),
+        };
+        self.identity = identity;
+        self.renewal_pending = false;
+        self.client = None;
+        self.renewals += 1;
+        self.succeeded();
+        tracing::info!(old = %change.old, serial = %change.new, not_after = %Moment::from(self.identity.facts.not_after), "identity renewed");
+        Ok(change)
+    }
+
+    /// Makes what is missing of a valid current key folder, `ray.env` and Ray's token.
+    pub(crate) async fn first_files(&mut self) -> Result<(), ActError> {
+        let valid = self.files_work_until(self.clock.now()).is_some();
+        if !valid {
+            self.new_folder().await?;
+        }
+        let complete = valid && (self.tls.has_token() || !self.with_token());
+        match self.sync_once().await {
+            // Nothing was missing: news can wait for the daemon.
+            Err(ActError::Call(CallError::Away(why))) if complete => {
+                tracing::warn!(%why, "the CA cannot be reached; all files are there");
+            }
+            other => other?,
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// The next leaf for the key of a folder: same key, one rename.
+    pub(super) async fn renew_leaf(&mut self, number: u32) -> Result<SerialChange, ActError> {
+        let key = self.tls.key(number)?;
+        let leaf = match self.fetch(&key).await {
+            Ok(leaf) => leaf,
+            Err(error) => {
+                self.note_key_too_old(number, &error);
+                return Err(error);
+            }
+        };
+        // Roots before the leaf that may need them, and after it where the old leaf held them back.
+        self.learn_bundle(&leaf.bundle)?;
+        self.tls.replace_leaf(number, &leaf.chain)?;
+        let held = self.folders.iter_mut().find(|f| f.folder.number == number);
+        let held = held.expect("a folder that is renewed is in the list");
+        let change = SerialChange {
+            name: held.folder.name(),
+            old: held.folder.facts.serial.to_string(),
+            new: leaf.facts.serial.to_string(),
+        };
+        tracing::info!(key_folder = %change.name, old = %change.old, serial = %change.new, not_after = %Moment::from(leaf.facts.not_after), "leaf renewed");
+        held.folder.chain = leaf.chain;
+        held.folder.facts = leaf.facts;
+        self.tls.put_bundle(number, &leaf.bundle)?;
+        self.hooks.tell(HookEvent::LeafRenewed, &self.tls.folder_path(number));
+        self.sync.report_soon();
+        Ok(change)
+    }
+
+    /// A key folder of its own for what starts from now on.
+    pub(super) async fn new_folder(&mut self) -> Result<u32, ActError> {
+        if self.folders.len() >= FOLDERS_MAX {
+            return Err(ActError::TooManyFolders(self.folders.len()));
+        }
+        let key = PrivateKey::generate()?;
+        let leaf = self.fetch(&key).await?;
+        self.learn_bundle(&leaf.bundle)?;
+        let number = self.tls.next_number()?;
+        let folder = self.tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle)?;
+        tracing::info!(key_folder = %folder.name(), serial = %folder.facts.serial, not_after = %Moment::from(folder.facts.not_after), "new key folder");
+        self.folders.push(AgentFolder { folder, key_too_old: false });
+        self.make_current(number)?;
+        self.folder_made_at = Some(self.clock.now());
+        if std::mem::take(&mut self.folder_wanted) {
+            self.state.put_memory(&self.memory)?;
+        }
+        self.hooks.tell(HookEvent::NewKeyFolder, &self.tls.folder_path(number));
+        self.sync.report_soon();
+        Ok(number)
+    }
+
+    async fn fetch(&mut self, key: &PrivateKey) -> Result<Leaf, ActError> {
+        let client = self.client()?;
+        let known = self.memory.bundle();
+        let leaf = fetch_leaf(&client, &self.node, key, known, &*self.clock).await?;
+        self.renewals += 1;
+        self.succeeded();
+        Ok(leaf)
+    }
+
+    /// Takes a bundle that came with a leaf over into every folder and the memory.
+    fn learn_bundle(&mut self, bundle: &v1::TrustBundle) -> Result<(), ActError> {
+        if self.memory.bundle() == Some(bundle) {
+            return Ok(());
+        }
+        self.write_bundle(bundle)?;
+        self.memory.learn(None, Some(bundle.clone()));
+        Ok(self.state.put_memory(&self.memory)?)
+    }
+
+    fn note_key_too_old(&mut self, number: u32, error: &ActError) {
+        let ActError::Call(CallError::Refused { reason: Some(Reason::KeyTooOld), .. }) = error
+        else {
+            return;
+        };
+        if let Some(held) = self.folders.iter_mut().find(|f| f.folder.number == number) {
+            held.key_too_old = true;
+            tracing::warn!(key_folder = %held.folder.name(), "its key is too old to be renewed");
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! The daemon: look at the facts, decide (in `state`), act. One task owns everything; the waiting
+//! Sync, the socket, the hooks and the HTTP listener run beside it and talk to it by messages. Every
+//! await lies before the writes of an act, so that stopping never cuts a write in two.
+
+mod answers;
+pub(crate) mod issue;
+mod sync;
+mod view;
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use raymtls_proto::{clock::Clock, reason::Reaction, v1};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
+
+use crate::{
+    api::{Answer, Ask, ErrorKind},
+    client::{CallError, NodeClient, Target},
+    config::Config,
+    failure::Failure,
+    hooks::{Event as HookEvent, Hooks},
+    http, keyfolder,
+    keyfolder::{Folder, KeyFolderError, TlsDir},
+    keys::KeyError,
+    notify, socket,
+    state::{self, Action, Facts, FolderFacts, Life, REFUSED_RETRY, Standing},
+    statedir::{
+        Identity, Memory, NodeFile, StateDir, StateError, StateLock, WaitingKey, issued_at,
+    },
+    status::{Contact, Status},
+    verify::{self, VerifyError},
+};
+
+/// Most messages that wait for the daemon.
+const EVENTS_LEN_MAX: usize = 64;
+/// How long the loop leaves the CA alone after a Sync that brought nothing and did not wait.
+const SYNC_PAUSE: Duration = Duration::from_secs(1);
+
+/// Stands where a reason word of the CA would: this agent found out by itself.
+const IDENTITY_EXPIRED: &str = "IDENTITY_EXPIRED";
+
+/// Why an act did not succeed.
+#[derive(Debug, Error)]
+pub enum ActError {
+    /// The CA gave no answer, or said no.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// What it gave must not replace a file.
+    #[error("the CA's answer was not used: {0}")]
+    Verify(#[from] VerifyError),
+    /// The TLS folder.
+    #[error(transparent)]
+    KeyFolder(#[from] KeyFolderError),
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No room for another key folder.
+    #[error("there are {0} key folders already: the oldest must expire first")]
+    TooManyFolders(usize),
+}
+
+impl From<ActError> for Failure {
+    fn from(error: ActError) -> Self {
+        let refused = match &error {
+            ActError::Call(call) => call.reaction() == Reaction::Stop,
+            ActError::Verify(_)
+            | ActError::KeyFolder(_)
+            | ActError::State(_)
+            | ActError::Key(_)
+            | ActError::TooManyFolders(_) => false,
+        };
+        if refused { Self::Refused(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+/// The way to talk to a running agent from another task.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    events: mpsc::Sender<Event>,
+    status: watch::Receiver<Status>,
+}
+
+impl Handle {
+    /// Asks; authorisation comes before this.
+    pub async fn ask(&self, ask: Ask) -> Answer {
+        if ask == Ask::Status {
+            return Answer::Status(Box::new(self.status()));
+        }
+        let (reply, answer) = oneshot::channel();
+        let gone = || Answer::error(ErrorKind::Failed, "the agent is stopping");
+        if self.events.send(Event::Asked(ask, reply)).await.is_err() {
+            return gone();
+        }
+        answer.await.unwrap_or_else(|_| gone())
+    }
+
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The status each time it changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}
+
+/// What the daemon hears between two acts.
+#[derive(Debug)]
+enum Event {
+    Asked(Ask, oneshot::Sender<Answer>),
+    /// A Sync ended; the number says which one.
+    Synced(u64, Box<Result<v1::SyncResponse, CallError>>),
+}
+
+/// The agent of one node.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    clock: Arc<dyn Clock>,
+    state: StateDir,
+    tls: TlsDir,
+    node: NodeFile,
+    identity: Identity,
+    memory: Memory,
+    folders: Vec<AgentFolder>,
+    current: Option<u32>,
+    env_names: Option<u32>,
+    standing: Standing,
+    contact: Contact,
+    /// Failed calls in a row.
+    failures: u32,
+    /// Monotonic: a wall clock put back must not lengthen a backoff.
+    call_not_before: Option<Instant>,
+    renewal_pending: bool,
+    folder_wanted: bool,
+    folder_made_at: Option<OffsetDateTime>,
+    client: Option<NodeClient>,
+    sync: sync::Waiting,
+    hooks: Hooks,
+    renewals: u64,
+    problems: Vec<String>,
+    event_sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    status: watch::Sender<Status>,
+    _lock: StateLock,
+}
+
+#[derive(Debug)]
+struct AgentFolder {
+    folder: Folder,
+    key_too_old: bool,
+}
+
+impl Agent {
+    /// Takes the state folder over, finishes what a crash left, and reads everything.
+    ///
+    /// # Errors
+    /// Not enrolled, another daemon at work, damaged or exposed folders.
+    pub fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Self, ActError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let lock = state.lock()?;
+        Self::open_locked(config, clock, state, lock)
+    }
+
+    pub(crate) fn open_locked(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        state: StateDir,
+        lock: StateLock,
+    ) -> Result<Self, ActError> {
+        state.sweep()?;
+        let not_enrolled = || StateError::NotEnrolled(state.path().display().to_string());
+        let node = state.node()?.ok_or_else(not_enrolled)?;
+        let identity = state.identity()?.ok_or_else(not_enrolled)?;
+        if identity.facts.uris != [node.agent().uri(&node.trust_domain)] {
+            // An enrolment under another name was cut short between its two files.
+            return Err(not_enrolled().into());
+        }
+        state.drop_waiting(&identity.key.spki_der())?;
+        let tls = TlsDir::prepare(&config.tls_dir, config.ray_gid.or(node.ray_gid))?;
+        let (event_sender, events) = mpsc::channel(EVENTS_LEN_MAX);
+        let renewal_pending = state.has_waiting_key(WaitingKey::Renewal);
+        let status = view::empty(&node, &identity, clock.now());
+        let mut agent = Self {
+            memory: state.memory(),
+            folders: Vec::new(),
+            current: None,
+            env_names: None,
+            standing: Standing::Enrolled,
+            contact: Contact {
+                reachable: None,
+                last_contact: None,
+                last_error: None,
+                next_try: None,
+            },
+            failures: 0,
+            call_not_before: None,
+            renewal_pending,
+            folder_wanted: false,
+            folder_made_at: None,
+            client: None,
+            sync: sync::Waiting::default(),
+            hooks: Hooks::none(),
+            renewals: 0,
+            problems: Vec::new(),
+            event_sender,
+            events,
+            status: watch::Sender::new(status),
+            config,
+            clock,
+            state,
+            tls,
+            node,
+            identity,
+            _lock: lock,
+        };
+        agent.reconcile()?;
+        agent.publish();
+        Ok(agent)
+    }
+
+    /// The way to talk to it once it runs.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { events: self.event_sender.clone(), status: self.status.subscribe() }
+    }
+
+    /// What it stands on, for tests and for `enroll`.
+    #[must_use]
+    pub fn node(&self) -> &NodeFile {
+        &self.node
+    }
+
+    /// Runs until `stop` is ready. A write in hand is finished; the node does not leave its cluster.
+    ///
+    /// # Errors
+    /// The socket cannot be had.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
+        let mut beside = JoinSet::new();
+        self.start_beside(&mut beside).await?;
+        let mut stop = pin!(stop);
+        loop {
+            self.publish();
+            let now = self.clock.now();
+            self.reconsider(now);
+            let step = async {
+                match state::next_action(now, &self.look(now)) {
+                    Action::Wait(until) => self.wait(now, until).await,
+                    action @ (Action::IdentityOver
+                    | Action::RemoveFolder(_)
+                    | Action::RenewIdentity
+                    | Action::NewFolder
+                    | Action::RenewLeaf(_)
+                    | Action::Sync) => self.act(action).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = step => {}
+            }
+        }
+        notify::stopping();
+        self.sync.end();
+        beside.shutdown().await;
+        if let Some(path) = &self.config.socket {
+            let _ = std::fs::remove_file(path);
+        }
+        tracing::info!("stopped; all files stay as they are");
+        Ok(())
+    }
+
+    async fn start_beside(&mut self, beside: &mut JoinSet<()>) -> Result<(), Failure> {
+        if let Some(folder) = self.config.hooks_dir.clone() {
+            self.hooks = Hooks::in_folder(folder);
+        }
+        if let Some(path) = self.config.socket.clone() {
+            let listener = socket::listen(&path).await.map_err(|e| {
+                Failure::Failed(format!("cannot listen at {}: {e}", path.display()))
+            })?;
+            let allowed = socket::Allowed {
+                agent_uid: rustix::process::geteuid().as_raw(),
+                ray_uid: self.config.ray_uid,
+            };
+            beside.spawn(socket::serve(listener, self.handle(), allowed));
+        }
+        if let Some(address) = self.config.http_listen {
+            match http::listen(address).await {
+                Ok(listener) => {
+                    beside.spawn(http::serve(
+                        listener,
+                        self.status.subscribe(),
+                        self.clock.clone(),
+                    ));
+                }
+                // Certificates matter more than metrics: a port that is taken stops nothing.
+                Err(error) => self.problem(format!("no metrics and health at {address}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings links, `ray.env` and access in line with what is there.
+    fn reconcile(&mut self) -> Result<(), ActError> {
+        self.tls.sweep()?;
+        let (folders, damaged) = self.tls.load()?;
+        self.tls.align_access(&folders)?;
+        for error in damaged {
+            self.problem(error.to_string());
+        }
+        self.folders =
+            folders.into_iter().map(|folder| AgentFolder { folder, key_too_old: false }).collect();
+        let named = self.tls.current();
+        let is_there = |n: &u32| self.folders.iter().any(|f| f.folder.number == *n);
+        self.current = named.filter(is_there);
+        self.env_names = self.tls.env_names();
+        match self.current.or_else(|| self.newest_valid(self.clock.now())) {
+            Some(number) => self.make_current(number)?,
+            None => self.current = None,
+        }
+        if let Some(bundle) = self.memory.bundle().cloned() {
+            self.write_bundle(&bundle)?;
+        }
+        Ok(())
+    }
+
+    fn look(&self, now: OffsetDateTime) -> Facts {
+        let facts = &self.identity.facts;
+        let on_the_wall = |at: Instant| now + at.saturating_duration_since(Instant::now());
+        Facts {
+            standing: self.standing.clone(),
+            identity: Life::of_identity(facts.serial, issued_at(facts), facts.not_after),
+            renewal_pending: self.renewal_pending,
+            folders: self.folders.iter().map(AgentFolder::facts).collect(),
+            current: self.current,
+            env_names: self.env_names,
+            folder_wanted: self.folder_wanted,
+            call_not_before: self.call_not_before.map(on_the_wall),
+            sync_waiting: self.sync.is_waiting(),
+            sync_not_before: self.sync.not_before.map(on_the_wall),
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        let done = match action {
+            Action::Wait(_) => Ok(()),
+            Action::IdentityOver => {
+                self.sync.end();
+                self.stand(Standing::ReenrolNeeded {
+                    reason: IDENTITY_EXPIRED.to_owned(),
+                    message: "the agent identity has expired".to_owned(),
+                });
+                Ok(())
+            }
+            Action::RemoveFolder(number) => self.remove_folder(number),
+            Action::RenewIdentity => self.renew_identity().await.map(drop),
+            Action::NewFolder => self.new_folder().await.map(drop),
+            Action::RenewLeaf(number) => self.renew_leaf(number).await.map(drop),
+            Action::Sync => self.start_sync(),
+        };
+        if let Err(error) = done {
+            self.failed(&error);
+        }
+    }
+
+    /// A clock that stood wrong and was put right makes an identity valid again.
+    fn reconsider(&mut self, now: OffsetDateTime) {
+        let over = self.identity.facts.not_after <= now;
+        if !over
+            && matches!(&self.standing, Standing::ReenrolNeeded { reason, .. } if reason == IDENTITY_EXPIRED)
+        {
+            self.stand(Standing::Enrolled);
+        }
+    }
+
+    /// Waits for a message, for the moment, or for the next look at the clock.
+    async fn wait(&mut self, now: OffsetDateTime, until: OffsetDateTime) {
+        let left = Duration::try_from(until - now).unwrap_or_default().min(self.config.tick);
+        let event = tokio::time::timeout(left, self.events.recv()).await;
+        match event {
+            Ok(Some(Event::Asked(ask, reply))) => {
+                let answer = self.answer(ask).await;
+                self.publish();
+                let _ = reply.send(answer);
+            }
+            Ok(Some(Event::Synced(number, result))) => self.synced(number, *result),
+            // The agent holds a sender itself: the channel never ends.
+            Ok(None) | Err(_) => {}
+        }
+    }
+
+    /// The client with the identity in force.
+    fn client(&mut self) -> Result<NodeClient, ActError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let target = Target {
+            endpoints: self.node.node_endpoints.clone(),
+            trust_domain: self.node.trust_domain.clone(),
+            control_roots: self.node.control_roots.clone(),
+            control_crls: self.memory.control_crls().to_vec(),
+        };
+        let limits = self.config.limits;
+        let client = NodeClient::new(&target, &self.identity, limits, self.clock.clone())?;
+        Ok(self.client.insert(client).clone())
+    }
+
+    /// An answer came: whatever stood in the way is over.
+    fn succeeded(&mut self) {
+        if self.contact.reachable == Some(false) {
+            tracing::info!("the CA answers again");
+        }
+        self.failures = 0;
+        self.call_not_before = None;
+        self.contact.reachable = Some(true);
+        self.contact.last_contact = Some(self.clock.now().into());
+        self.contact.last_error = None;
+        self.contact.next_try = None;
+        if let Standing::Refused { reason, .. } = &self.standing {
+            tracing::info!(%reason, "the CA serves this node again");
+            self.standing = Standing::Enrolled;
+        }
+    }
+
+    /// Decides when to try again, or that trying is over.
+    fn failed(&mut self, error: &ActError) {
+        let now = self.clock.now();
+        let (reaction, word, retry_after) = match error {
+            ActError::Call(call) => (call.reaction(), call.word(), call.retry_after()),
+            ActError::Verify(_)
+            | ActError::KeyFolder(_)
+            | ActError::State(_)
+            | ActError::Key(_)
+            | ActError::TooManyFolders(_) => (Reaction::Retry, "LOCAL", None),
+        };
+        if let ActError::Call(call) = error {
+            self.contact.reachable = Some(matches!(call, CallError::Refused { .. }));
+        }
+        self.contact.last_error = Some(error.to_string());
+        match reaction {
+            Reaction::Retry | Reaction::NewKeyFolder => {
+                let backoff = state::backoff(self.failures, rand::random());
+                // What the CA asks for, spread so that not all come back at once.
+                let wait = retry_after.map_or(backoff, |asked| asked + backoff);
+                self.failures = self.failures.saturating_add(1);
+                self.call_not_before = Some(Instant::now() + wait);
+                self.contact.next_try = Some((now + wait).into());
+                tracing::warn!(reason = word, %error, retry_in = ?wait, "a call to the CA failed");
+            }
+            Reaction::Stop => {
+                let retry_at = now + REFUSED_RETRY;
+                self.contact.next_try = Some(retry_at.into());
+                self.sync.end();
+                self.stand(Standing::Refused {
+                    reason: word.to_owned(),
+                    message: error.to_string(),
+                    retry_at,
+                });
+            }
+            Reaction::Reenrol => {
+                self.sync.end();
+                self.stand(Standing::ReenrolNeeded {
+                    reason: word.to_owned(),
+                    message: error.to_string(),
+                });
+            }
+        }
+    }
+
+    fn stand(&mut self, standing: Standing) {
+        let changed = self.standing.word() != standing.word();
+        self.standing = standing;
+        if changed {
+            self.log_standing();
+        }
+    }
+
+    fn log_standing(&self) {
+        let until = self.files_work_until(self.clock.now());
+        let until = until.map_or_else(|| "already over".to_owned(), |at| at.to_string());
+        match &self.standing {
+            Standing::Refused { reason, message, .. } => tracing::error!(
+                %reason, why = %message, files_work_until = %until,
+                "the CA refuses this node: nothing is renewed, no file is removed"
+            ),
+            Standing::ReenrolNeeded { reason, message } => tracing::error!(
+                %reason, why = %message, files_work_until = %until,
+                "re-enrol needed: stop the agent and run `node-agent enroll` with a new join file"
+            ),
+            Standing::Enrolled | Standing::Left => {
+                tracing::info!(standing = self.standing.word(), "standing changed");
+            }
+        }
+    }
+
+    fn problem(&mut self, text: String) {
+        tracing::error!("{text}");
+        self.problems.push(text);
+    }
+
+    fn remove_folder(&mut self, number: u32) -> Result<(), ActError> {
+        // Out of the list first: one that cannot be removed is tried again at the next start.
+        self.folders.retain(|f| f.folder.number != number);
+        self.tls.remove(number)?;
+        tracing::info!(key_folder = %keyfolder::folder_name(number), "expired key folder removed");
+        Ok(())
+    }
+
+    /// Points `current` and `ray.env` at a folder.
+    fn make_current(&mut self, number: u32) -> Result<(), ActError> {
+        self.tls.point_current(number)?;
+        self.current = Some(number);
+        self.tls.put_env(number, self.with_token())?;
+        self.env_names = Some(number);
+        Ok(())
+    }
+
+    /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
+    fn with_token(&self) -> bool {
+        self.memory.settings().is_none_or(|settings| settings.ray_token)
+    }
+
+    /// Writes roots and CRLs into every folder whose leaf verifies with them.
+    fn write_bundle(&mut self, bundle: &v1::TrustBundle) -> Result<(), ActError> {
+        let now = self.clock.now();
+        let roots: Vec<_> = bundle.roots_der.iter().map(|der| der.as_slice().into()).collect();
+        let mut changed = Vec::new();
+        for AgentFolder { folder, .. } in &self.folders {
+            if folder.facts.not_after <= now {
+                continue;
+            }
+            if let Err(why) = verify::chains(&folder.chain, &roots, None, now) {
+                let name = folder.name();
+                tracing::error!(key_folder = %name, %why, "its leaf does not chain to the new roots: it keeps the old ones");
+                continue;
+            }
+            if self.tls.put_bundle(folder.number, bundle)? {
+                changed.push(folder.number);
+            }
+        }
+        for number in changed {
+            self.hooks.tell(HookEvent::BundleChanged, &self.tls.folder_path(number));
+        }
+        Ok(())
+    }
+
+    fn newest_valid(&self, now: OffsetDateTime) -> Option<u32> {
+        let valid = |f: &&AgentFolder| f.folder.facts.not_after > now;
+        self.folders.iter().filter(valid).map(|f| f.folder.number).max()
+    }
+
+    fn folder(&self, number: u32) -> Option<&AgentFolder> {
+        self.folders.iter().find(|f| f.folder.number == number)
+    }
+}
+
+impl AgentFolder {
+    fn facts(&self) -> FolderFacts {
+        let facts = &self.folder.facts;
+        FolderFacts {
+            number: self.folder.number,
+            life: Life::of_leaf(facts.serial, issued_at(facts), facts.not_after),
+            key_too_old: self.key_too_old,
+        }
+    }
+}
+
+/// Ends a task when it is dropped or told to.
+#[derive(Debug)]
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,167 @@
+//! The status as it is made from the agent's facts, and where it goes: to whoever watches, to the
+//! status file, to systemd.
+
+use raymtls_proto::{
+    durable::{self, Access},
+    leaf::LeafFacts,
+    v1,
+};
+use time::OffsetDateTime;
+
+use super::{Agent, AgentFolder};
+use crate::{
+    moment::Moment,
+    notify,
+    state::{Life, Standing},
+    statedir::{Identity, NodeFile, issued_at},
+    status::{CertificateStatus, Contact, FolderStatus, SettingsStatus, SplitStatus, Status},
+};
+
+impl Agent {
+    pub(super) fn view(&self) -> Status {
+        let now = self.clock.now();
+        let mut status = empty(&self.node, &self.identity, now);
+        status.standing = self.standing.word().to_owned();
+        status.standing_reason = match &self.standing {
+            Standing::Enrolled | Standing::Left => None,
+            Standing::Refused { message, .. } => Some(message.clone()),
+            Standing::ReenrolNeeded { message, .. } => {
+                Some(format!("{message}; run `node-agent enroll` with a new join file"))
+            }
+        };
+        status.ca = self.contact.clone();
+        status.key_folders = self.folders.iter().map(|f| self.folder_status(f)).collect();
+        status.files_work_until = self.files_work_until(now);
+        status.ray_env = self.tls.env_path().display().to_string();
+        status.settings = self.memory.settings().map(settings_status);
+        status.received = self.memory.version().map(version_text);
+        status.applied = self.applied().map(version_text);
+        let agent_uid = rustix::process::geteuid().as_raw();
+        status.two_key_split = SplitStatus::of(self.config.ray_uid, agent_uid);
+        status.renewals = self.renewals;
+        status.problems = self.problems.clone();
+        status.problems.extend(self.unmet());
+        status
+    }
+
+    /// Publishes the status where it changed.
+    pub(super) fn publish(&mut self) {
+        let status = self.view();
+        let same = {
+            let last = self.status.borrow();
+            Status { as_of: last.as_of, ..status.clone() } == *last
+        };
+        if same {
+            return;
+        }
+        notify::status(&status);
+        let text = serde_json::to_vec_pretty(&status).expect("a status is valid JSON");
+        if let Err(error) = durable::replace(&self.state.status_path(), &text, Access::PUBLIC) {
+            tracing::warn!(%error, "the status file cannot be written");
+        }
+        self.status.send_replace(status);
+    }
+
+    /// What starts now reads the current folder: its leaf's end is the first visible failure.
+    pub(super) fn files_work_until(&self, now: OffsetDateTime) -> Option<Moment> {
+        let not_after = self.folder(self.current?)?.folder.facts.not_after;
+        (not_after > now).then(|| not_after.into())
+    }
+
+    fn folder_status(&self, held: &AgentFolder) -> FolderStatus {
+        let number = held.folder.number;
+        let life = held.facts().life;
+        FolderStatus {
+            name: held.folder.name(),
+            current: self.current == Some(number),
+            named_by_ray_env: self.env_names == Some(number),
+            key_too_old: held.key_too_old,
+            leaf: certificate_status(&held.folder.facts, life),
+        }
+    }
+
+    /// Settings that cannot be followed, and configuration that cannot work.
+    fn unmet(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let agent_uid = rustix::process::geteuid().as_raw();
+        if let Some(uid) = self.config.ray_uid.filter(|uid| *uid != 0 && *uid != agent_uid)
+            && self.config.ray_gid.or(self.node.ray_gid).is_none()
+        {
+            all.push(format!("uid {uid} runs Ray and cannot read its key: give --ray-group"));
+        }
+        let Some(settings) = self.memory.settings() else { return all };
+        if settings.mode() == v1::Mode::Tunnel {
+            all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
+        }
+        if matches!(settings.isolation(), v1::Isolation::Audit | v1::Isolation::Enforce) {
+            let name = isolation_word(settings.isolation());
+            all.push(format!("isolation is {name}: this release loads no rules"));
+        }
+        all
+    }
+}
+
+/// A status before anything happened.
+pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -> Status {
+    let facts = &identity.facts;
+    let life = Life::of_identity(facts.serial, issued_at(facts), facts.not_after);
+    Status {
+        as_of: now.into(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        trust_domain: node.trust_domain.to_string(),
+        cluster: node.cluster.to_string(),
+        node: node.node.to_string(),
+        role: node.role.to_string(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        dns_names: node.dns_names.clone(),
+        standing: Standing::Enrolled.word().to_owned(),
+        standing_reason: None,
+        ca: Contact { reachable: None, last_contact: None, last_error: None, next_try: None },
+        identity: certificate_status(facts, life),
+        key_folders: Vec::new(),
+        files_work_until: None,
+        ray_env: String::new(),
+        settings: None,
+        received: None,
+        applied: None,
+        two_key_split: SplitStatus { holds: None, why: String::new() },
+        renewals: 0,
+        problems: Vec::new(),
+    }
+}
+
+fn certificate_status(facts: &LeafFacts, life: Life) -> CertificateStatus {
+    CertificateStatus {
+        serial: facts.serial.to_string(),
+        not_after: facts.not_after.into(),
+        renew_at: life.renew_at.into(),
+    }
+}
+
+fn settings_status(settings: &v1::Settings) -> SettingsStatus {
+    let mode = match settings.mode() {
+        v1::Mode::Files => "files",
+        v1::Mode::Tunnel => "tunnel",
+        v1::Mode::Unspecified => "unknown",
+    };
+    SettingsStatus {
+        leaf_life_seconds: settings.leaf_life_seconds,
+        mode: mode.to_owned(),
+        isolation: isolation_word(settings.isolation()).to_owned(),
+        ray_token: settings.ray_token,
+    }
+}
+
+fn isolation_word(isolation: v1::Isolation) -> &'static str {
+    match isolation {
+        v1::Isolation::Off => "off",
+        v1::Isolation::Audit => "audit",
+        v1::Isolation::Enforce => "enforce",
+        v1::Isolation::Unspecified => "unknown",
+    }
+}
+
+fn version_text(version: v1::SyncVersion) -> String {
+    format!("{:016x}/{}", version.epoch, version.counter)
+}

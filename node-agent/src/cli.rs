@@ -1,0 +1,505 @@
+//! The command line: words to typed options, outcomes to text and exit codes.
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use raymtls_proto::{
+    address::NodeAddress,
+    clock::{Clock, SystemClock},
+    identity::{DnsName, NodeName, Role},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::Agent,
+    api::{Answer, Ask, ErrorKind, Renewed},
+    client::CallLimits,
+    config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, group_id},
+    enroll::{self, Enrolled},
+    exec,
+    failure::Failure,
+    process, socket,
+    statedir::read_if_there,
+    status::{self, Status},
+};
+
+/// How often `status --watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Exit code of a wrong command line.
+const EXIT_USAGE: u8 = 64;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "node-agent",
+    version,
+    about = "Keeps the TLS files of a Ray node: enrols it, renews its certificates, starts Ray with them",
+    after_help = "Exit codes: 0 ok, 1 failed, 2 refused by the CA, 64 usage, 78 configuration"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Turn a join file into an identity, a first key folder and ray.env
+    #[command(after_help = "Examples:
+  node-agent enroll --join /root/join --state-dir /var/lib/ray-mtls/agent --tls-dir /var/lib/ray-mtls/tls --ray-group ray
+  node-agent enroll --join join --role driver --once --tls-dir ~/ray-tls
+      then: node-agent exec --env-file ~/ray-tls/ray.env -- python driver.py
+
+It is safe to run again after a crash or a lost reply: the same key gets the same answer.")]
+    Enroll(EnrollArgs),
+    /// Run the daemon
+    #[command(after_help = "Example:
+  node-agent run --ray-uid 1000 --ray-group ray
+
+Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket, ray_uid, ray_group, hooks_dir,
+http_listen and log_format.")]
+    Run(RunArgs),
+    /// Show what the agent knows, from its status file when it does not answer
+    #[command(
+        after_help = "Examples:\n  node-agent status\n  node-agent status -o json | jq .files_work_until\n  node-agent status --watch"
+    )]
+    Status(StatusArgs),
+    /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
+    #[command(after_help = "Example:\n  node-agent renew")]
+    Renew(AskArgs),
+    /// Become a program that finds Ray's TLS files and token in its environment
+    #[command(after_help = "Examples:
+  node-agent exec -- ray start --head --port 6379
+  node-agent exec -- python driver.py
+  node-agent exec --env-file ~/ray-tls/ray.env -- python driver.py     (after enroll --once, without a daemon)
+
+Inherited RAY_USE_TLS, RAY_TLS_* and RAY_AUTH_* are removed; each start gets a key folder of its own.")]
+    Exec(ExecArgs),
+    /// Leave the cluster for good: the name and addresses are free, nothing is renewed any more
+    #[command(after_help = "Example:\n  node-agent leave --yes")]
+    Leave(LeaveArgs),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// One JSON document
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct EnrollArgs {
+    /// The join file, mode 0600; removed after success
+    #[arg(long, value_name = "FILE")]
+    join: PathBuf,
+    /// Where the agent keeps its identity
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
+    /// Where Ray finds its files
+    #[arg(long, value_name = "DIR", default_value = TLS_DIR)]
+    tls_dir: PathBuf,
+    /// Name of this node [default: the host's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// What this machine is for
+    #[arg(long, default_value = "worker")]
+    role: Role,
+    /// An address besides the one the CA sees; may be given again
+    #[arg(long = "address", value_name = "IP")]
+    addresses: Vec<NodeAddress>,
+    /// A DNS name for the leaf; may be given again
+    #[arg(long = "dns", value_name = "NAME")]
+    dns_names: Vec<String>,
+    /// The addresses are shared with other nodes of this host
+    #[arg(long)]
+    shared_address: bool,
+    /// Group that may read Ray's key, by name or number
+    #[arg(long, value_name = "GROUP")]
+    ray_group: Option<String>,
+    /// Leave the join file where it is
+    #[arg(long)]
+    keep_join_file: bool,
+    /// Keep no identity: a driver until its leaf ends (with --role driver)
+    #[arg(long)]
+    once: bool,
+    /// How long to try while the CA is away or the name or address is still held
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Configuration file [default: /etc/ray-mtls/agent.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the agent keeps its identity
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where Ray finds its files
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
+    /// The agent's socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Numeric id of the user that runs Ray
+    #[arg(long, value_name = "UID")]
+    ray_uid: Option<u32>,
+    /// Group that may read Ray's key, by name or number [default: as enrolled]
+    #[arg(long, value_name = "GROUP")]
+    ray_group: Option<String>,
+    /// Folder of programs to run after files changed
+    #[arg(long, value_name = "DIR")]
+    hooks_dir: Option<PathBuf>,
+    /// Metrics and health at this address, or off
+    #[arg(long, value_name = "ADDRESS:PORT|off")]
+    http_listen: Option<String>,
+    /// How logs are written
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// The agent's socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Where the status file lies when the daemon does not answer
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
+    /// Show it again and again
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExecArgs {
+    /// The agent's socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+    /// Take the environment from this ray.env instead of asking the agent
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct LeaveArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Parses the command line, does what it says, and tells how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are no errors; everything else is usage.
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("node-agent: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Enroll(args) => enroll_command(args),
+        Command::Run(args) => run_command(args),
+        Command::Status(args) => block_on(status_command(args)),
+        Command::Renew(args) => block_on(renew_command(args)),
+        Command::Exec(args) => exec_command(&args),
+        Command::Leave(args) => block_on(leave_command(args)),
+    }
+}
+
+fn enroll_command(args: EnrollArgs) -> Result<(), Failure> {
+    start_logs(LogFormat::Human);
+    process::harden();
+    let output = args.output;
+    let options = enroll_options(args)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let enrolled = block_on(enroll::enroll(&options, clock.clone()))?;
+    match output {
+        Output::Json => print_json(&enrolled),
+        Output::Table => print(&enrolled_text(&enrolled, &*clock)),
+    }
+}
+
+fn enroll_options(args: EnrollArgs) -> Result<enroll::Options, Failure> {
+    if args.once && args.role != Role::Driver {
+        return Err(Failure::Usage("--once goes with --role driver only".to_owned()));
+    }
+    let name = args.name.unwrap_or_else(host_name);
+    let name: NodeName = name.parse().map_err(|e| Failure::Usage(format!("--name: {e}")))?;
+    let dns_names: Result<Vec<DnsName>, _> = args.dns_names.iter().map(|n| n.parse()).collect();
+    Ok(enroll::Options {
+        join: args.join,
+        state_dir: args.state_dir,
+        tls_dir: args.tls_dir,
+        name,
+        role: args.role,
+        addresses: args.addresses,
+        dns_names: dns_names.map_err(|e| Failure::Usage(format!("--dns: {e}")))?,
+        shared_address: args.shared_address,
+        ray_gid: args.ray_group.as_deref().map(group_id).transpose().map_err(Failure::config)?,
+        keep_join_file: args.keep_join_file,
+        once: args.once,
+        timeout: args.timeout,
+        limits: CallLimits::default(),
+    })
+}
+
+/// The host's name up to the first dot, in lower case.
+fn host_name() -> String {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy().to_lowercase();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+fn enrolled_text(enrolled: &Enrolled, clock: &dyn Clock) -> String {
+    let already = if enrolled.already { "already enrolled" } else { "enrolled" };
+    let identity = enrolled
+        .identity_serial
+        .as_deref()
+        .unwrap_or("none kept: this driver works until its leaf ends, then enrol again");
+    let start = if enrolled.identity_serial.is_some() {
+        "node-agent run, then: node-agent exec -- ray start ...".to_owned()
+    } else {
+        format!("node-agent exec --env-file {} -- PROGRAM", enrolled.ray_env.display())
+    };
+    format!(
+        "{already}: {} ({}) of cluster {}\n\
+         addresses    {}\n\
+         DNS names    {}\n\
+         identity     {identity}\n\
+         leaf         {}  ends {} ({})\n\
+         key folder   {}\n\
+         ray.env      {}\n\
+         join file    {}\n\
+         next         {start}\n",
+        enrolled.node,
+        enrolled.role,
+        enrolled.cluster,
+        enrolled.addresses.join(", "),
+        enrolled.dns_names.join(", "),
+        enrolled.leaf_serial,
+        enrolled.leaf_not_after,
+        enrolled.leaf_not_after.relative(clock.now()),
+        enrolled.key_folder.display(),
+        enrolled.ray_env.display(),
+        enrolled.join_file,
+    )
+}
+
+fn run_command(args: RunArgs) -> Result<(), Failure> {
+    let file = Partial::read(args.config.as_deref()).map_err(Failure::config)?;
+    let flags = Partial {
+        state_dir: args.state_dir,
+        tls_dir: args.tls_dir,
+        socket: args.socket,
+        ray_uid: args.ray_uid,
+        ray_group: args.ray_group,
+        hooks_dir: args.hooks_dir,
+        http_listen: args.http_listen,
+        log_format: args.log_format,
+    };
+    let chosen = flags.or(file);
+    start_logs(chosen.log_format.unwrap_or_default());
+    let config = chosen.complete().map_err(Failure::config)?;
+    process::harden();
+    block_on(async {
+        let agent = Agent::open(config, Arc::new(SystemClock)).map_err(Failure::config)?;
+        let node = agent.node();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"), cluster = %node.cluster, node = %node.node,
+            role = %node.role, "node-agent runs"
+        );
+        let stop = stop_signal()?;
+        agent.run(stop).await
+    })
+}
+
+/// Ready when the service manager or a person wants the daemon to end.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn status_command(args: StatusArgs) -> Result<(), Failure> {
+    loop {
+        let (status, live) = read_status(&args).await?;
+        match args.ask.output {
+            Output::Json => print_json(&status)?,
+            Output::Table => {
+                let now = SystemClock.now();
+                if args.watch {
+                    print("\x1b[2J\x1b[H")?;
+                }
+                print(&status::table(&status, now, live))?;
+            }
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+async fn read_status(args: &StatusArgs) -> Result<(Status, bool), Failure> {
+    let silent = match socket::ask(&args.ask.socket, Ask::Status).await {
+        Ok(answer) => {
+            let Answer::Status(status) = answer else { return Err(unexpected(answer)) };
+            return Ok((*status, true));
+        }
+        Err(silent) => silent,
+    };
+    let path = args.state_dir.join("status.json");
+    let text = read_if_there(&path)
+        .map_err(|e| Failure::Failed(format!("{silent}; and its status file: {e}")))?
+        .ok_or_else(|| {
+            Failure::Failed(format!("{silent}; and there is no status file {}", path.display()))
+        })?;
+    let status = serde_json::from_slice(&text).map_err(|e| {
+        Failure::Failed(format!("{silent}; and {} is damaged: {e}", path.display()))
+    })?;
+    eprintln!("node-agent: {silent}");
+    Ok((status, false))
+}
+
+async fn renew_command(args: AskArgs) -> Result<(), Failure> {
+    let answer = socket::ask(&args.socket, Ask::Renew).await.map_err(Failure::failed)?;
+    let Answer::Renewed(renewed) = answer else { return Err(unexpected(answer)) };
+    match args.output {
+        Output::Json => print_json(&renewed)?,
+        Output::Table => print(&renewed_text(&renewed))?,
+    }
+    match renewed.failed.as_slice() {
+        [] => Ok(()),
+        failed => Err(Failure::Failed(format!("not renewed: {}", failed.join("; ")))),
+    }
+}
+
+fn renewed_text(renewed: &Renewed) -> String {
+    let changes = renewed.identity.iter().chain(&renewed.key_folders);
+    changes.map(|c| format!("{:<10} {} -> {}\n", c.name, c.old, c.new)).collect()
+}
+
+fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
+    let env = match &args.env_file {
+        Some(path) => exec::env_from_file(path)?,
+        None => block_on(exec::env_from_agent(&args.socket))?,
+    };
+    Err(exec::become_program(&env, &args.program))
+}
+
+async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
+    if !args.yes && !confirmed()? {
+        return Err(Failure::Usage(
+            "the node would leave its cluster for good: say --yes".to_owned(),
+        ));
+    }
+    let answer = socket::ask(&args.ask.socket, Ask::Leave).await.map_err(Failure::failed)?;
+    let Answer::Left { message } = answer else { return Err(unexpected(answer)) };
+    match args.ask.output {
+        Output::Table => print(&format!("{message}\n")),
+        Output::Json => print_json(&serde_json::json!({ "message": message })),
+    }
+}
+
+/// Asks at a terminal; elsewhere nobody could answer.
+fn confirmed() -> Result<bool, Failure> {
+    use std::io::BufRead;
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("Leave the cluster for good? Its name and addresses become free. [y/N] ");
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(Failure::failed)?;
+    Ok(line.trim().eq_ignore_ascii_case("y"))
+}
+
+/// An answer that is an error, or not one to this question.
+pub(crate) fn unexpected(answer: Answer) -> Failure {
+    match answer {
+        Answer::Error(error) => match error.kind {
+            ErrorKind::Refused => Failure::Refused(error.message),
+            ErrorKind::Failed | ErrorKind::Denied | ErrorKind::Invalid => {
+                Failure::Failed(error.message)
+            }
+        },
+        Answer::Status(_) | Answer::ExecFolder(_) | Answer::Renewed(_) | Answer::Left { .. } => {
+            Failure::Failed(
+                "the agent answered another question: is it of this release?".to_owned(),
+            )
+        }
+    }
+}
+
+fn start_logs(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RAYMTLS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second call in one process keeps the first.
+    let _ = match format {
+        LogFormat::Human => logs.with_target(false).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+    };
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?
+        .block_on(future)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
+    print(&format!("{text}\n"))
+}

@@ -1,0 +1,457 @@
+//! Calls to the CA. TLS 1.3 with the control root of the join file and one fixed server name,
+//! whatever endpoint is dialled; no tickets; every wait has an end. No request byte leaves before
+//! the server's certificate has been verified.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use raymtls_proto::{
+    clock::{Clock, TlsTime},
+    identity::TrustDomain,
+    reason::{self, Reaction, Reason},
+    v1::{
+        self, enrollment_service_client::EnrollmentServiceClient,
+        node_service_client::NodeServiceClient,
+    },
+};
+use rustls::{
+    ClientConfig,
+    client::{Resumption, WebPkiServerVerifier},
+    pki_types::{CertificateDer, CertificateRevocationListDer, ServerName},
+};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{statedir::Identity, verify};
+
+/// Bounds of every call.
+#[derive(Clone, Copy, Debug)]
+pub struct CallLimits {
+    /// TCP and TLS to one endpoint.
+    pub connect: Duration,
+    /// One call, connecting included.
+    pub call: Duration,
+    /// How long a Sync asks the CA to wait.
+    pub sync_wait: Duration,
+}
+
+impl Default for CallLimits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            call: Duration::from_secs(15),
+            sync_wait: Duration::from_secs(50),
+        }
+    }
+}
+
+/// Largest answer, in bytes: CRLs grow.
+const ANSWER_LEN_MAX: usize = 16 * 1024 * 1024;
+/// Largest request, in bytes.
+const REQUEST_LEN_MAX: usize = 64 * 1024;
+/// A waiting call notices a dead connection after these two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a call gave no answer.
+#[derive(Clone, Debug, Error)]
+pub enum CallError {
+    /// No endpoint could be reached, or the connection broke.
+    #[error("the CA cannot be reached: {0}")]
+    Away(String),
+    /// Something answers that is not the CA. Nothing was sent to it.
+    #[error(
+        "what answers is not the CA of this deployment, nothing was sent to it: {0}; \
+         compare the endpoints, the join file and the clock of this machine"
+    )]
+    Untrusted(String),
+    /// The CA said no, or failed.
+    #[error("{}", refusal_text(*reason, message))]
+    Refused {
+        /// The reason word, where it is one this program knows.
+        reason: Option<Reason>,
+        /// The CA's sentence.
+        message: String,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Cannot be asked: our own configuration.
+    #[error("cannot set up TLS: {0}")]
+    Setup(String),
+}
+
+impl CallError {
+    /// What an agent does about it.
+    #[must_use]
+    pub fn reaction(&self) -> Reaction {
+        match self {
+            Self::Away(_) | Self::Untrusted(_) | Self::Setup(_) => Reaction::Retry,
+            Self::Refused { reason, .. } => reason.map_or(Reaction::Retry, Reason::reaction),
+        }
+    }
+
+    /// The reason word, or what stands for it.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Away(_) => "CA_AWAY",
+            Self::Untrusted(_) => "CA_UNTRUSTED",
+            Self::Setup(_) => "SETUP",
+            Self::Refused { reason, .. } => reason.map_or("UNKNOWN", Reason::as_str),
+        }
+    }
+
+    /// How long the CA asks to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Away(_) | Self::Untrusted(_) | Self::Setup(_) => None,
+        }
+    }
+}
+
+fn refusal_text(reason: Option<Reason>, message: &str) -> String {
+    match reason {
+        Some(reason) => format!("{}: {message}", reason.as_str()),
+        None => format!("the CA answered: {message}"),
+    }
+}
+
+/// Where the CA is and how to know it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// `host:port`, tried in order.
+    pub endpoints: Vec<String>,
+    /// Gives the one server name.
+    pub trust_domain: TrustDomain,
+    /// What its certificate must chain to.
+    pub control_roots: Vec<CertificateDer<'static>>,
+    /// What was revoked under those roots; may be empty.
+    pub control_crls: Vec<Vec<u8>>,
+}
+
+/// The one call made without an identity.
+#[derive(Debug)]
+pub struct EnrollmentClient {
+    grpc: EnrollmentServiceClient<Channel>,
+    dialler: Dialler,
+    limits: CallLimits,
+}
+
+impl EnrollmentClient {
+    /// Prepares it; nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`CallError::Setup`].
+    pub fn new(
+        target: &Target,
+        limits: CallLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CallError> {
+        let dialler = Dialler::new(target, None, limits, clock)?;
+        let grpc = EnrollmentServiceClient::new(dialler.channel())
+            .max_decoding_message_size(ANSWER_LEN_MAX)
+            .max_encoding_message_size(REQUEST_LEN_MAX);
+        Ok(Self { grpc, dialler, limits })
+    }
+
+    /// Turns a bootstrap token into an identity.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn enroll(
+        &mut self,
+        request: v1::EnrollRequest,
+    ) -> Result<v1::EnrollResponse, CallError> {
+        let call = self.grpc.enroll(with_deadline(request, self.limits.call));
+        self.dialler.bounded(self.limits.call, call).await
+    }
+}
+
+/// The calls made with an identity. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct NodeClient {
+    grpc: NodeServiceClient<Channel>,
+    dialler: Dialler,
+    limits: CallLimits,
+}
+
+impl NodeClient {
+    /// Prepares it; nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`CallError::Setup`].
+    pub fn new(
+        target: &Target,
+        identity: &Identity,
+        limits: CallLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CallError> {
+        let dialler = Dialler::new(target, Some(identity), limits, clock)?;
+        let grpc = NodeServiceClient::new(dialler.channel())
+            .max_decoding_message_size(ANSWER_LEN_MAX)
+            .max_encoding_message_size(REQUEST_LEN_MAX);
+        Ok(Self { grpc, dialler, limits })
+    }
+
+    /// The next identity.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn renew_identity(
+        &self,
+        csr_der: Vec<u8>,
+    ) -> Result<v1::RenewIdentityResponse, CallError> {
+        let request = with_deadline(v1::RenewIdentityRequest { csr_der }, self.limits.call);
+        let mut grpc = self.grpc.clone();
+        self.dialler.bounded(self.limits.call, grpc.renew_identity(request)).await
+    }
+
+    /// A Ray leaf.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn issue_leaf(
+        &self,
+        request: v1::IssueLeafRequest,
+    ) -> Result<v1::IssueLeafResponse, CallError> {
+        let request = with_deadline(request, self.limits.call);
+        let mut grpc = self.grpc.clone();
+        self.dialler.bounded(self.limits.call, grpc.issue_leaf(request)).await
+    }
+
+    /// Reports, and waits for news as long as the request says.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn sync(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, CallError> {
+        let wait = Duration::from_secs(u64::from(request.wait_seconds));
+        let bound = self.limits.call + wait;
+        let request = with_deadline(request, bound);
+        let mut grpc = self.grpc.clone();
+        self.dialler.bounded(bound, grpc.sync(request)).await
+    }
+
+    /// Says that the node goes away for good.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn leave(&self) -> Result<v1::LeaveResponse, CallError> {
+        let request = with_deadline(v1::LeaveRequest {}, self.limits.call);
+        let mut grpc = self.grpc.clone();
+        self.dialler.bounded(self.limits.call, grpc.leave(request)).await
+    }
+}
+
+fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// Dials the endpoints in order until one proves to be the CA.
+#[derive(Clone)]
+struct Dialler(Arc<DiallerInner>);
+
+struct DiallerInner {
+    endpoints: Vec<String>,
+    server_name: ServerName<'static>,
+    tls: TlsConnector,
+    limits: CallLimits,
+    /// Why the last dial failed: tonic passes no typed error on.
+    last_failure: Mutex<Option<DialFailure>>,
+}
+
+#[derive(Clone, Debug, Error)]
+#[error("{text}")]
+struct DialFailure {
+    text: String,
+    untrusted: bool,
+}
+
+impl Dialler {
+    fn new(
+        target: &Target,
+        identity: Option<&Identity>,
+        limits: CallLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CallError> {
+        let server_name = ServerName::try_from(target.trust_domain.server_name())
+            .map_err(|e| CallError::Setup(e.to_string()))?;
+        let config = tls_config(target, identity, clock).map_err(CallError::Setup)?;
+        Ok(Self(Arc::new(DiallerInner {
+            endpoints: target.endpoints.clone(),
+            server_name,
+            tls: TlsConnector::from(Arc::new(config)),
+            limits,
+            last_failure: Mutex::new(None),
+        })))
+    }
+
+    /// A channel that dials when it is used and again after the connection broke.
+    fn channel(&self) -> Channel {
+        let dialler = self.clone();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let dialler = dialler.clone();
+            async move { dialler.dial().await.map(TokioIo::new) }
+        });
+        // A plain `http` address: TLS is ours. The origin is what the CA sees as :scheme and
+        // :authority.
+        let origin = format!("https://{}", self.0.server_name.to_str());
+        Endpoint::from_static("http://ca")
+            .origin(origin.parse().expect("a DNS name makes a valid URI"))
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .connect_with_connector_lazy(connector)
+    }
+
+    async fn dial(&self) -> Result<TlsStream<TcpStream>, DialFailure> {
+        let mut failures = Vec::new();
+        for endpoint in &self.0.endpoints {
+            match self.dial_one(endpoint).await {
+                Ok(stream) => {
+                    self.remember(None);
+                    return Ok(stream);
+                }
+                Err(failure) => failures.push(failure),
+            }
+        }
+        let failure = DialFailure {
+            text: failures.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("; "),
+            untrusted: failures.iter().any(|f| f.untrusted),
+        };
+        self.remember(Some(failure.clone()));
+        Err(failure)
+    }
+
+    async fn dial_one(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, DialFailure> {
+        let away =
+            |why: String| DialFailure { text: format!("{endpoint}: {why}"), untrusted: false };
+        let dial = async {
+            let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
+            tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
+            let connect = self.0.tls.connect(self.0.server_name.clone(), tcp);
+            connect.await.map_err(|e| DialFailure {
+                text: format!("{endpoint}: {e}"),
+                untrusted: is_verification(&e),
+            })
+        };
+        let limit = self.0.limits.connect;
+        tokio::time::timeout(limit, dial)
+            .await
+            .unwrap_or_else(|_| Err(away(format!("no answer in {} s", limit.as_secs()))))
+    }
+
+    async fn bounded<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, CallError> {
+        self.remember(None);
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.call_error(&status)),
+            Err(_) => Err(CallError::Away(format!("no answer in {} s", limit.as_secs()))),
+        }
+    }
+
+    fn call_error(&self, status: &Status) -> CallError {
+        if let Some(failure) = self.last_failure() {
+            return if failure.untrusted {
+                CallError::Untrusted(failure.text)
+            } else {
+                CallError::Away(failure.text)
+            };
+        }
+        let reason = Reason::of(status);
+        if reason.is_none() && is_transport(status.code()) {
+            return CallError::Away(with_sources(status));
+        }
+        CallError::Refused {
+            reason,
+            message: bounded_text(status.message()),
+            retry_after: reason::retry_after(status),
+        }
+    }
+
+    fn remember(&self, failure: Option<DialFailure>) {
+        *self.0.last_failure.lock().expect("no code panics while it holds this") = failure;
+    }
+
+    fn last_failure(&self) -> Option<DialFailure> {
+        self.0.last_failure.lock().expect("no code panics while it holds this").clone()
+    }
+}
+
+impl std::fmt::Debug for Dialler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Dialler({:?})", self.0.endpoints)
+    }
+}
+
+fn tls_config(
+    target: &Target,
+    identity: Option<&Identity>,
+    clock: Arc<dyn Clock>,
+) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = Arc::new(verify::root_store(&target.control_roots)?);
+    let crls = target.control_crls.iter().cloned().map(CertificateRevocationListDer::from);
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+        .with_crls(crls)
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|e| e.to_string())?;
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(TlsTime(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| e.to_string())?
+        .with_webpki_verifier(verifier);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain.certificates(), identity.key.to_der())
+            .map_err(|e| e.to_string())?,
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Whether a handshake failed because of who answered, not because of the network.
+fn is_verification(error: &std::io::Error) -> bool {
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)))
+}
+
+fn is_transport(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// A status with what lies under it: "transport error" alone helps nobody.
+fn with_sources(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source.filter(|_| text.len() < 400) {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = error.source();
+    }
+    bounded_text(&text)
+}
+
+fn bounded_text(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}

@@ -1,0 +1,453 @@
+//! Enrolment: from a join file to an identity, a first key folder and `ray.env`. Every step leaves
+//! the next try able to go on: the key is on the disk before it is sent, the same key gets the same
+//! answer, and what is done already is not done again.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use raymtls_proto::{
+    address::NodeAddress,
+    clock::Clock,
+    identity::{DnsName, NodeName, Role},
+    join::{JoinError, JoinFile},
+    reason::{Reaction, Reason},
+    v1,
+};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+
+use crate::{
+    agent::{
+        ActError, Agent,
+        issue::{accept_identity, fetch_leaf},
+    },
+    client::{CallError, CallLimits, EnrollmentClient, NodeClient, Target},
+    config::Config,
+    failure::Failure,
+    keyfolder::TlsDir,
+    keys::PrivateKey,
+    moment::Moment,
+    state::backoff,
+    statedir::{Identity, NodeFile, StateDir, WaitingKey},
+    verify,
+};
+
+/// What `enroll` was asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The join file.
+    pub join: PathBuf,
+    /// State folder.
+    pub state_dir: PathBuf,
+    /// TLS folder.
+    pub tls_dir: PathBuf,
+    /// Name of the node.
+    pub name: NodeName,
+    /// What it is for.
+    pub role: Role,
+    /// Addresses besides the one the connection comes from.
+    pub addresses: Vec<NodeAddress>,
+    /// DNS names for its leaf.
+    pub dns_names: Vec<DnsName>,
+    /// Its addresses are shared with other nodes of the host.
+    pub shared_address: bool,
+    /// Group that may read Ray's key.
+    pub ray_gid: Option<u32>,
+    /// Leave the join file where it is.
+    pub keep_join_file: bool,
+    /// A driver that keeps no identity.
+    pub once: bool,
+    /// How long to try while the CA is away or the name is still held.
+    pub timeout: Duration,
+    /// Bounds of calls.
+    pub limits: CallLimits,
+}
+
+/// What `enroll` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Enrolled {
+    /// It was enrolled before.
+    pub already: bool,
+    /// The cluster.
+    pub cluster: String,
+    /// The node's name, as the CA has it.
+    pub node: String,
+    /// What it is for.
+    pub role: String,
+    /// Addresses certified.
+    pub addresses: Vec<String>,
+    /// DNS names certified.
+    pub dns_names: Vec<String>,
+    /// Serial of the identity; absent for `--once`, which keeps none.
+    pub identity_serial: Option<String>,
+    /// Serial of the leaf.
+    pub leaf_serial: String,
+    /// Until when the leaf works.
+    pub leaf_not_after: Moment,
+    /// The key folder.
+    pub key_folder: PathBuf,
+    /// The environment for Ray.
+    pub ray_env: PathBuf,
+    /// What became of the join file.
+    pub join_file: &'static str,
+}
+
+/// Enrols this machine.
+///
+/// # Errors
+/// Refused by the CA, not reachable in time, or something wrong with the files.
+pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled, Failure> {
+    if options.once {
+        return enroll_once(options, clock).await;
+    }
+    let state = StateDir::prepare(&options.state_dir).map_err(Failure::config)?;
+    TlsDir::prepare(&options.tls_dir, options.ray_gid).map_err(Failure::config)?;
+    let known = known_node(&state)?;
+    let join = match (read_join(&options.join), &known) {
+        (Ok(join), _) => Some(join),
+        // Removed after an enrolment that succeeded.
+        (Err(JoinError::Read(_)), Some(_)) if !options.join.exists() => None,
+        (Err(error), _) => return Err(Failure::config(error)),
+    };
+    if let (Some(join), Some((node, _))) = (&join, &known)
+        && node.cluster != join.cluster
+    {
+        return Err(Failure::Config(format!(
+            "{} is enrolled in cluster {}, the join file is for {}: give another --state-dir and \
+             --tls-dir, or remove this one",
+            state.path().display(),
+            node.cluster,
+            join.cluster
+        )));
+    }
+    if let Some((node, identity)) = &known
+        && is_served(node, identity, options.limits, &clock).await?
+    {
+        return finish(options, &state, clock, true).await;
+    }
+    let Some(join) = join else {
+        return Err(Failure::Config(format!(
+            "this node must enrol again and there is no join file at {}: make one with \
+             `ca-admin token create`",
+            options.join.display()
+        )));
+    };
+    let lock = state.lock().map_err(Failure::failed)?;
+    let key = state.waiting_key(WaitingKey::Enrolment).map_err(Failure::failed)?;
+    let (node, identity) = obtain_identity(options, &join, key, &clock).await?;
+    state.put_node(&node).map_err(Failure::failed)?;
+    state.put_identity(&identity).map_err(Failure::failed)?;
+    progress(&format!("enrolled as {} in cluster {}", node.node, node.cluster));
+    drop(lock);
+    finish(options, &state, clock, false).await
+}
+
+/// The node and identity of an enrolment that was completed.
+fn known_node(state: &StateDir) -> Result<Option<(NodeFile, Identity)>, Failure> {
+    let node = state.node().map_err(Failure::config)?;
+    let identity = state.identity().map_err(Failure::config)?;
+    let (Some(node), Some(identity)) = (node, identity) else { return Ok(None) };
+    let matches = identity.facts.uris == [node.agent().uri(&node.trust_domain)];
+    Ok(matches.then_some((node, identity)))
+}
+
+/// Whether the CA still serves this identity. A CA that is away proves nothing against it.
+async fn is_served(
+    node: &NodeFile,
+    identity: &Identity,
+    limits: CallLimits,
+    clock: &Arc<dyn Clock>,
+) -> Result<bool, Failure> {
+    if identity.facts.not_after <= clock.now() {
+        progress("the identity of this node has expired: enrolling again");
+        return Ok(false);
+    }
+    let client = NodeClient::new(&target_of(node), identity, limits, clock.clone())
+        .map_err(Failure::config)?;
+    match client.sync(v1::SyncRequest::default()).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.reaction() {
+            Reaction::Reenrol | Reaction::Stop => {
+                progress(&format!(
+                    "the identity of this node is of no use ({error}): enrolling again"
+                ));
+                Ok(false)
+            }
+            Reaction::Retry | Reaction::NewKeyFolder => Ok(true),
+        },
+    }
+}
+
+/// Everything after the identity: the first key folder, `ray.env`, Ray's token, the join file.
+async fn finish(
+    options: &Options,
+    state: &StateDir,
+    clock: Arc<dyn Clock>,
+    already: bool,
+) -> Result<Enrolled, Failure> {
+    let lock = match state.lock() {
+        Ok(lock) => lock,
+        // A running daemon does the rest by itself.
+        Err(_) if already => return already_running(options, state),
+        Err(error) => return Err(Failure::failed(error)),
+    };
+    let mut config = Config::in_process(options.state_dir.clone(), options.tls_dir.clone());
+    config.limits = options.limits;
+    config.ray_gid = options.ray_gid;
+    let mut agent = Agent::open_locked(config, clock.clone(), state.clone(), lock)?;
+    agent.first_files().await?;
+    let status = agent.handle().status();
+    let folder = status.key_folders.iter().find(|folder| folder.current);
+    let folder = folder.ok_or_else(|| Failure::Failed("no key folder was made".to_owned()))?;
+    let tls_dir = std::path::absolute(&options.tls_dir).map_err(Failure::failed)?;
+    Ok(Enrolled {
+        already,
+        cluster: status.cluster.clone(),
+        node: status.node.clone(),
+        role: status.role.clone(),
+        addresses: status.addresses.clone(),
+        dns_names: status.dns_names.clone(),
+        identity_serial: Some(status.identity.serial.clone()),
+        leaf_serial: folder.leaf.serial.clone(),
+        leaf_not_after: folder.leaf.not_after,
+        key_folder: tls_dir.join(&folder.name),
+        ray_env: tls_dir.join("ray.env"),
+        join_file: dispose(&options.join, options.keep_join_file)?,
+    })
+}
+
+fn already_running(options: &Options, state: &StateDir) -> Result<Enrolled, Failure> {
+    let (node, identity) = known_node(state)?
+        .ok_or_else(|| Failure::Config("the enrolment on the disk is damaged".to_owned()))?;
+    let tls = TlsDir::prepare(&options.tls_dir, options.ray_gid.or(node.ray_gid))
+        .map_err(Failure::config)?;
+    let (folders, _) = tls.load().map_err(Failure::config)?;
+    let current = tls.current();
+    let folder = folders.iter().find(|f| Some(f.number) == current).ok_or_else(|| {
+        Failure::Failed("the running agent has made no key folder yet: see `status`".to_owned())
+    })?;
+    Ok(Enrolled {
+        already: true,
+        cluster: node.cluster.to_string(),
+        node: node.node.to_string(),
+        role: node.role.to_string(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        dns_names: node.dns_names,
+        identity_serial: Some(identity.serial().to_string()),
+        leaf_serial: folder.facts.serial.to_string(),
+        leaf_not_after: folder.facts.not_after.into(),
+        key_folder: tls.folder_path(folder.number),
+        ray_env: tls.env_path(),
+        join_file: dispose(&options.join, options.keep_join_file)?,
+    })
+}
+
+/// A driver elsewhere: key and leaf on the disk, the identity in memory and gone afterwards.
+async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled, Failure> {
+    let join = read_join(&options.join).map_err(Failure::config)?;
+    let tls = TlsDir::prepare(&options.tls_dir, options.ray_gid).map_err(Failure::config)?;
+    tls.sweep().map_err(Failure::config)?;
+    let key = PrivateKey::generate().map_err(Failure::failed)?;
+    let (node, identity) = obtain_identity(options, &join, key, &clock).await?;
+    let client = NodeClient::new(&target_of(&node), &identity, options.limits, clock.clone())
+        .map_err(Failure::failed)?;
+    let key = PrivateKey::generate().map_err(Failure::failed)?;
+    let leaf = fetch_leaf(&client, &node, &key, None, &*clock).await?;
+    let answer = client.sync(v1::SyncRequest::default()).await.map_err(ActError::from)?;
+    let with_token = answer.settings.as_ref().is_none_or(|settings| settings.ray_token);
+    match &answer.ray_token {
+        Some(token) => {
+            verify::ray_token(&token.token).map_err(Failure::failed)?;
+            tls.put_token(&token.token).map_err(Failure::failed)?;
+        }
+        None if with_token => {
+            return Err(Failure::Failed(
+                "the CA did not deliver Ray's token: try again".to_owned(),
+            ));
+        }
+        None => {}
+    }
+    let number = tls.next_number().map_err(Failure::failed)?;
+    let folder =
+        tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle).map_err(Failure::failed)?;
+    tls.point_current(number).map_err(Failure::failed)?;
+    tls.put_env(number, with_token).map_err(Failure::failed)?;
+    Ok(Enrolled {
+        already: false,
+        cluster: node.cluster.to_string(),
+        node: node.node.to_string(),
+        role: node.role.to_string(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        dns_names: node.dns_names,
+        identity_serial: None,
+        leaf_serial: folder.facts.serial.to_string(),
+        leaf_not_after: folder.facts.not_after.into(),
+        key_folder: tls.folder_path(number),
+        ray_env: tls.env_path(),
+        join_file: dispose(&options.join, options.keep_join_file)?,
+    })
+}
+
+/// Spends the token for this key, trying again where that can help, until the time is up.
+async fn obtain_identity(
+    options: &Options,
+    join: &JoinFile,
+    key: PrivateKey,
+    clock: &Arc<dyn Clock>,
+) -> Result<(NodeFile, Identity), Failure> {
+    let target = Target {
+        endpoints: join.enrollment_endpoints.clone(),
+        trust_domain: join.trust_domain.clone(),
+        control_roots: join.control_roots.clone(),
+        control_crls: Vec::new(),
+    };
+    let mut client =
+        EnrollmentClient::new(&target, options.limits, clock.clone()).map_err(Failure::config)?;
+    let csr_der = key.csr_der().map_err(Failure::failed)?;
+    let deadline = tokio::time::Instant::now() + options.timeout;
+    let mut attempt = 0;
+    let answer = loop {
+        let error = match client.enroll(request(options, join, csr_der.clone())).await {
+            Ok(answer) => break answer,
+            Err(error) => error,
+        };
+        let Some(wait) = wait_before_retry(&error, attempt) else {
+            return Err(enrolment_failure(&error));
+        };
+        if tokio::time::Instant::now() + wait > deadline {
+            return Err(Failure::Failed(format!(
+                "not enrolled within {} s: {error}; run the same command again, it goes on with \
+                 the same key",
+                options.timeout.as_secs()
+            )));
+        }
+        progress(&format!("{error}; trying again in {:.1} s", wait.as_secs_f64()));
+        tokio::time::sleep(wait).await;
+        attempt += 1;
+    };
+    let node = node_of(options, join, &answer)?;
+    let identity = accept_identity(answer.identity, key, &node, &**clock)?;
+    Ok((node, identity))
+}
+
+fn request(options: &Options, join: &JoinFile, csr_der: Vec<u8>) -> v1::EnrollRequest {
+    let token = join.token.expose().expose_secret().to_owned();
+    v1::EnrollRequest {
+        credential: Some(v1::enroll_request::Credential::BootstrapToken(token)),
+        cluster: join.cluster.to_string(),
+        role: options.role.to_proto().into(),
+        node_name: options.name.to_string(),
+        addresses: options.addresses.iter().map(ToString::to_string).collect(),
+        dns_names: options.dns_names.iter().map(ToString::to_string).collect(),
+        csr_der,
+        shared_address: options.shared_address,
+    }
+}
+
+/// What the CA bound to the node, read back into types.
+fn node_of(
+    options: &Options,
+    join: &JoinFile,
+    answer: &v1::EnrollResponse,
+) -> Result<NodeFile, Failure> {
+    let odd = |what: String| Failure::Failed(format!("the CA's answer was not used: {what}"));
+    let node = answer.node_name.parse().map_err(|e| odd(format!("{e}")))?;
+    let mut addresses = Vec::new();
+    for address in &answer.addresses {
+        let address: NodeAddress = address.parse().map_err(|e| odd(format!("{e}")))?;
+        addresses.push(address.ip());
+    }
+    for asked in options.addresses.iter().map(|address| address.ip()) {
+        if !addresses.contains(&asked) {
+            return Err(odd(format!("it lacks the address {asked} that was asked for")));
+        }
+    }
+    for name in &answer.dns_names {
+        let _: DnsName = name.parse().map_err(|e| odd(format!("{e}")))?;
+    }
+    Ok(NodeFile {
+        trust_domain: join.trust_domain.clone(),
+        cluster: join.cluster.clone(),
+        node,
+        role: options.role,
+        addresses,
+        dns_names: answer.dns_names.clone(),
+        node_endpoints: join.node_endpoints.clone(),
+        control_roots: join.control_roots.clone(),
+        ray_gid: options.ray_gid,
+    })
+}
+
+fn wait_before_retry(error: &CallError, attempt: u32) -> Option<Duration> {
+    match error {
+        CallError::Untrusted(_) | CallError::Setup(_) => return None,
+        CallError::Away(_) | CallError::Refused { .. } => {}
+    }
+    if error.reaction() != Reaction::Retry {
+        return None;
+    }
+    let backoff = backoff(attempt.min(4), rand::random());
+    Some(error.retry_after().map_or(backoff, |asked| asked + backoff))
+}
+
+fn enrolment_failure(error: &CallError) -> Failure {
+    let CallError::Refused { reason: Some(reason), .. } = error else {
+        return Failure::failed(error);
+    };
+    Failure::Refused(format!("refused by the CA: {error}; {}", what_next(*reason)))
+}
+
+/// The next step for a person whose enrolment was refused.
+#[allow(clippy::wildcard_enum_match_arm, reason = "advice; the table of reasons is in proto")]
+fn what_next(reason: Reason) -> &'static str {
+    match reason {
+        Reason::TokenUnknown | Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenSpent => {
+            "make a new join file with `ca-admin token create`"
+        }
+        Reason::TokenNodeMismatch => "enrol with a --name the token allows, or make another token",
+        Reason::TokenRoleMismatch => "enrol with the token's role, or make a token for this one",
+        Reason::TokenClusterMismatch => "make a token for this cluster",
+        Reason::AddressNotAllowed | Reason::AddressBlocked => {
+            "an address that was revoked needs a token made after that"
+        }
+        Reason::NameNotAllowed => "give a name or --dns the token allows",
+        Reason::ClusterEnded => "the cluster is over: create another",
+        Reason::Revoked => "the node is revoked: `ca-admin node forget` frees its name",
+        _ => "see the CA's log",
+    }
+}
+
+fn read_join(path: &Path) -> Result<JoinFile, JoinError> {
+    JoinFile::read(path)
+}
+
+fn target_of(node: &NodeFile) -> Target {
+    Target {
+        endpoints: node.node_endpoints.clone(),
+        trust_domain: node.trust_domain.clone(),
+        control_roots: node.control_roots.clone(),
+        control_crls: Vec::new(),
+    }
+}
+
+fn dispose(path: &Path, keep: bool) -> Result<&'static str, Failure> {
+    if keep {
+        return Ok("kept");
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok("removed"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok("removed"),
+        Err(e) => Err(Failure::Failed(format!(
+            "enrolled, but the join file {} cannot be removed ({e}): remove it yourself",
+            path.display()
+        ))),
+    }
+}
+
+/// A line for the person who waits.
+fn progress(text: &str) {
+    tracing::info!("{text}");
+}

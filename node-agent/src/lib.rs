@@ -1,0 +1,33 @@
+//! The daemon on each Ray node: it enrols the node, keeps and renews the TLS files Ray reads, and
+//! tells what it knows.
+//!
+//! In the order of the data: [`cli`] parses and calls; [`enroll`] brings a node in; [`agent`] is the
+//! loop of the daemon (look, decide, act), which uses [`client`] (the CA), [`keyfolder`] and
+//! [`statedir`] (files), [`hooks`], [`socket`] and [`http`]; [`state`] decides and [`verify`] judges,
+//! both without file, network or clock of their own.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod enroll;
+pub mod exec;
+pub mod failure;
+pub mod hooks;
+pub mod http;
+pub mod keyfolder;
+pub mod keys;
+pub mod moment;
+mod notify;
+pub mod process;
+pub mod rayenv;
+pub mod socket;
+pub mod state;
+pub mod statedir;
+pub mod status;
+#[cfg(test)]
+mod stories;
+#[cfg(test)]
+mod testca;
+pub mod verify;

@@ -1,0 +1,170 @@
+//! The environment Ray is started with, as typed data: rendered into `ray.env` for sh and systemd,
+//! set by `exec`, read back from a `ray.env` elsewhere. Pure.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Variables that decide Ray's TLS and token, by name or by prefix. Inherited ones are removed, so
+/// that no leftover decides what a process trusts.
+const OWNED_NAME: &str = "RAY_USE_TLS";
+const OWNED_PREFIXES: [&str; 2] = ["RAY_TLS_", "RAY_AUTH_"];
+
+/// What a Ray process is told: the files of one key folder, and the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RayEnv {
+    /// Leaf and issuer.
+    pub server_cert: PathBuf,
+    /// Its key.
+    pub server_key: PathBuf,
+    /// Cluster roots.
+    pub ca_cert: PathBuf,
+    /// File with Ray's token, where the cluster uses it.
+    pub token: Option<PathBuf>,
+}
+
+/// A `ray.env` that is none of ours.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RayEnvError {
+    /// A path that could not stand in the file without quotes.
+    #[error(
+        "{0:?} cannot stand in ray.env: use an absolute path of letters, digits and any of / . _ -"
+    )]
+    Path(PathBuf),
+    /// A line of another form or name.
+    #[error("line {0} is not one that node-agent writes")]
+    Line(usize),
+    /// A variable is missing.
+    #[error("it lacks {0}")]
+    Missing(&'static str),
+}
+
+impl RayEnv {
+    /// The environment for the key folder at `folder`.
+    #[must_use]
+    pub fn of_folder(folder: &Path, token: Option<&Path>) -> Self {
+        Self {
+            server_cert: folder.join("tls.crt"),
+            server_key: folder.join("tls.key"),
+            ca_cert: folder.join("ca.crt"),
+            token: token.map(Path::to_path_buf),
+        }
+    }
+
+    /// The variables, in a fixed order.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(&'static str, &Path)> {
+        let mut all = vec![
+            ("RAY_USE_TLS", Path::new("1")),
+            ("RAY_TLS_SERVER_CERT", &self.server_cert),
+            ("RAY_TLS_SERVER_KEY", &self.server_key),
+            ("RAY_TLS_CA_CERT", &self.ca_cert),
+        ];
+        if let Some(token) = &self.token {
+            all.push(("RAY_AUTH_MODE", Path::new("token")));
+            all.push(("RAY_AUTH_TOKEN_PATH", token));
+        }
+        all
+    }
+
+    /// The text of `ray.env`: `NAME=value` lines that sh and systemd read alike.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.variables()
+            .iter()
+            .map(|(name, value)| format!("{name}={}\n", value.display()))
+            .collect()
+    }
+
+    /// Reads a `ray.env` back, strictly: no other variable gets into an environment this way.
+    ///
+    /// # Errors
+    /// See [`RayEnvError`].
+    pub fn parse(text: &str) -> Result<Self, RayEnvError> {
+        let (mut cert, mut key, mut ca, mut token) = (None, None, None, None);
+        for (number, line) in text.lines().enumerate() {
+            let bad = RayEnvError::Line(number + 1);
+            let Some((name, value)) = line.split_once('=') else { return Err(bad) };
+            match (name, value) {
+                ("RAY_USE_TLS", "1") | ("RAY_AUTH_MODE", "token") => {}
+                ("RAY_TLS_SERVER_CERT", path) => cert = Some(plain(Path::new(path))?),
+                ("RAY_TLS_SERVER_KEY", path) => key = Some(plain(Path::new(path))?),
+                ("RAY_TLS_CA_CERT", path) => ca = Some(plain(Path::new(path))?),
+                ("RAY_AUTH_TOKEN_PATH", path) => token = Some(plain(Path::new(path))?),
+                _ => return Err(bad),
+            }
+        }
+        Ok(Self {
+            server_cert: cert.ok_or(RayEnvError::Missing("RAY_TLS_SERVER_CERT"))?,
+            server_key: key.ok_or(RayEnvError::Missing("RAY_TLS_SERVER_KEY"))?,
+            ca_cert: ca.ok_or(RayEnvError::Missing("RAY_TLS_CA_CERT"))?,
+            token,
+        })
+    }
+
+    /// Name of the key folder its files lie in.
+    #[must_use]
+    pub fn folder_name(&self) -> Option<&str> {
+        self.server_key.parent()?.file_name()?.to_str()
+    }
+}
+
+/// Whether a variable of the environment is ours to set or remove.
+#[must_use]
+pub fn is_owned(name: &str) -> bool {
+    name == OWNED_NAME || OWNED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A path that needs no quotes in sh and in systemd's EnvironmentFile.
+///
+/// # Errors
+/// [`RayEnvError::Path`].
+pub fn plain(path: &Path) -> Result<PathBuf, RayEnvError> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
+    match path.to_str() {
+        Some(text) if path.is_absolute() && text.bytes().all(fits) => Ok(path.to_path_buf()),
+        Some(_) | None => Err(RayEnvError::Path(path.to_path_buf())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_round_trips_with_and_without_a_token() {
+        for token in [None, Some(Path::new("/t/ray_token"))] {
+            let env = RayEnv::of_folder(Path::new("/t/k3"), token);
+            assert_eq!(RayEnv::parse(&env.to_text()), Ok(env.clone()));
+            assert_eq!(env.folder_name(), Some("k3"));
+        }
+    }
+
+    #[test]
+    fn a_foreign_line_is_refused() {
+        let good = RayEnv::of_folder(Path::new("/t/k3"), None).to_text();
+        for bad in ["LD_PRELOAD=/x\n", "RAY_USE_TLS=0\n", "\n", "RAY_TLS_CA_CERT=/a b\n"] {
+            assert!(RayEnv::parse(&format!("{good}{bad}")).is_err(), "{bad:?}");
+        }
+        assert_eq!(RayEnv::parse(""), Err(RayEnvError::Missing("RAY_TLS_SERVER_CERT")));
+    }
+
+    #[test]
+    fn what_decides_trust_is_owned() {
+        for name in ["RAY_USE_TLS", "RAY_TLS_CA_CERT", "RAY_TLS_X", "RAY_AUTH_TOKEN"] {
+            assert!(is_owned(name), "{name}");
+        }
+        for name in ["RAY_ADDRESS", "RAY_USE_TLS_X", "XRAY_TLS_A", "PATH"] {
+            assert!(!is_owned(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_paths_without_quoting_pass() {
+        assert!(plain(Path::new("/var/lib/ray-mtls/tls")).is_ok());
+        for bad in ["tls", "/a b", "/a$b", "/a\"b", "/a\nb", "/é"] {
+            assert!(plain(Path::new(bad)).is_err(), "{bad:?}");
+        }
+    }
+}

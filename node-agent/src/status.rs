@@ -1,0 +1,238 @@
+//! What the agent says of itself: to the socket, to the status file, to metrics and to people. It
+//! holds no secret.
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::moment::Moment;
+
+/// One consistent view of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// When this was true.
+    pub as_of: Moment,
+    /// Release of the agent.
+    pub agent_version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// The deployment.
+    pub trust_domain: String,
+    /// The cluster.
+    pub cluster: String,
+    /// This node.
+    pub node: String,
+    /// What it is for.
+    pub role: String,
+    /// Addresses certified for it.
+    pub addresses: Vec<String>,
+    /// DNS names certified for it.
+    pub dns_names: Vec<String>,
+    /// `enrolled`, `refused`, `re-enrol needed` or `left`.
+    pub standing: String,
+    /// Reason word and sentence behind a standing other than `enrolled`.
+    pub standing_reason: Option<String>,
+    /// Contact with the CA.
+    pub ca: Contact,
+    /// The agent identity.
+    pub identity: CertificateStatus,
+    /// Key folders, oldest first.
+    pub key_folders: Vec<FolderStatus>,
+    /// Until when what starts now finds a valid leaf, if nothing is renewed any more.
+    pub files_work_until: Option<Moment>,
+    /// `ray.env` of this node.
+    pub ray_env: String,
+    /// What the operator set for the cluster.
+    pub settings: Option<SettingsStatus>,
+    /// Version of the cluster's history received, `epoch/counter`.
+    pub received: Option<String>,
+    /// Version applied on this node.
+    pub applied: Option<String>,
+    /// Whether the identity key is out of reach of Ray's tasks.
+    pub two_key_split: SplitStatus,
+    /// Certificates fetched since the start.
+    pub renewals: u64,
+    /// What is wrong and does not stop the agent.
+    pub problems: Vec<String>,
+}
+
+/// Contact with the CA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Whether the last call got an answer; absent before the first.
+    pub reachable: Option<bool>,
+    /// The last answer.
+    pub last_contact: Option<Moment>,
+    /// What went wrong last, while it has not gone right again.
+    pub last_error: Option<String>,
+    /// When it is tried again.
+    pub next_try: Option<Moment>,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Serial number.
+    pub serial: String,
+    /// Its last moment.
+    pub not_after: Moment,
+    /// When the next one is fetched.
+    pub renew_at: Moment,
+}
+
+/// One key folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderStatus {
+    /// `k<N>`.
+    pub name: String,
+    /// `current` points to it.
+    pub current: bool,
+    /// `ray.env` names it.
+    pub named_by_ray_env: bool,
+    /// The CA renews its key no more.
+    pub key_too_old: bool,
+    /// Its leaf.
+    pub leaf: CertificateStatus,
+}
+
+/// What the operator set for the cluster, as far as the agent acts on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsStatus {
+    /// Life of a Ray leaf, in seconds.
+    pub leaf_life_seconds: i64,
+    /// `files` or `tunnel`.
+    pub mode: String,
+    /// `off`, `audit` or `enforce`.
+    pub isolation: String,
+    /// Ray's token is on.
+    pub ray_token: bool,
+}
+
+/// Whether the two-key split holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitStatus {
+    /// Absent where the agent was not told who runs Ray.
+    pub holds: Option<bool>,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl SplitStatus {
+    /// Ray's tasks must not reach the identity key: Ray runs neither as root nor as the agent.
+    #[must_use]
+    pub fn of(ray_uid: Option<u32>, agent_uid: u32) -> Self {
+        let (holds, why) = match ray_uid {
+            None => (None, "unknown: give --ray-uid, the user that runs Ray".to_owned()),
+            Some(0) => (Some(false), "Ray runs as root: any task can read the identity key".into()),
+            Some(uid) if uid == agent_uid => {
+                let why = "Ray runs as the agent's user: any task can read the identity key";
+                (Some(false), why.to_owned())
+            }
+            Some(uid) => (Some(true), format!("Ray runs as uid {uid}, the agent as {agent_uid}")),
+        };
+        Self { holds, why }
+    }
+}
+
+/// The status for a person. `now` is the reader's clock; `live` says that the daemon answered itself.
+#[must_use]
+pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: &str| {
+        writeln!(out, "{name:<18} {text}").expect("writing to a String");
+    };
+    if !live {
+        let age = status.as_of.relative(now);
+        line("DAEMON", &format!("does not answer; what follows was true {age}"));
+    }
+    line("node", &format!("{} ({}) of cluster {}", status.node, status.role, status.cluster));
+    line("addresses", &join(&status.addresses));
+    if !status.dns_names.is_empty() {
+        line("DNS names", &join(&status.dns_names));
+    }
+    let reason = status.standing_reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+    line("standing", &format!("{}{reason}", status.standing));
+    line("CA", &contact(&status.ca, now));
+    line("identity", &certificate(&status.identity, now));
+    for folder in &status.key_folders {
+        let marks = [
+            (folder.current, "current"),
+            (folder.named_by_ray_env, "ray.env"),
+            (folder.key_too_old, "key too old to renew"),
+            (folder.leaf.not_after.time() <= now, "EXPIRED"),
+        ];
+        let marks: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, mark)| *mark).collect();
+        let name = format!("key folder {}", folder.name);
+        line(&name, format!("{}  {}", certificate(&folder.leaf, now), marks.join(", ")).trim_end());
+    }
+    match status.files_work_until {
+        Some(until) => line("files work until", &format!("{until} ({})", until.relative(now))),
+        None => line("files work until", "there is no valid leaf"),
+    }
+    line("ray.env", &status.ray_env);
+    if let Some(settings) = &status.settings {
+        let life = std::time::Duration::from_secs(settings.leaf_life_seconds.unsigned_abs());
+        let token = if settings.ray_token { "on" } else { "off" };
+        let life = humantime::format_duration(life);
+        let text = format!(
+            "mode {}, isolation {}, leaf life {life}, Ray token {token}",
+            settings.mode, settings.isolation
+        );
+        line("settings", &text);
+    }
+    let split = match status.two_key_split.holds {
+        Some(true) => "holds",
+        Some(false) => "DOES NOT HOLD",
+        None => "unknown",
+    };
+    line("two-key split", &format!("{split}: {}", status.two_key_split.why));
+    for problem in &status.problems {
+        line("problem", problem);
+    }
+    out
+}
+
+fn contact(ca: &Contact, now: OffsetDateTime) -> String {
+    let last = ca.last_contact.map_or_else(|| "never".to_owned(), |at| at.relative(now));
+    let mut text = match ca.reachable {
+        Some(true) => format!("answers, last {last}"),
+        Some(false) => format!("AWAY, last answer {last}"),
+        None => "not asked yet".to_owned(),
+    };
+    if let Some(error) = &ca.last_error {
+        text = format!("{text}; {error}");
+    }
+    if let Some(at) = ca.next_try {
+        text = format!("{text}; next try {}", at.relative(now));
+    }
+    text
+}
+
+fn certificate(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
+    format!(
+        "{}  ends {} ({}), renewed {}",
+        certificate.serial,
+        certificate.not_after,
+        certificate.not_after.relative(now),
+        certificate.renew_at.relative(now)
+    )
+}
+
+fn join(words: &[String]) -> String {
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_split_holds_only_between_two_users() {
+        assert_eq!(SplitStatus::of(None, 0).holds, None);
+        assert_eq!(SplitStatus::of(Some(0), 0).holds, Some(false));
+        assert_eq!(SplitStatus::of(Some(0), 990).holds, Some(false));
+        assert_eq!(SplitStatus::of(Some(990), 990).holds, Some(false));
+        assert_eq!(SplitStatus::of(Some(1000), 0).holds, Some(true));
+    }
+}

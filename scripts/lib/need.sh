@@ -1,0 +1,104 @@
+# shellcheck shell=bash
+# What the scripts need from the machine, and how they get it: Debian packages, one virtual
+# environment with Ray, cargo. Sourced after say.sh; runs nothing by itself.
+
+RAY_VERSION=${RAY_VERSION:-2.60.0}
+# Ray runs as this bare uid and gid: no account is made.
+RAY_UID=61001
+RAY_GID=61001
+
+if [ "$(id -u)" = 0 ]; then
+  BASE=/var/tmp/ray-mtls
+else
+  BASE=/var/tmp/ray-mtls-$(id -u)
+fi
+VENV=$BASE/venv
+APT_LIST=$BASE/apt-packages
+
+# Seconds an installation may take.
+INSTALL_MAX=900
+
+# need_base: the folder for everything the scripts make outside the repository. Programs in it are run,
+# so it must not be somebody else's.
+need_base() {
+  umask 022
+  mkdir "$BASE" 2>/dev/null || true
+  if [ -L "$BASE" ] || [ "$(stat -c %u "$BASE")" != "$(id -u)" ]; then
+    die "$BASE is there and belongs to somebody else: remove it first"
+  fi
+  chmod 0755 "$BASE"
+  mkdir -p "$BASE/logs"
+}
+
+# need_command COMMAND PACKAGE...: installs the packages if the command is missing.
+need_command() {
+  local command=$1
+  shift
+  command -v "$command" >/dev/null || need_packages "$@"
+}
+
+# need_packages PACKAGE...: installs them and writes down which ones are new.
+need_packages() {
+  command -v apt-get >/dev/null ||
+    die "missing: $*. There is no apt-get here: install them with this system's package manager and run again"
+  [ "$(id -u)" = 0 ] || die "missing: $*. As root: apt-get install $*"
+  note "installing $*"
+  run "$INSTALL_MAX" "$BASE/logs/apt.log" "the package lists" apt-get update -q
+  DEBIAN_FRONTEND=noninteractive run "$INSTALL_MAX" "$BASE/logs/apt.log" "the packages $*" \
+    apt-get install -y -q --no-install-recommends "$@"
+  printf '%s\n' "$@" >>"$APT_LIST"
+}
+
+# need_ray: a virtual environment with ray[default], shared by quickstart and tests.
+need_ray() {
+  local python want
+  python=$(find_python) || die "no usable Python 3.10 or newer: Ray's user must be able to reach it. Install python3"
+  want="ray $RAY_VERSION, $("$python" --version)"
+  exec 8>"$BASE/venv.lock"
+  flock -n 8 || wait_for "$INSTALL_MAX" "another run that is making $VENV" flock -n 8
+  if [ "$(cat "$VENV/.complete" 2>/dev/null)" != "$want" ]; then
+    make_venv "$python"
+    printf '%s\n' "$want" >"$VENV/.complete"
+  fi
+  exec 8>&-
+  note "ray $RAY_VERSION in $VENV"
+}
+
+make_venv() {
+  local python=$1
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+  note "making $VENV with $python"
+  rm -rf "$VENV"
+  "$python" -m venv "$VENV"
+  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "ray[default] $RAY_VERSION" \
+    "$VENV/bin/python" -m pip install --quiet "ray[default]==$RAY_VERSION"
+}
+
+# The first Python that is new enough and that Ray's uid can run: one under a closed home is not.
+find_python() {
+  local candidate real
+  for candidate in /usr/bin/python3 python3 python3.13 python3.12 python3.11 python3.10; do
+    real=$("$candidate" -c 'import sys
+if sys.version_info >= (3, 10): print(getattr(sys, "_base_executable", sys.executable))' 2>/dev/null) || continue
+    if [ -n "$real" ] && as_others "$real" -c '' 2>/dev/null; then
+      printf '%s\n' "$real"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# as_others COMMAND...: as the uid that will run Ray; without root that is the caller.
+as_others() {
+  if [ "$(id -u)" = 0 ]; then
+    setpriv --reuid "$RAY_UID" --regid "$RAY_GID" --clear-groups "$@"
+  else
+    "$@"
+  fi
+}
+
+need_cargo() {
+  command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
+  command -v cargo >/dev/null || die "cargo is missing: install Rust (the version in Cargo.toml or newer) and run again"
+  need_command cc gcc libc6-dev
+}

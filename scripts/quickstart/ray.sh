@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# The Ray side of the quickstart: a head and two workers on pinned ports, and the job. Sourced after
+# control.sh.
+
+RAY_HOSTS=(head worker1 worker2)
+# The name in the head's leaf; every host knows it.
+HEAD_NAME=head.$TRUST_DOMAIN
+GCS_PORT=6379
+RAY_CLIENT_PORT=10001
+AGENT_HTTP_PORT=6705
+OBJECT_STORE_BYTES=600000000
+RAY_START_MAX=150
+
+# The port plan every node shares; a fixed GCS port must not lie in the worker range.
+RAY_PORTS=(
+  --node-manager-port=6701 --object-manager-port=6702 --runtime-env-agent-port=6703
+  --dashboard-agent-grpc-port=6704 --dashboard-agent-listen-port="$AGENT_HTTP_PORT" --metrics-export-port=6706
+  --min-worker-port=10002 --max-worker-port=10101
+)
+
+JOB_LOG=$(host_dir head)/home/job.jsonl
+JOB_STOP=$(host_dir head)/home/stop
+JOB_PID=""
+
+# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent.
+start_ray() {
+  local name=$1
+  shift
+  with_leaf "$name" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
+    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${RAY_PORTS[@]}" "$@"
+}
+
+# start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.
+start_head() {
+  run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head --head --port="$GCS_PORT" \
+    --ray-client-server-port="$RAY_CLIENT_PORT" --temp-dir="${1:-/tmp/ray}"
+}
+
+# Both workers at once; the first dials the head by the name in the head's leaf, the second by address.
+start_workers() {
+  local first second
+  start_ray worker1 --address="$HEAD_NAME:$GCS_PORT" >>"$LOGS/ray-worker1.log" 2>&1 </dev/null &
+  first=$!
+  start_ray worker2 --address="$(address head):$GCS_PORT" >>"$LOGS/ray-worker2.log" 2>&1 </dev/null &
+  second=$!
+  finish "$first" "$RAY_START_MAX" "$LOGS/ray-worker1.log" "the Ray worker on worker1"
+  finish "$second" "$RAY_START_MAX" "$LOGS/ray-worker2.log" "the Ray worker on worker2"
+}
+
+# start_job: in the background on the head's host; it goes on until stop_job.
+start_job() {
+  rm -f "$JOB_LOG" "$JOB_STOP"
+  with_leaf head python "$STATE/lib/job.py" --log "$JOB_LOG" --stop "$JOB_STOP" \
+    --hosts "$(IFS=,; printf '%s' "${RAY_HOSTS[*]}")" > >(sed -u 's/^/   job: /') 2>>"$LOGS/job.log" </dev/null &
+  JOB_PID=$!
+}
+
+# job_wrote TEXT: the log holds it; a job that ended early stops the wait.
+job_wrote() {
+  grep -q -- "$1" "$JOB_LOG" 2>/dev/null && return 0
+  ! ended "$JOB_PID" || die "the job ended before its time: see $LOGS/job.log and $JOB_LOG"
+  return 1
+}
+
+stop_job() {
+  as_ray head touch "$JOB_STOP"
+  finish "$JOB_PID" 90 "$LOGS/job.log" "the job"
+}
+
+# job_count WORD: ok, failed or retried, from the summary the job wrote itself.
+job_count() { grep '"summary"' "$JOB_LOG" | grep -o "\"$1\": [0-9]*" | grep -o '[0-9]*$'; }
+
+# Ray's own logs, where a failed run leaves them for reading.
+keep_ray_logs() {
+  local name session
+  for name in "${RAY_HOSTS[@]}"; do
+    session=$(host_dir "$name")/tmp/ray/session_latest/logs
+    # The link is absolute inside the host.
+    session=$(host_dir "$name")$(readlink "${session%/logs}" 2>/dev/null || true)/logs
+    [ -d "$session" ] && cp -r "$session" "$LOGS/ray-session-$name"
+  done
+  return 0
+}
