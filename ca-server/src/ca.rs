@@ -93,12 +93,12 @@ impl Ca {
         let ca = Self {
             trust_domain: control.trust_domain.parse()?,
             started: clock.now(),
+            metrics: Metrics::new(Arc::clone(&store)),
             store,
             clock,
             kek,
             endpoints,
             contacts: Contacts::default(),
-            metrics: Metrics::default(),
             authorities: ArcSwap::default(),
             stopping: watch::Sender::new(false),
         };

@@ -12,7 +12,7 @@ use tracing::info;
 use crate::{
     ca::Ca,
     failpoint::{self, Point},
-    keys::{csr::Csr, profile::Contents, random},
+    keys::{csr::UnprovedCsr, profile::Contents, random},
     policy::NAMES_MAX,
     refusal::Refusal,
     sign_failed,
@@ -30,26 +30,28 @@ pub async fn enroll(
 ) -> Result<v1::EnrollResponse, StoreError> {
     let now = ca.clock.now();
 
-    // 1. What is asked, in types; the token's secret is judged before the costly signature.
+    // 1. What is asked, in types.
     let parsed = Parsed::from(request)?;
     let token = parsed.token;
-    let mut ask = EnrollAsk {
+    let csr = UnprovedCsr::read(parsed.csr_der)?;
+    let ask = EnrollAsk {
         token: token.id().clone(),
         secret_hash: token.secret_hash(),
         cluster: parsed.cluster,
         role: parsed.role,
         name: parsed.name,
-        key_hash: [0; 32],
+        key_hash: csr.key_hash(),
         source,
         addresses: parsed.addresses,
         dns_names: parsed.dns_names,
         shared_address: parsed.shared_address,
     };
-    let csr = Csr::verify(&parsed.csr_der)?;
-    ask.key_hash = csr.key_hash();
 
-    // 2. Token, policy, who holds what.
-    let enrolled = match ca.store.plan_enroll(now, ask.clone()).await? {
+    // 2. Token, policy, who holds what; then the signature, which costs most and is nobody's who has
+    //    no token.
+    let plan = ca.store.plan_enroll(now, ask.clone()).await?;
+    let csr = csr.prove()?;
+    let enrolled = match plan {
         EnrollPlan::Replay(enrolled) => *enrolled,
         EnrollPlan::Issue(binding) => {
             // 3. Sign, read back, compare.

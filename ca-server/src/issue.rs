@@ -26,7 +26,7 @@ pub async fn issue(
 ) -> Result<v1::IssueLeafResponse, StoreError> {
     let now = ca.clock.now();
     identify(ca, &caller, now).await?;
-    let csr = Csr::verify(&request.csr_der)?;
+    let csr = Csr::verify(request.csr_der)?;
     let ask = LeafAsk {
         kind: kind(request.purpose)?,
         addresses: enroll::addresses(&request.addresses)?,

@@ -1,12 +1,22 @@
 //! What the server counts, in Prometheus' text format.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::Registry,
 };
+
+use crate::store::Store;
 
 /// The counters. Names carry their units.
 #[derive(Debug)]
@@ -43,8 +53,10 @@ struct Listener {
     listener: &'static str,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// The counters, and the store's own on each scrape.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("raymtls_ca"),
             issued: Family::default(),
@@ -77,11 +89,10 @@ impl Default for Metrics {
             "When the server began to serve",
             metrics.started.clone(),
         );
+        registry.register_collector(Box::new(StoreTotals(store)));
         metrics
     }
-}
 
-impl Metrics {
     /// A certificate was issued.
     pub fn issued(&self, kind: &'static str) {
         self.issued.get_or_create(&Kind { kind }).inc();
@@ -130,5 +141,32 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
+    }
+}
+
+/// The store's running totals, read when they are scraped.
+#[derive(Debug)]
+struct StoreTotals(Arc<dyn Store>);
+
+impl Collector for StoreTotals {
+    #[allow(clippy::cast_precision_loss, reason = "a float is what the text format has")]
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let totals = self.0.counts();
+        for (name, help, value) in [
+            ("store_decisions", "Decisions of the store, reads included", totals.jobs),
+            ("store_commits", "Commits, one flush to the disk each", totals.commits),
+        ] {
+            let counter = ConstCounter::new(value);
+            let kind = prometheus_client::metrics::MetricType::Counter;
+            counter.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
+        }
+        let seconds = ConstCounter::new(totals.commit_micros as f64 / 1e6);
+        let kind = prometheus_client::metrics::MetricType::Counter;
+        let help = "Time all commits took";
+        seconds.encode(encoder.encode_descriptor("store_commit_seconds", help, None, kind)?)?;
+        let queued = ConstGauge::new(i64::try_from(totals.queued).unwrap_or(i64::MAX));
+        let kind = prometheus_client::metrics::MetricType::Gauge;
+        let help = "Decisions that wait for the store";
+        queued.encode(encoder.encode_descriptor("store_queue", help, None, kind)?)
     }
 }

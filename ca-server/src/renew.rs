@@ -24,7 +24,7 @@ pub async fn renew(
 ) -> Result<v1::RenewIdentityResponse, StoreError> {
     let now = ca.clock.now();
     identify(ca, &caller, now).await?;
-    let csr = Csr::verify(&request.csr_der)?;
+    let csr = Csr::verify(request.csr_der)?;
     let plan = ca.store.plan_renew(now, caller.clone(), csr.key_hash()).await?;
     let record = match plan {
         RenewPlan::Replay(record) => *record,

@@ -129,9 +129,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Keeps keys out of core dumps and from other processes of the same user.
+/// Keeps keys out of core dumps and from other processes of the same user, and files that a library
+/// makes from others.
 fn harden() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    use rustix::{
+        fs::Mode,
+        process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
+    };
+    umask(Mode::RWXG | Mode::RWXO);
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err()
         || setrlimit(Resource::Core, none).is_err()
@@ -235,7 +240,11 @@ fn admin_listener(path: &Path, group: Option<&str>) -> io::Result<UnixListener> 
     let gid = group.map(group_id).transpose().map_err(named)?;
     let parent = path.parent().unwrap_or_else(|| Path::new("/"));
     std::fs::create_dir_all(parent).map_err(named)?;
-    let private = parent.join(format!(".ca-admin.{}", std::process::id()));
+    let private = parent.join(".ca-admin.new");
+    if private.exists() {
+        // Left by a server that was killed between two of these lines.
+        std::fs::remove_dir_all(&private).map_err(named)?;
+    }
     durable::make_folder(&private, Access { mode: 0o700, ..Access::PRIVATE }).map_err(named)?;
     let made = private.join("socket");
     let bound = UnixListener::bind(&made).and_then(|listener| {

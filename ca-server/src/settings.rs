@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use raymtls_proto::{address::AddressRange, v1};
+use raymtls_proto::{address::AddressRange, span::Span, v1};
 
 use crate::refusal::Refusal;
 
@@ -129,13 +129,16 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
         vec![format!(
             "a leaf lives {} = 2 x max-job {} and is renewed after a third ({}): whatever starts \
              has at least {} ahead",
-            span(life),
-            span(settings.max_job_seconds),
-            span(life / 3),
-            span(life - life / 3)
+            Span::seconds(life),
+            Span::seconds(settings.max_job_seconds),
+            Span::seconds(life / 3),
+            Span::seconds(life - life / 3)
         )]
     } else {
-        vec![format!("every leaf ends with the cluster, {} after its creation", span(life))]
+        vec![format!(
+            "every leaf ends with the cluster, {} after its creation",
+            Span::seconds(life)
+        )]
     };
     if settings.isolation() != v1::Isolation::Off {
         notes.push("isolation is not enforced by this release: agents ignore the setting".into());
@@ -150,19 +153,6 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
         );
     }
     notes
-}
-
-/// A length of time in the units a person sets it in: days, hours, minutes, seconds.
-fn span(seconds: i64) -> String {
-    let mut rest = seconds;
-    let mut words = Vec::new();
-    for (unit, length) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {
-        if rest >= length {
-            words.push(format!("{}{unit}", rest / length));
-            rest %= length;
-        }
-    }
-    if words.is_empty() { "0s".to_owned() } else { words.join(" ") }
 }
 
 fn defaults() -> v1::Settings {
@@ -295,9 +285,9 @@ fn check_range(
     }
     Err(invalid(format!(
         "{key} {} is outside {} to {}",
-        humantime::format_duration(value),
-        humantime::format_duration(*range.start()),
-        humantime::format_duration(*range.end())
+        Span(value),
+        Span(*range.start()),
+        Span(*range.end())
     )))
 }
 

@@ -123,7 +123,7 @@ impl SplitStatus {
     #[must_use]
     pub fn of(ray_uid: Option<u32>, agent_uid: u32) -> Self {
         let (holds, why) = match ray_uid {
-            None => (None, "unknown: give --ray-uid, the user that runs Ray".to_owned()),
+            None => (None, "give --ray-uid, the user that runs Ray".to_owned()),
             Some(0) => (Some(false), "Ray runs as root: any task can read the identity key".into()),
             Some(uid) if uid == agent_uid => {
                 let why = "Ray runs as the agent's user: any task can read the identity key";

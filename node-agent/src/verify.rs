@@ -143,7 +143,7 @@ pub fn leaf(
     if !facts.client_auth || !facts.server_auth {
         return Err(VerifyError::Usage("both serverAuth and clientAuth"));
     }
-
+    same_names(&facts, wanted)?;
     let dialled = wanted.addresses.first().copied();
     chains(chain, cluster_roots, dialled, wanted.now)
         .map_err(|why| VerifyError::Chain { roots: "cluster root", why })?;

@@ -16,6 +16,7 @@ pub mod join;
 pub mod leaf;
 pub mod reason;
 pub mod serial;
+pub mod span;
 pub mod token;
 
 /// Generated code of the package `raymtls.v1`.

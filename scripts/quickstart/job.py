@@ -10,21 +10,21 @@ which writes that down as retried. FILE gets one JSON object a line; the last on
 import argparse
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ray
 from probe import served_serial
 
-# Seconds one task may take, and one beat may last.
+# Seconds one task may take, and one beat lasts.
 TASK_MAX = 60
-BEAT_EVERY = 1.0
+BEAT_EVERY = 0.5
 # Tasks a beat sends to each host at once.
 TASKS_A_BEAT = 10
-# A beat in so many starts a new worker process on each host.
-FRESH_EVERY = 3
 # Seconds a new worker process stays after its first word, so that its port can be looked at.
-FRESH_STAYS = 4
+FRESH_STAYS = 2
 OBJECT_MB = 100
 # Seconds after which the job ends by itself.
 JOB_MAX = 900
@@ -85,27 +85,30 @@ def own_port():
 
 
 class Log:
+    """One JSON object a line; written by several threads."""
+
     def __init__(self, path):
         self.file = open(path, "w", buffering=1)
+        self.lock = threading.Lock()
         self.counts = {"ok": 0, "failed": 0, "retried": 0}
 
     def write(self, **record):
-        self.file.write(json.dumps({"at": round(time.time(), 3), **record}) + "\n")
+        with self.lock:
+            if record.get("outcome"):
+                self.counts[record["outcome"]] += 1
+            self.file.write(json.dumps({"at": round(time.time(), 3), **record}) + "\n")
 
     def attempt(self, kind, host, act):
         """Runs `act`; a failure is written down and tried once more."""
         for outcome_before in (None, "failed"):
             if outcome_before:
-                self.counts["retried"] += 1
                 self.write(kind=kind, host=host, outcome="retried")
             began = time.monotonic()
             try:
                 seen = act()
             except Exception as error:  # whatever it is, it belongs in the log
-                self.counts["failed"] += 1
                 self.write(kind=kind, host=host, outcome="failed", why=f"{type(error).__name__}: {error}"[:400])
                 continue
-            self.counts["ok"] += 1
             seconds = round(time.monotonic() - began, 3)
             self.write(kind=kind, host=host, outcome="ok", seconds=seconds, seen=seen)
             return seen, seconds
@@ -127,6 +130,9 @@ def start_fresh(host):
 
 def look_at_fresh(stream):
     """Hears the new process's first word, shakes hands with its port, waits for its end."""
+    ready, _ = ray.wait([stream], timeout=TASK_MAX)
+    if not ready:
+        raise TimeoutError(f"no new worker process within {TASK_MAX} s")
     seen = ray.get(next(stream), timeout=TASK_MAX)
     seen["served_serial"] = served_serial(seen["ip"], seen["port"])
     for _ in stream:
@@ -164,36 +170,45 @@ def move_object(log, source, target):
 
 
 def go_on(log, hosts, actor_host, actor, stop):
-    """Tasks, actor calls and new worker processes, beat after beat, until the stop file is there."""
-    beat = 0
+    """Tasks and actor calls beat after beat, new worker processes beside them, until the stop file is there."""
     ends = time.monotonic() + JOB_MAX
-    while not stop.exists():
+    broken = threading.Event()
+
+    def over():
         if time.monotonic() > ends:
             raise SystemExit(f"nobody stopped the job within {JOB_MAX} s")
-        began = time.monotonic()
-        log.attempt("actor", actor_host, lambda: ray.get(actor.add.remote(), timeout=TASK_MAX))
-        for host in hosts:
-            sent = [on(host, where).remote() for _ in range(TASKS_A_BEAT)]
-            for first in sent:
-                pending = [first]  # used up by the first attempt
-                log.attempt(
-                    "task",
-                    host,
-                    lambda host=host, pending=pending: ray.get(
-                        pending.pop() if pending else on(host, where).remote(), timeout=TASK_MAX
-                    ),
-                )
-        if beat % FRESH_EVERY == 0:
-            streams = {host: start_fresh(host) for host in hosts}
-            for host in hosts:
-                first = [streams.pop(host)]  # used up by the first attempt
-                log.attempt(
-                    "fresh",
-                    host,
-                    lambda host=host, first=first: look_at_fresh(first.pop() if first else start_fresh(host)),
-                )
-        beat += 1
-        time.sleep(max(0.0, BEAT_EVERY - (time.monotonic() - began)))
+        return broken.is_set() or stop.exists()
+
+    with ThreadPoolExecutor(max_workers=len(hosts)) as beside:
+        starters = [beside.submit(keep_starting, log, host, over) for host in hosts]
+        try:
+            while not over():
+                began = time.monotonic()
+                beat(log, hosts, actor_host, actor)
+                time.sleep(max(0.0, BEAT_EVERY - (time.monotonic() - began)))
+        except BaseException:
+            broken.set()
+            raise
+        for starter in starters:
+            starter.result()
+
+
+def beat(log, hosts, actor_host, actor):
+    log.attempt("actor", actor_host, lambda: ray.get(actor.add.remote(), timeout=TASK_MAX))
+    for host in hosts:
+        sent = [on(host, where).remote() for _ in range(TASKS_A_BEAT)]
+
+        def next_answer(host=host, sent=sent):
+            return ray.get(sent.pop(0) if sent else on(host, where).remote(), timeout=TASK_MAX)
+
+        for _ in range(TASKS_A_BEAT):
+            log.attempt("task", host, next_answer)
+
+
+def keep_starting(log, host, over):
+    """New worker processes on one host, one after the other."""
+    while not over():
+        log.attempt("fresh", host, lambda: look_at_fresh(start_fresh(host)))
 
 
 def main():

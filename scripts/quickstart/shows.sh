@@ -18,7 +18,7 @@ show_job() {
 
 # job_field KIND HOST FIELD: from the newest record that went well.
 job_field() {
-  python3_venv -c '
+  "$VENV/bin/python" -c '
 import json, sys
 path, kind, host, field = sys.argv[1:]
 records = [json.loads(line) for line in open(path) if line.endswith("\n")]
@@ -29,14 +29,12 @@ print(seen.get(field, "nothing"))' "$JOB_LOG" "$@"
 
 job_has() { [ "$(job_field "$1" "$2" pid)" != nothing ]; }
 
-python3_venv() { "$VENV/bin/python" "$@"; }
-
 # The uids of everything called raylet, gcs_server or ray:: in the three hosts.
 ray_uids() {
   local name pid
   for name in "${RAY_HOSTS[@]}"; do
     for pid in $(host_pids "$name"); do
-      case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
+      case $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") in
         *raylet* | *gcs_server* | ray::*) awk '$1 == "Uid:" { print "uid " $2 }' "/proc/$pid/status" 2>/dev/null ;;
       esac
     done
@@ -53,7 +51,7 @@ knock() {
 judge_knock() {
   local check=$1 wanted=$2 answer
   shift 2
-  answer=$(knock "$@")
+  answer=$(knock "$@") || answer="no answer: the probe failed"
   if [ "${answer%% *}" = "$wanted" ]; then held "$check" "$answer"; else broke "$check" "$answer"; fi
 }
 
@@ -64,8 +62,18 @@ show_refusals() {
   judge_knock "GCS answers a member" settings worker1 "$leaf" "${leaf%.crt}.key"
   judge_knock "GCS to a host without a certificate" refused stranger
   leaf=$(current_leaf other)
+  judge "the leaf of a node of another cluster" "$(verified "$leaf")" "valid under its own root"
   judge_knock "GCS to a node of another cluster" refused other "$leaf" "${leaf%.crt}.key"
   show_two_keys
+}
+
+# verified LEAF: judged by OpenSSL against the roots in its own key folder.
+verified() {
+  if openssl verify -x509_strict -CAfile "${1%/*}/ca.crt" -untrusted "$1" "$1" >>"$LOGS/openssl.log" 2>&1; then
+    printf 'valid under its own root\n'
+  else
+    printf 'refused by openssl verify: see %s\n' "$LOGS/openssl.log"
+  fi
 }
 
 # Ray's uid reads its leaf key, and nothing of what the agent keeps for itself.
@@ -102,7 +110,7 @@ show_renewal() {
     judge "new worker process on $name, after" "$(job_field fresh "$name" served_serial)" \
       "$(renewed_serial "$name" "${before[$name]}")"
   done
-  stop_job
+  stop_job || broke "the end of the job" "not in order: see $LOGS/job.log"
   judge "the job through the renewal" \
     "$(job_count failed) failed, $(job_count retried) retried" "0 failed, 0 retried"
   held "tasks and calls that went well" "$(job_count ok)"

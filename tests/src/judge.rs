@@ -1,10 +1,9 @@
 //! Judges certificates with parsers that are not ours: `openssl verify -x509_strict`, and webpki for
 //! each purpose a certificate is made for and each it must not serve.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{collections::BTreeMap, process::Command};
 
-use ca_server::store::Authority;
-use ca_server::store::{Store, records::CertificateRecord};
+use ca_server::store::{Authority, Store, records::CertificateRecord};
 use raymtls_proto::{
     bundle::{certificates_to_pem, crls_to_pem},
     clock::Clock,
@@ -31,8 +30,12 @@ pub async fn every_certificate(deployment: &Deployment) {
             let rows = deployment.store.certificates(id.clone(), None, page).await.unwrap();
             for record in rows.rows {
                 let authority = match record.kind() {
-                    CertificateKind::AgentIdentity => Authority::Control,
-                    _ => Authority::Cluster(id.clone()),
+                    CertificateKind::AgentIdentity | CertificateKind::AdminIdentity => {
+                        Authority::Control
+                    }
+                    CertificateKind::RayNode
+                    | CertificateKind::RayDriver
+                    | CertificateKind::Unspecified => Authority::Cluster(id.clone()),
                 };
                 by_authority.entry(authority).or_default().push(record);
             }
@@ -152,5 +155,4 @@ fn openssl_check(
             assert_eq!(ok, leaves.len(), "{said}{complained}");
         }
     }
-    let _: &Path = folder.path();
 }

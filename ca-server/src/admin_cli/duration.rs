@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use raymtls_proto::span::Span;
+
 /// Longest length that is taken, in seconds: ten years. The CA has its own, closer bounds.
 const SECONDS_MAX: u64 = 10 * 365 * 86_400;
 
@@ -32,21 +34,14 @@ pub(super) fn parse(text: &str) -> Result<Seconds, String> {
     Ok(Seconds(length.as_secs()))
 }
 
-/// The two largest units of a length, which [`parse`] reads again: `6d 3h`.
+/// A length as [`parse`] reads it again.
 pub(super) fn human(length: Duration) -> String {
-    let total = length.as_secs();
-    let units = [("d", 86_400, u64::MAX), ("h", 3_600, 24), ("m", 60, 60), ("s", 1, 60)];
-    let parts = units.map(|(unit, size, modulus)| (total / size % modulus, unit));
-    let Some(first) = parts.iter().position(|(count, _)| *count > 0) else {
-        return "0s".to_owned();
-    };
-    let shown = parts[first..].iter().take(2).filter(|(count, _)| *count > 0);
-    shown.map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ")
+    Span(length).to_string()
 }
 
 /// The same for seconds of a message; a negative length reads as none.
 pub(super) fn human_seconds(seconds: i64) -> String {
-    human(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    Span::seconds(seconds).to_string()
 }
 
 #[cfg(test)]

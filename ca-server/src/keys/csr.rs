@@ -15,28 +15,22 @@ use crate::refusal::Refusal;
 /// Longest request, in bytes of DER; a P-256 one without extensions has about 200.
 pub const CSR_DER_LEN_MAX: usize = 8 * 1_024;
 
-/// A verified request: the caller holds the private key of this public one.
+/// A request that reads well and proves nothing yet: who sent it need not hold the private key. Its
+/// key is good for looking things up, which costs less than the signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Csr {
+pub struct UnprovedCsr {
+    csr_der: Vec<u8>,
     spki_der: Vec<u8>,
 }
 
-impl Csr {
-    /// Reads and verifies a PKCS#10 request (RFC 2986).
+impl UnprovedCsr {
+    /// Reads a PKCS#10 request (RFC 2986).
     ///
     /// # Errors
-    /// `CsrInvalid` for anything but one P-256 request with an empty subject, no attributes and a
-    /// good signature; `KeyNotAllowed` for another kind of key.
-    pub fn verify(csr_der: &[u8]) -> Result<Self, Refusal> {
-        let invalid = |why: &str| Refusal::CsrInvalid(why.to_owned());
-        if csr_der.len() > CSR_DER_LEN_MAX {
-            return Err(invalid("longer than 8192 bytes"));
-        }
-        let (rest, csr) = X509CertificationRequest::from_der(csr_der)
-            .map_err(|_| invalid("not a PKCS#10 request in DER"))?;
-        if !rest.is_empty() {
-            return Err(invalid("bytes after the request"));
-        }
+    /// `CsrInvalid` for anything but one request with an empty subject and no attributes;
+    /// `KeyNotAllowed` for another kind of key than P-256.
+    pub fn read(csr_der: Vec<u8>) -> Result<Self, Refusal> {
+        let csr = parse(&csr_der)?;
         let info = &csr.certification_request_info;
         if info.subject.iter().next().is_some() {
             return Err(invalid("the subject must be empty: names travel in the call, not here"));
@@ -46,8 +40,41 @@ impl Csr {
         if csr.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 {
             return Err(invalid("signed with another algorithm than ECDSA with SHA-256"));
         }
-        csr.verify_signature().map_err(|_| invalid("its signature does not verify"))?;
-        Ok(Self { spki_der: info.subject_pki.raw.to_vec() })
+        let spki_der = info.subject_pki.raw.to_vec();
+        Ok(Self { csr_der, spki_der })
+    }
+
+    /// What the key is known by.
+    #[must_use]
+    pub fn key_hash(&self) -> [u8; 32] {
+        key_hash(&self.spki_der)
+    }
+
+    /// Verifies the signature: the caller holds the private key.
+    ///
+    /// # Errors
+    /// `CsrInvalid`.
+    pub fn prove(self) -> Result<Csr, Refusal> {
+        parse(&self.csr_der)?
+            .verify_signature()
+            .map_err(|_| invalid("its signature does not verify"))?;
+        Ok(Csr { spki_der: self.spki_der })
+    }
+}
+
+/// A verified request: the caller holds the private key of this public one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Csr {
+    spki_der: Vec<u8>,
+}
+
+impl Csr {
+    /// Reads and verifies a request at once.
+    ///
+    /// # Errors
+    /// As [`UnprovedCsr::read`] and [`UnprovedCsr::prove`].
+    pub fn verify(csr_der: Vec<u8>) -> Result<Self, Refusal> {
+        UnprovedCsr::read(csr_der)?.prove()
     }
 
     /// SubjectPublicKeyInfo, DER.
@@ -56,7 +83,7 @@ impl Csr {
         &self.spki_der
     }
 
-    /// SHA-256 of it: what a key is known by.
+    /// What the key is known by.
     #[must_use]
     pub fn key_hash(&self) -> [u8; 32] {
         key_hash(&self.spki_der)
@@ -67,6 +94,19 @@ impl Csr {
 #[must_use]
 pub fn key_hash(spki_der: &[u8]) -> [u8; 32] {
     digest(&SHA256, spki_der).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
+fn parse(csr_der: &[u8]) -> Result<X509CertificationRequest<'_>, Refusal> {
+    if csr_der.len() > CSR_DER_LEN_MAX {
+        return Err(invalid("longer than 8192 bytes"));
+    }
+    let (rest, csr) = X509CertificationRequest::from_der(csr_der)
+        .map_err(|_| invalid("not a PKCS#10 request in DER"))?;
+    if rest.is_empty() { Ok(csr) } else { Err(invalid("bytes after the request")) }
+}
+
+fn invalid(why: &str) -> Refusal {
+    Refusal::CsrInvalid(why.to_owned())
 }
 
 fn check_attributes(csr: &X509CertificationRequest<'_>) -> Result<(), Refusal> {
@@ -116,7 +156,7 @@ mod tests {
     #[test]
     fn an_empty_p256_request_gives_its_key() {
         let key = key(&rcgen::PKCS_ECDSA_P256_SHA256);
-        let csr = Csr::verify(&request(|_| {}, &key)).unwrap();
+        let csr = Csr::verify(request(|_| {}, &key)).unwrap();
         assert_eq!(csr.spki_der(), rcgen::PublicKeyData::subject_public_key_info(&key));
     }
 
@@ -161,7 +201,7 @@ mod tests {
             ("Ed25519", request(|_| {}, &key(&rcgen::PKCS_ED25519)), Reason::KeyNotAllowed),
         ];
         for (name, csr_der, reason) in table {
-            let refusal = Csr::verify(&csr_der).expect_err(name);
+            let refusal = Csr::verify(csr_der).expect_err(name);
             assert_eq!(refusal.reason(), reason, "{name}: {refusal}");
         }
     }

@@ -22,7 +22,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, Identified, LeafAsk,
-    LeafPlan, NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreError, decide, layout,
+    LeafPlan, NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError,
+    decide, layout,
     records::{
         AuditHead, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
         Header, NodeRecord, TokenRecord,
@@ -39,21 +40,6 @@ pub struct KvStore {
     shared: Arc<Shared>,
     /// Why the writer failed; the channel closes when the writer has let the engine go.
     failure: watch::Receiver<Option<String>>,
-}
-
-/// Running totals since the store was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreCounts {
-    /// Decisions answered.
-    pub jobs: u64,
-    /// Groups they came in.
-    pub groups: u64,
-    /// Groups that wrote: each of them one flush to the disk.
-    pub commits: u64,
-    /// Time all commits took.
-    pub commit_micros: u64,
-    /// Decisions that wait now.
-    pub queued: u64,
 }
 
 impl KvStore {
@@ -104,20 +90,6 @@ impl KvStore {
                 Some(why) => why,
                 None => std::future::pending().await,
             }
-        }
-    }
-
-    /// Running totals.
-    #[must_use]
-    pub fn counts(&self) -> StoreCounts {
-        let counters = &self.shared.counters;
-        let queued = self.queue.max_capacity() - self.queue.capacity();
-        StoreCounts {
-            jobs: counters.jobs.load(Ordering::Relaxed),
-            groups: counters.groups.load(Ordering::Relaxed),
-            commits: counters.commits.load(Ordering::Relaxed),
-            commit_micros: counters.commit_micros.load(Ordering::Relaxed),
-            queued: u64::try_from(queued).unwrap_or(u64::MAX),
         }
     }
 
@@ -422,6 +394,18 @@ impl Store for KvStore {
 
     fn is_serving(&self) -> bool {
         !self.queue.is_closed()
+    }
+
+    fn counts(&self) -> StoreCounts {
+        let counters = &self.shared.counters;
+        let queued = self.queue.max_capacity() - self.queue.capacity();
+        StoreCounts {
+            jobs: counters.jobs.load(Ordering::Relaxed),
+            groups: counters.groups.load(Ordering::Relaxed),
+            commits: counters.commits.load(Ordering::Relaxed),
+            commit_micros: counters.commit_micros.load(Ordering::Relaxed),
+            queued: u64::try_from(queued).unwrap_or(u64::MAX),
+        }
     }
 
     async fn close(&self) {

@@ -275,6 +275,21 @@ pub struct Revocations {
     pub entries: Vec<RevocationRecord>,
 }
 
+/// Running totals of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounts {
+    /// Decisions made, reads included.
+    pub jobs: u64,
+    /// Groups of decisions.
+    pub groups: u64,
+    /// Groups that wrote: each of them one flush to the disk.
+    pub commits: u64,
+    /// Time all commits took.
+    pub commit_micros: u64,
+    /// Decisions that wait now.
+    pub queued: u64,
+}
+
 /// The verbs.
 #[async_trait]
 pub trait Store: Debug + Send + Sync + 'static {
@@ -470,6 +485,9 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Whether verbs can still commit.
     fn is_serving(&self) -> bool;
+
+    /// Running totals.
+    fn counts(&self) -> StoreCounts;
 
     /// Commits what is queued and stops.
     async fn close(&self);

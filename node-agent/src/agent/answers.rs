@@ -101,7 +101,7 @@ impl Agent {
         for number in numbers {
             match self.renew_leaf(number).await {
                 Ok(change) => done.key_folders.push(change),
-                Err(error) if is_key_too_old(&error) => {
+                Err(error) if error.is_key_too_old() => {
                     done.failed.push(format!("{}: {error}", folder_name(number)));
                 }
                 Err(error) => return self.renewal_failed(&error),
@@ -137,10 +137,6 @@ impl Agent {
             ),
         }
     }
-}
-
-fn is_key_too_old(error: &ActError) -> bool {
-    matches!(error, ActError::Call(call) if call.reaction() == Reaction::NewKeyFolder)
 }
 
 fn kind_of(error: &ActError) -> ErrorKind {

@@ -67,6 +67,13 @@ pub enum ActError {
     TooManyFolders(usize),
 }
 
+impl ActError {
+    /// The CA renews this leaf key no more; it answers, and a new key would do.
+    fn is_key_too_old(&self) -> bool {
+        matches!(self, Self::Call(call) if call.reaction() == Reaction::NewKeyFolder)
+    }
+}
+
 impl From<ActError> for Failure {
     fn from(error: ActError) -> Self {
         let refused = match &error {
@@ -369,8 +376,11 @@ impl Agent {
             Action::RenewLeaf(number) => self.renew_leaf(number).await.map(drop),
             Action::Sync => self.start_sync(),
         };
-        if let Err(error) = done {
-            self.failed(&error);
+        match done {
+            Ok(()) => {}
+            // Noted at its folder; the next look decides about a new one.
+            Err(error) if error.is_key_too_old() => self.succeeded(),
+            Err(error) => self.failed(&error),
         }
     }
 

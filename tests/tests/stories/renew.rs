@@ -9,10 +9,9 @@ use raymtls_tests::{Deployment, Member, node_leaf, word};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-async fn next_identity(deployment: &Deployment, member: &Member) -> Identity {
+async fn next_identity(member: &Member) -> Identity {
     let key = PrivateKey::generate().unwrap();
     let answer = member.client.renew_identity(key.csr_der().unwrap()).await.unwrap();
-    let _ = deployment;
     Identity::new(key, answer.identity.unwrap()).unwrap()
 }
 
@@ -43,7 +42,7 @@ async fn the_first_call_with_the_next_identity_retires_the_one_before() {
     let deployment = Deployment::start().await;
     deployment.cluster("c1", DAY).await;
     let member = deployment.worker("c1", "w1", "10.0.0.1").await;
-    let next = next_identity(&deployment, &member).await;
+    let next = next_identity(&member).await;
 
     let client = deployment.node_client(&next);
     client.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
