@@ -20,7 +20,7 @@ usage: scripts/test.sh [--full]
 Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    the long stories too
+  --full    also the quickstart as a person runs it, with its release build
 
 examples
   scripts/test.sh
@@ -33,7 +33,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) export RAYMTLS_FULL=1 ;;
+      --full) STEPS+=(quickstart) ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac

@@ -104,8 +104,7 @@ impl Ca {
         };
         ca.load_authority(&Authority::Control).await?;
         for cluster in ca.store.clusters().await? {
-            let id = cluster.cluster.parse()?;
-            ca.put_authority(Authority::Cluster(id), LiveAuthority::cluster(&ca.kek, &cluster)?);
+            ca.load_authority(&Authority::Cluster(cluster.cluster.parse()?)).await?;
         }
         Ok(ca)
     }
@@ -127,11 +126,15 @@ impl Ca {
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
-    /// Takes an authority's issuers from the store again.
+    /// Takes an authority's issuers and CRLs from the store again.
     ///
     /// # Errors
     /// See [`CaError`].
     pub async fn load_authority(&self, authority: &Authority) -> Result<(), CaError> {
+        // CRLs first: a set read early is replaced by whoever puts a newer one; the other way round
+        // the newer could be lost here.
+        let crls = self.store.crls(authority.clone()).await?;
+        let crls_der = crls.map(|set| set.crls_der).unwrap_or_default();
         let live = match authority {
             Authority::Control => {
                 let record = self.store.control().await?.ok_or(CaError::NotInitialized)?;
@@ -141,7 +144,7 @@ impl Ca {
                 LiveAuthority::cluster(&self.kek, &self.store.cluster(cluster.clone()).await?)?
             }
         };
-        self.put_authority(authority.clone(), live);
+        self.put_authority(authority.clone(), live.with_crls(crls_der));
         Ok(())
     }
 
@@ -203,14 +206,12 @@ impl Ca {
     /// What a cluster's Ray processes must trust.
     ///
     /// # Errors
-    /// The store.
-    pub async fn bundle(&self, cluster: &ClusterId) -> Result<v1::TrustBundle, StoreError> {
-        let authority = Authority::Cluster(cluster.clone());
-        let live = self.authority(&authority)?;
-        let crls = self.store.crls(authority).await?;
+    /// `NotFound` for a cluster that is not there.
+    pub fn bundle(&self, cluster: &ClusterId) -> Result<v1::TrustBundle, Refusal> {
+        let live = self.authority(&Authority::Cluster(cluster.clone()))?;
         Ok(v1::TrustBundle {
             roots_der: vec![live.root_der.clone()],
-            crls_der: crls.map(|set| set.crls_der).unwrap_or_default(),
+            crls_der: live.crls_der().to_vec(),
         })
     }
 

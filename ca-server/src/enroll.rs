@@ -80,23 +80,22 @@ pub async fn enroll(
     failpoint::hit(Point::BeforeReply);
 
     // 5. What the node needs to go on.
-    response(ca, &ask.cluster, enrolled, now.unix_timestamp()).await
+    response(ca, &ask.cluster, enrolled, now.unix_timestamp())
 }
 
-async fn response(
+fn response(
     ca: &Ca,
     cluster: &ClusterId,
     enrolled: Enrolled,
     server_time_unix: i64,
 ) -> Result<v1::EnrollResponse, StoreError> {
-    let record = ca.store.cluster(cluster.clone()).await?;
     Ok(v1::EnrollResponse {
         node_name: enrolled.node.name,
         addresses: enrolled.node.addresses.into_iter().map(|bound| bound.address).collect(),
         dns_names: enrolled.node.dns_names,
         identity: Some(ca.identity_chain(enrolled.identity)?),
-        settings: Some(record.settings().clone()),
-        bundle: Some(ca.bundle(cluster).await?),
+        settings: Some(enrolled.settings),
+        bundle: Some(ca.bundle(cluster)?),
         server_time_unix,
     })
 }

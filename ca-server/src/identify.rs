@@ -1,4 +1,4 @@
-//! Who calls: the first thing every call on the node listener asks.
+//! What follows from judging a caller, whichever verb of the store judged it.
 
 use raymtls_proto::reason::Reason;
 use time::OffsetDateTime;
@@ -7,30 +7,29 @@ use tracing::warn;
 use crate::{
     ca::Ca,
     refusal::Refusal,
-    store::{Caller, Identified, StoreError, records::NodeRecord},
+    store::{Caller, StoreError},
 };
 
-/// Judges the identity of a connection, once for each call: a connection outlives a revocation.
+/// Notes the contact of a caller that passed, and tells the log of one that should not exist.
 ///
 /// # Errors
-/// Unknown, retired, revoked, left.
-pub async fn identify(
+/// The verb's own.
+pub fn judged<T>(
     ca: &Ca,
     caller: &Caller,
     now: OffsetDateTime,
-) -> Result<NodeRecord, StoreError> {
-    match ca.store.identify(now, caller.clone()).await? {
-        Identified::Node(node) => {
-            ca.contacts.note(caller, now);
-            Ok(*node)
-        }
-        Identified::Reused => {
+    verdict: Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    match &verdict {
+        Ok(_) => ca.contacts.note(caller, now),
+        Err(StoreError::Refused(Refusal::IdentityReused)) => {
             warn!(
                 cluster = %caller.cluster, node = %caller.node, serial = %caller.serial,
                 source = ?caller.source, reason = Reason::IdentityReused.as_str(),
                 "a retired identity was used again: restored from a copy, or stolen"
             );
-            Err(Refusal::IdentityReused.into())
         }
+        Err(_) => {}
     }
+    verdict
 }

@@ -8,7 +8,7 @@ use crate::{
     ca::Ca,
     enroll,
     failpoint::{self, Point},
-    identify::identify,
+    identify::judged,
     keys::{csr::Csr, profile::Contents, random},
     refusal::Refusal,
     sign_failed,
@@ -25,7 +25,6 @@ pub async fn issue(
     request: v1::IssueLeafRequest,
 ) -> Result<v1::IssueLeafResponse, StoreError> {
     let now = ca.clock.now();
-    identify(ca, &caller, now).await?;
     let csr = Csr::verify(request.csr_der)?;
     let ask = LeafAsk {
         kind: kind(request.purpose)?,
@@ -33,7 +32,8 @@ pub async fn issue(
         dns_names: enroll::dns_names(&request.dns_names)?,
         key_hash: csr.key_hash(),
     };
-    let plan = ca.store.plan_leaf(now, caller.clone(), ask.clone()).await?;
+    let plan = ca.store.plan_leaf(now, caller.clone(), ask.clone()).await;
+    let plan = judged(ca, &caller, now, plan)?;
     let authority = Authority::Cluster(caller.cluster.clone());
     let issuer = ca.authority(&authority)?;
     let contents = contents(ca, &caller, &ask, &plan, now);
@@ -53,7 +53,7 @@ pub async fn issue(
     failpoint::hit(Point::BeforeReply);
     Ok(v1::IssueLeafResponse {
         leaf: Some(leaf),
-        bundle: Some(ca.bundle(&caller.cluster).await?),
+        bundle: Some(ca.bundle(&caller.cluster)?),
         server_time_unix: now.unix_timestamp(),
     })
 }

@@ -4,7 +4,7 @@ use tracing::info;
 
 use crate::{
     ca::Ca,
-    identify::identify,
+    identify::judged,
     store::{Caller, StoreError},
 };
 
@@ -14,7 +14,8 @@ use crate::{
 /// A refusal, or the store's failure.
 pub async fn leave(ca: &Ca, caller: Caller) -> Result<(), StoreError> {
     let now = ca.clock.now();
-    identify(ca, &caller, now).await?;
+    let node = ca.store.identify(now, caller.clone()).await;
+    judged(ca, &caller, now, node)?;
     ca.store.leave(now, caller.clone()).await?;
     info!(cluster = %caller.cluster, node = %caller.node, "node left");
     Ok(())

@@ -7,7 +7,7 @@ use tracing::info;
 use crate::{
     ca::Ca,
     failpoint::{self, Point},
-    identify::identify,
+    identify::judged,
     keys::{csr::Csr, profile::Contents, random},
     sign_failed,
     store::{Authority, Caller, RenewPlan, StoreError},
@@ -23,10 +23,9 @@ pub async fn renew(
     request: v1::RenewIdentityRequest,
 ) -> Result<v1::RenewIdentityResponse, StoreError> {
     let now = ca.clock.now();
-    identify(ca, &caller, now).await?;
     let csr = Csr::verify(request.csr_der)?;
-    let plan = ca.store.plan_renew(now, caller.clone(), csr.key_hash()).await?;
-    let record = match plan {
+    let plan = ca.store.plan_renew(now, caller.clone(), csr.key_hash()).await;
+    let record = match judged(ca, &caller, now, plan)? {
         RenewPlan::Replay(record) => *record,
         RenewPlan::Issue => {
             let contents = Contents::agent_identity(

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use raymtls_proto::v1;
+use raymtls_proto::{identity::ClusterId, v1};
 use tracing::debug;
 
 use crate::{
     ca::Ca,
-    identify::identify,
+    identify::judged,
     refusal::Refusal,
     store::{Authority, Caller, StoreError, records::ClusterRecord},
 };
@@ -27,7 +27,9 @@ pub async fn sync(
     caller: Caller,
     request: v1::SyncRequest,
 ) -> Result<v1::SyncResponse, StoreError> {
-    identify(ca, &caller, ca.clock.now()).await?;
+    let now = ca.clock.now();
+    let node = ca.store.identify(now, caller.clone()).await;
+    judged(ca, &caller, now, node)?;
     if let Some(report) = request.report {
         keep_report(ca, &caller, report)?;
     }
@@ -81,7 +83,7 @@ async fn changed_since(
     let have = have
         .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
         .map_or(0, |have| have.counter);
-    let id = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
+    let id: ClusterId = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: ca.clock.now().unix_timestamp(),
@@ -91,17 +93,23 @@ async fn changed_since(
         answer.settings = Some(cluster.settings().clone());
     }
     if cluster.bundle_version > have {
-        answer.bundle = Some(ca.bundle(&id).await?);
+        let crls_der = crls_on_record(ca, Authority::Cluster(id.clone())).await?;
+        answer.bundle = Some(v1::TrustBundle { crls_der, ..ca.bundle(&id)? });
     }
     if cluster.ray_token_version > have {
         answer.ray_token = Some(ca.ray_token(cluster)?);
     }
     if cluster.control_crl_version > have {
-        let crls = ca.store.crls(Authority::Control).await?;
-        answer.control_crl =
-            Some(v1::ControlCrl { crls_der: crls.map(|set| set.crls_der).unwrap_or_default() });
+        let crls_der = crls_on_record(ca, Authority::Control).await?;
+        answer.control_crl = Some(v1::ControlCrl { crls_der });
     }
     Ok(answer)
+}
+
+/// From the store, not from memory: the version that goes with them was read there before, so they
+/// are at least as new, and nobody is told of a version whose CRLs it did not get.
+async fn crls_on_record(ca: &Ca, authority: Authority) -> Result<Vec<Vec<u8>>, StoreError> {
+    Ok(ca.store.crls(authority).await?.map(|set| set.crls_der).unwrap_or_default())
 }
 
 fn has_news(answer: &v1::SyncResponse) -> bool {

@@ -96,7 +96,7 @@ async fn renew_crls(ca: &Ca, authority: &Authority, live: &LiveAuthority) -> Res
     let set = crl::sign(in_place.as_ref(), live, root.as_ref(), &revocations, now)?;
     info!(authority = authority.cluster(), number = set.number, "CRLs signed");
     ca.store.put_crls(now, authority.clone(), set).await?;
-    Ok(())
+    ca.load_authority(authority).await
 }
 
 fn into_store(refusal: Refusal) -> CaError {

@@ -56,6 +56,7 @@ pub struct LiveAuthority {
     pub root_der: Vec<u8>,
     /// Issuers, newest first; never empty.
     issuers: Vec<Arc<Signer>>,
+    crls_der: Vec<Vec<u8>>,
 }
 
 impl LiveAuthority {
@@ -89,7 +90,19 @@ impl LiveAuthority {
             .iter()
             .map(|issuer| unwrap_signer(kek, issuer).map(Arc::new))
             .collect::<Result<_, _>>()?;
-        Ok(Self { root_der: root.certificate_der.clone(), issuers })
+        Ok(Self { root_der: root.certificate_der.clone(), issuers, crls_der: Vec::new() })
+    }
+
+    /// With the CRLs in place.
+    #[must_use]
+    pub fn with_crls(self, crls_der: Vec<Vec<u8>>) -> Self {
+        Self { crls_der, ..self }
+    }
+
+    /// The CRLs in place: the root's and one of each issuer.
+    #[must_use]
+    pub fn crls_der(&self) -> &[Vec<u8>] {
+        &self.crls_der
     }
 
     /// The issuer that signs.

@@ -21,9 +21,9 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, Identified, LeafAsk,
-    LeafPlan, NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError,
-    decide, layout,
+    Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk, LeafPlan,
+    NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError, decide,
+    layout,
     records::{
         AuditHead, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
         Header, NodeRecord, TokenRecord,
@@ -121,7 +121,7 @@ impl KvStore {
             decide: Box::new(move |view| {
                 let decided = decision(view);
                 Decided {
-                    keep: decided.is_ok(),
+                    keep: decided.is_ok() || view.is_kept(),
                     // Whoever asked may have gone meanwhile; what was decided stands.
                     answer: Box::new(move |stored| drop(tell.send(stored.and(decided)))),
                 }
@@ -282,7 +282,7 @@ impl Store for KvStore {
         &self,
         now: OffsetDateTime,
         caller: Caller,
-    ) -> Result<Identified, StoreError> {
+    ) -> Result<NodeRecord, StoreError> {
         self.decide(Some(now), move |view| decide::identity::identify(view, &caller)).await
     }
 
@@ -296,8 +296,11 @@ impl Store for KvStore {
         caller: Caller,
         key_hash: [u8; 32],
     ) -> Result<RenewPlan, StoreError> {
-        self.decide(Some(now), move |view| decide::identity::plan_renew(view, &caller, &key_hash))
-            .await
+        self.decide(Some(now), move |view| {
+            decide::identity::identify(view, &caller)?;
+            decide::identity::plan_renew(view, &caller, &key_hash)
+        })
+        .await
     }
 
     async fn renew(
@@ -315,7 +318,11 @@ impl Store for KvStore {
         caller: Caller,
         ask: LeafAsk,
     ) -> Result<LeafPlan, StoreError> {
-        self.decide(Some(now), move |view| decide::leaf::plan(view, &caller, &ask)).await
+        self.decide(Some(now), move |view| {
+            decide::identity::identify(view, &caller)?;
+            decide::leaf::plan(view, &caller, &ask)
+        })
+        .await
     }
 
     async fn record_leaf(

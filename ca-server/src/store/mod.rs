@@ -149,6 +149,8 @@ pub struct Binding {
 /// A node and the identity it enrolled with.
 #[derive(Clone, Debug)]
 pub struct Enrolled {
+    /// Settings of its cluster.
+    pub settings: v1::Settings,
     /// The node.
     pub node: NodeRecord,
     /// Its identity.
@@ -191,15 +193,6 @@ impl Caller {
     pub fn actor(&self) -> String {
         format!("node:{}/{}", self.cluster, self.node)
     }
-}
-
-/// A caller judged.
-#[derive(Clone, Debug)]
-pub enum Identified {
-    /// Current, or pending and now current.
-    Node(Box<NodeRecord>),
-    /// Retired and used again: an event, on record.
-    Reused,
 }
 
 /// What a renewal of an identity comes to, before signing.
@@ -397,14 +390,15 @@ pub trait Store: Debug + Send + Sync + 'static {
     ) -> Result<Enrolled, StoreError>;
 
     /// Judges a caller; the first call made with a pending identity retires the current one.
+    /// A retired one used again is refused, and the event stays on record.
     async fn identify(&self, now: OffsetDateTime, caller: Caller)
-    -> Result<Identified, StoreError>;
+    -> Result<NodeRecord, StoreError>;
 
     /// Judges a caller that was identified before and waited since: it must not have been revoked,
     /// have left, or have been replaced.
     async fn still_stands(&self, caller: Caller) -> Result<(), StoreError>;
 
-    /// Judges a renewal of the caller's identity.
+    /// Judges the caller as `identify` does, then the renewal of its identity.
     async fn plan_renew(
         &self,
         now: OffsetDateTime,
@@ -420,7 +414,7 @@ pub trait Store: Debug + Send + Sync + 'static {
         identity: Signed,
     ) -> Result<CertificateRecord, StoreError>;
 
-    /// Judges a leaf.
+    /// Judges the caller as `identify` does, then the leaf.
     async fn plan_leaf(
         &self,
         now: OffsetDateTime,

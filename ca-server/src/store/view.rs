@@ -47,6 +47,7 @@ pub struct View<'a> {
     audit_head: AuditHead,
     now_ms: i64,
     started_ms: i64,
+    kept: bool,
 }
 
 impl<'a> View<'a> {
@@ -59,7 +60,7 @@ impl<'a> View<'a> {
         now_ms: i64,
         started_ms: i64,
     ) -> Self {
-        Self { engine, group, own: Writes::new(), audit_head, now_ms, started_ms }
+        Self { engine, group, own: Writes::new(), audit_head, now_ms, started_ms, kept: false }
     }
 
     /// When this server began to serve. Nobody was out of touch before: nobody could call.
@@ -72,6 +73,18 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         self.now_ms
+    }
+
+    /// What was written so far stands even if the decision is no: an event that is on record although
+    /// the answer is a refusal.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// Whether the writes stand even if the decision is no.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// What the decision wrote, and where the audit log ends after it.

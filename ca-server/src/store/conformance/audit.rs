@@ -94,7 +94,7 @@ async fn do_everything(ca: &Ca) {
     ca.leaf(5, &a.caller(), leaf_ask(100)).await.unwrap();
     let renewed = ca.renew(6, &a.caller(), key(11)).await.unwrap();
     ca.identify(7, &caller(&a.node, &renewed)).await.unwrap();
-    ca.identify(8, &a.caller()).await.unwrap();
+    ca.identify(8, &a.caller()).await.expect_err("a retired identity is an event and a refusal");
     ca.store.revoke_token(at(9), operator(), c1(), token).await.unwrap();
     ca.leave(10, &b.caller()).await.unwrap();
     ca.revoke_keeping(11, "n-1", true).await;

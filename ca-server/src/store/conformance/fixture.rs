@@ -17,8 +17,8 @@ use super::Place;
 use crate::{
     refusal::Refusal,
     store::{
-        Authority, Caller, EnrollAsk, EnrollPlan, Enrolled, Identified, LeafAsk, LeafKind,
-        NodeRevoked, RenewPlan, Signed, Store, StoreError,
+        Authority, Caller, EnrollAsk, EnrollPlan, Enrolled, LeafAsk, LeafKind, NodeRevoked,
+        RenewPlan, Signed, Store, StoreError,
         records::{
             AuditKind, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
             NodeRecord, TokenRecord,
@@ -136,7 +136,7 @@ impl Ca {
         &self,
         ms: i64,
         caller: &Caller,
-    ) -> Result<Identified, StoreError> {
+    ) -> Result<NodeRecord, StoreError> {
         self.store.identify(at(ms), caller.clone()).await
     }
 

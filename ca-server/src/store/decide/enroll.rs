@@ -89,7 +89,8 @@ pub fn enroll(
         detail: format!("role {}, addresses {}", ask.role, joined(&binding.addresses)),
         ..event(&format!("token:{}", ask.token), AuditKind::Enrolled, cluster, &node.name)
     });
-    Ok(Enrolled { node, identity })
+    let settings = cluster::get(view, &ask.cluster)?.settings().clone();
+    Ok(Enrolled { settings, node, identity })
 }
 
 /// Whether nobody has heard of the node for too long, or can any more: its identity has ended. Only
@@ -136,7 +137,8 @@ fn replay(
     }
     let identity: CertificateRecord =
         view.get(&layout::certificate(&spent.serial))?.ok_or(Refusal::Internal)?;
-    Ok(EnrollPlan::Replay(Box::new(Enrolled { node, identity })))
+    let settings = cluster::get(view, &ask.cluster)?.settings().clone();
+    Ok(EnrollPlan::Replay(Box::new(Enrolled { settings, node, identity })))
 }
 
 fn check_name(

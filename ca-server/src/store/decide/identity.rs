@@ -6,7 +6,7 @@ use super::{enroll::revoked, event, put_certificate};
 use crate::{
     refusal::Refusal,
     store::{
-        CONTACT_COARSE_MS, Caller, Identified, RenewPlan, Signed, StoreError, layout,
+        CONTACT_COARSE_MS, Caller, RenewPlan, Signed, StoreError, layout,
         records::{
             AuditKind, AuditRecord, CertificateRecord, IdentityRecord, NodeRecord, NodeStatus,
         },
@@ -20,8 +20,8 @@ const REUSE_EVENT_EVERY_MS: i64 = 60 * 60 * 1_000;
 /// Judges a caller. The first call made with a pending identity retires the current one.
 ///
 /// # Errors
-/// Unknown, revoked, left.
-pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<Identified, StoreError> {
+/// Unknown, revoked, left; retired, which is an event and stays on record.
+pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<NodeRecord, StoreError> {
     let mut node = known(view, caller)?;
     let serial = caller.serial.as_bytes();
     if node.pending.as_ref().is_some_and(|pending| pending.serial == serial) {
@@ -33,11 +33,11 @@ pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<Identified, Stor
         note_contact(view, caller, &mut node);
         put(view, &node);
     } else if node.current().serial != serial {
-        return retired(view, caller, node);
+        return Err(retired(view, caller, node)?.into());
     } else if note_contact(view, caller, &mut node) {
         put(view, &node);
     }
-    Ok(Identified::Node(Box::new(node)))
+    Ok(node)
 }
 
 /// Judges a caller that was identified before and waited since.
@@ -132,15 +132,16 @@ fn retired(
     view: &mut View<'_>,
     caller: &Caller,
     mut node: NodeRecord,
-) -> Result<Identified, StoreError> {
+) -> Result<Refusal, StoreError> {
     let record: Option<CertificateRecord> =
         view.get(&layout::certificate(caller.serial.as_bytes()))?;
     if record.is_none_or(|record| record.issued_ms < node.enrolled_ms) {
-        return Err(Refusal::IdentityUnknown.into());
+        return Ok(Refusal::IdentityUnknown);
     }
     if node.reused_ms == 0 || view.now_ms() - node.reused_ms >= REUSE_EVENT_EVERY_MS {
         node.reused_ms = view.now_ms();
         put(view, &node);
+        view.keep();
         let from = caller.source.map_or_else(String::new, |source| format!("from {source}"));
         view.audit(AuditRecord {
             serial: caller.serial.as_bytes().to_vec(),
@@ -148,7 +149,7 @@ fn retired(
             ..event(&caller.actor(), AuditKind::IdentityReused, &node.cluster, &node.name)
         });
     }
-    Ok(Identified::Reused)
+    Ok(Refusal::IdentityReused)
 }
 
 /// Notes the contact and what its source address proves. Whether the record is to be written.
