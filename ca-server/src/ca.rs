@@ -219,9 +219,12 @@ impl Ca {
     ///
     /// # Errors
     /// `Internal` where it does not unwrap.
-    pub fn ray_token(&self, cluster: &ClusterRecord) -> Result<v1::RayToken, Refusal> {
-        let id: ClusterId = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
-        let name = crate::keys::authority::ray_token_name(&id);
+    pub fn ray_token(
+        &self,
+        id: &ClusterId,
+        cluster: &ClusterRecord,
+    ) -> Result<v1::RayToken, Refusal> {
+        let name = crate::keys::authority::ray_token_name(id);
         let token = self.kek.unwrap(&name, &cluster.wrapped_ray_token).map_err(|e| {
             error!(cluster = %id, error = %e, "the Ray token does not unwrap");
             Refusal::Internal

@@ -70,6 +70,8 @@ pub async fn enroll(
             // 4. One commit: the token's use, the node, the certificate, the audit record.
             let enrolled = ca.store.enroll(now, ask.clone(), binding, signed).await?;
             ca.metrics.issued("agent_identity");
+            // What an earlier machine of the name reported is not this one's.
+            ca.contacts.forget(ask.cluster.as_str(), &enrolled.node.name);
             info!(
                 cluster = %ask.cluster, node = enrolled.node.name, role = %ask.role,
                 token = %ask.token, "node enrolled"
@@ -144,10 +146,10 @@ pub fn addresses(texts: &[String]) -> Result<Vec<NodeAddress>, Refusal> {
     if texts.len() > NAMES_MAX {
         return Err(Refusal::AddressNotAllowed(format!("more than {NAMES_MAX} addresses")));
     }
-    texts
+    let parsed = texts
         .iter()
-        .map(|text| text.parse().map_err(|e| Refusal::AddressNotAllowed(format!("{e}"))))
-        .collect()
+        .map(|text| text.parse().map_err(|e| Refusal::AddressNotAllowed(format!("{e}"))));
+    without_repeats(parsed)
 }
 
 /// DNS names of a request.
@@ -158,8 +160,21 @@ pub fn dns_names(texts: &[String]) -> Result<Vec<DnsName>, Refusal> {
     if texts.len() > NAMES_MAX {
         return Err(Refusal::NameNotAllowed(format!("more than {NAMES_MAX} DNS names")));
     }
-    texts
-        .iter()
-        .map(|text| text.parse().map_err(|e| Refusal::NameNotAllowed(format!("{e}"))))
-        .collect()
+    let parsed =
+        texts.iter().map(|text| text.parse().map_err(|e| Refusal::NameNotAllowed(format!("{e}"))));
+    without_repeats(parsed)
+}
+
+/// In order, each once: two spellings of one address are one SAN.
+fn without_repeats<T: PartialEq>(
+    parsed: impl Iterator<Item = Result<T, Refusal>>,
+) -> Result<Vec<T>, Refusal> {
+    let mut once = Vec::new();
+    for item in parsed {
+        let item = item?;
+        if !once.contains(&item) {
+            once.push(item);
+        }
+    }
+    Ok(once)
 }

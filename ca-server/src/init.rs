@@ -68,12 +68,12 @@ pub async fn init(
     let now = clock.now();
     let kek_made = !kek_file.exists();
     let kek = if kek_made {
-        make_parents(kek_file)?;
+        kek_file.parent().map_or(Ok(()), durable::make_parents)?;
         Kek::create(kek_file)?
     } else {
         Kek::read(kek_file)?
     };
-    make_parents(dir)?;
+    dir.parent().map_or(Ok(()), durable::make_parents)?;
     durable::make_folder(dir, Access { mode: 0o700, ..Access::PRIVATE })?;
     let keys = authority::create(&kek, &Authority::Control, now, AGENT_IDENTITY_LIFE)?;
     let root_der = keys.root.certificate_der.clone();
@@ -104,9 +104,4 @@ pub fn store_dir(dir: &Path) -> PathBuf {
 
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
-}
-
-fn make_parents(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.map_or(Ok(()), std::fs::create_dir_all)
 }

@@ -26,8 +26,9 @@ pub async fn issue(
 ) -> Result<v1::IssueLeafResponse, StoreError> {
     let now = ca.clock.now();
     let csr = Csr::verify(request.csr_der)?;
+    let kind = kind(request.purpose)?;
     let ask = LeafAsk {
-        kind: kind(request.purpose)?,
+        kind,
         addresses: enroll::addresses(&request.addresses)?,
         dns_names: enroll::dns_names(&request.dns_names)?,
         key_hash: csr.key_hash(),
@@ -42,12 +43,9 @@ pub async fn issue(
     let leaf = ca.chain(&authority, signed.certificate_der.clone(), &signed.issuer_key_id)?;
     let serial = signed.serial;
     ca.store.record_leaf(now, caller.clone(), ask, plan, signed).await?;
-    ca.metrics.issued(match contents.profile.kind() {
-        v1::CertificateKind::RayDriver => "ray_driver",
-        v1::CertificateKind::RayNode
-        | v1::CertificateKind::AgentIdentity
-        | v1::CertificateKind::AdminIdentity
-        | v1::CertificateKind::Unspecified => "ray_node",
+    ca.metrics.issued(match kind {
+        LeafKind::Node => "ray_node",
+        LeafKind::Driver => "ray_driver",
     });
     info!(cluster = %caller.cluster, node = %caller.node, %serial, "leaf issued");
     failpoint::hit(Point::BeforeReply);

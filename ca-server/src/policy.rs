@@ -23,6 +23,11 @@ const GENERATED_LEN: usize = 8;
 /// # Errors
 /// A name, DNS name or address the token does not allow; none at all to certify.
 pub fn binding(token: &TokenRecord, ask: &EnrollAsk) -> Result<Binding, Refusal> {
+    if ask.shared_address && !token.shared_address {
+        return Err(Refusal::AddressNotAllowed(
+            "the token does not allow shared addresses: make one with --shared-address".to_owned(),
+        ));
+    }
     Ok(Binding {
         name: node_name(token, ask)?,
         addresses: addresses(token, ask)?,

@@ -8,6 +8,8 @@ use raymtls_proto::{reason::Reason, serial::Serial};
 use thiserror::Error;
 use tonic::Status;
 
+use crate::store::ABSENT_AFTER_MS;
+
 /// A refusal.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
@@ -60,13 +62,15 @@ pub enum Refusal {
     /// Name in use.
     #[error(
         "node name {0:?} is held by a live node: it is free once that node leaves, \
-         is forgotten, or has been out of touch for 18 minutes"
+         is forgotten, or has been out of touch for {minutes} minutes",
+        minutes = ABSENT_AFTER_MS / 60_000
     )]
     NodeNameTaken(String),
     /// Address in use.
     #[error(
         "address {address} is held by live node {holder:?}: it is free once that node leaves, \
-         is forgotten, or has been out of touch for 18 minutes"
+         is forgotten, or has been out of touch for {minutes} minutes",
+        minutes = ABSENT_AFTER_MS / 60_000
     )]
     AddressTaken {
         /// Address asked for.
@@ -115,6 +119,9 @@ pub enum Refusal {
     /// A newer call took over.
     #[error("a newer call of this node took this one's place")]
     Superseded,
+    /// The commit found other things than the plan.
+    #[error("{0} changed while the certificate was signed: ask again")]
+    RaceLost(&'static str),
     /// Role too low.
     #[error("{actor} is {has} here; this call wants {wants}")]
     RoleTooLow {
@@ -201,6 +208,7 @@ impl Refusal {
             Self::Revoked { .. } => Reason::Revoked,
             Self::NodeLeft(_) => Reason::NodeLeft,
             Self::Superseded => Reason::Superseded,
+            Self::RaceLost(_) => Reason::RaceLost,
             Self::RoleTooLow { .. } => Reason::RoleTooLow,
             Self::NotFound { .. } | Self::CertificateNotFound(_) => Reason::NotFound,
             Self::AlreadyExists { .. } => Reason::AlreadyExists,

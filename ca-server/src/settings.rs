@@ -102,6 +102,14 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
 pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
     let Some(plan) = settings.port_plan else { return Ok(()) };
     let single = single_ports(&plan);
+    if plan.worker_min > plan.worker_max {
+        let (min, max) = (plan.worker_min, plan.worker_max);
+        return Err(invalid(format!("the range of workers, {min}-{max}, is empty")));
+    }
+    let apart = plan.collective_max < plan.worker_min || plan.collective_min > plan.worker_max;
+    if plan.collective_min != 0 && !apart {
+        return Err(invalid("the ranges of workers and of collectives overlap".to_owned()));
+    }
     for (index, (name, port)) in single.iter().enumerate() {
         if let Some((other, _)) = single[..index].iter().find(|(_, taken)| taken == port) {
             return Err(invalid(format!("port {port} is given to {other} and to {name}")));
@@ -365,7 +373,13 @@ mod tests {
 
     #[test]
     fn colliding_ports_are_refused() {
-        for change in ["port.gcs=8265", "port.dashboard=10050", "port.worker_min=10001"] {
+        for change in [
+            "port.gcs=8265",
+            "port.dashboard=10050",
+            "port.worker_min=10001",
+            "port.worker_min=20000",
+            "collective-ports=10050-10060",
+        ] {
             let mut settings = defaults();
             apply(&mut settings, change).unwrap();
             assert!(check(&settings).is_err(), "{change}");

@@ -40,8 +40,10 @@ pub async fn sync(
     let _counted = Counted::new(ca);
     loop {
         changes.mark_unchanged();
+        // After the mark: a revocation before it is seen here, a later one wakes this call.
+        ca.store.still_stands(caller.clone()).await?;
         let cluster = ca.store.cluster(caller.cluster.clone()).await?;
-        let answer = changed_since(ca, &cluster, request.have).await?;
+        let answer = changed_since(ca, &caller.cluster, &cluster, request.have).await?;
         if has_news(&answer) || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
@@ -57,8 +59,6 @@ pub async fn sync(
             }
             () = newest.superseded() => return Err(Refusal::Superseded.into()),
         }
-        // Whoever waited may have been revoked meanwhile: that is what woke it.
-        ca.store.still_stands(caller.clone()).await?;
     }
 }
 
@@ -76,6 +76,7 @@ fn keep_report(ca: &Ca, caller: &Caller, report: v1::Report) -> Result<(), Refus
 /// none.
 async fn changed_since(
     ca: &Ca,
+    id: &ClusterId,
     cluster: &ClusterRecord,
     have: Option<v1::SyncVersion>,
 ) -> Result<v1::SyncResponse, StoreError> {
@@ -83,7 +84,6 @@ async fn changed_since(
     let have = have
         .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
         .map_or(0, |have| have.counter);
-    let id: ClusterId = cluster.cluster.parse().map_err(|_| Refusal::Internal)?;
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: ca.clock.now().unix_timestamp(),
@@ -94,10 +94,10 @@ async fn changed_since(
     }
     if cluster.bundle_version > have {
         let crls_der = crls_on_record(ca, Authority::Cluster(id.clone())).await?;
-        answer.bundle = Some(v1::TrustBundle { crls_der, ..ca.bundle(&id)? });
+        answer.bundle = Some(v1::TrustBundle { crls_der, ..ca.bundle(id)? });
     }
     if cluster.ray_token_version > have {
-        answer.ray_token = Some(ca.ray_token(cluster)?);
+        answer.ray_token = Some(ca.ray_token(id, cluster)?);
     }
     if cluster.control_crl_version > have {
         let crls_der = crls_on_record(ca, Authority::Control).await?;

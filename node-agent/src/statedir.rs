@@ -33,6 +33,8 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+pub(crate) use raymtls_proto::durable::make_parents;
+
 use crate::keys::{KeyError, PrivateKey};
 
 /// Format of `node.toml` this code writes.
@@ -506,17 +508,6 @@ pub fn issued_at(facts: &LeafFacts) -> OffsetDateTime {
         .ok()
         .filter(|issued| (facts.not_before..facts.not_after).contains(issued))
         .unwrap_or(facts.not_before)
-}
-
-/// Makes the folders above one of ours, readable by all.
-pub(crate) fn make_parents(path: &Path) -> io::Result<()> {
-    if path.as_os_str().is_empty() || path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        make_parents(parent)?;
-    }
-    durable::make_folder(path, Access { mode: 0o755, uid: None, gid: None })
 }
 
 /// Removes `.NAME.tmp` files of a folder.

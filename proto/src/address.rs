@@ -39,6 +39,8 @@ impl NodeAddress {
             "a multicast address"
         } else if is_link_local(address) {
             "a link-local address"
+        } else if is_no_machine(address) {
+            "a reserved address"
         } else {
             return Ok(Self(address));
         };
@@ -85,10 +87,14 @@ impl FromStr for AddressRange {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        text.parse::<IpNet>()
+        let bad = || AddressError::Range(text.chars().take(80).collect());
+        let net = text
+            .parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(|one| IpNet::from(one.to_canonical())))
-            .map(|net| Self(net.trunc()))
-            .map_err(|_| AddressError::Range(text.chars().take(80).collect()))
+            .map_err(|_| bad())?;
+        // Addresses are compared unfolded, so a mapped range would never hold one.
+        let mapped = matches!(net.network(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        if mapped && net.prefix_len() != 0 { Err(bad()) } else { Ok(Self(net.trunc())) }
     }
 }
 
@@ -102,6 +108,15 @@ fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// "This network", the limited broadcast, and IPv6 that embeds IPv4 in the form RFC 4291 2.5.5.1
+/// gave up.
+fn is_no_machine(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.segments()[..6] == [0; 6],
     }
 }
 
@@ -128,6 +143,9 @@ mod tests {
             "169.254.1.1",
             "fe80::1",
             "::ffff:127.0.0.1",
+            "255.255.255.255",
+            "0.1.2.3",
+            "::7f00:1",
             "10.0.0",
             "10.0.0.1:80",
             "fe80::1%eth0",
@@ -144,6 +162,8 @@ mod tests {
         assert!(inside("10.0.0.128") && inside("10.0.0.255"));
         assert!(!inside("10.0.0.127") && !inside("10.0.1.0") && !inside("fd00::1"));
         assert!("10.0.0.5".parse::<AddressRange>().unwrap().contains("10.0.0.5".parse().unwrap()));
-        assert!("10.0.0.0/33".parse::<AddressRange>().is_err());
+        for bad in ["10.0.0.0/33", "::ffff:10.0.0.0/104", "10.0.0.0-10.0.0.9", ""] {
+            assert!(bad.parse::<AddressRange>().is_err(), "{bad}");
+        }
     }
 }

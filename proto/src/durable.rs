@@ -95,6 +95,19 @@ pub fn make_folder(path: &Path, access: Access) -> io::Result<()> {
     sync_folder(folder_of(path))
 }
 
+/// Makes a folder that ours are to lie in and those above it, as far as they are missing, with mode
+/// 0755 whatever the umask says: others must get through to what is theirs.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn make_parents(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    folder.parent().map_or(Ok(()), make_parents)?;
+    make_folder(folder, Access { mode: 0o755, uid: None, gid: None })
+}
+
 /// Flushes a folder's entries to the disk.
 ///
 /// # Errors
@@ -186,6 +199,27 @@ mod tests {
         std::os::unix::fs::symlink(&victim, folder.path().join(".key.tmp")).unwrap();
         replace(&folder.path().join("key"), b"new", Access::PRIVATE).unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn missing_parents_let_others_through_whatever_the_umask_says() {
+        use rustix::{fs::Mode, process::umask};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/ray-mtls");
+        // The other tests of this process make nothing but what has a mode of its own.
+        let before = umask(Mode::RWXG | Mode::RWXO);
+        let made = make_parents(&path);
+        umask(before);
+        made.unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        for name in ["run", "run/ray-mtls"] {
+            assert_eq!(mode(&folder.path().join(name)), 0o755, "{name}");
+        }
+        assert_eq!(mode(folder.path()), 0o700, "a folder that was there stays as it was");
+        for there in [&path, Path::new(""), Path::new("/")] {
+            make_parents(there).unwrap();
+        }
     }
 
     #[test]

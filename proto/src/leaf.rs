@@ -45,8 +45,12 @@ pub struct LeafFacts {
     pub is_ca: bool,
     /// Key usage bits as in the DER, bit 0 first (RFC 5280 4.2.1.3); `None` without the extension.
     pub key_usage: Option<u16>,
-    /// Object identifiers of all extensions, in order.
-    pub extensions: Vec<String>,
+    /// pathLenConstraint of BasicConstraints.
+    pub path_len: Option<u32>,
+    /// Authority key identifier.
+    pub authority_key_id: Option<Vec<u8>>,
+    /// Object identifiers of all extensions, in order, and which are critical.
+    pub extensions: Vec<(String, bool)>,
 }
 
 /// The bytes are no certificate we can read.
@@ -84,10 +88,12 @@ impl LeafFacts {
             other_eku: false,
             is_ca: false,
             key_usage: None,
+            path_len: None,
+            authority_key_id: None,
             extensions: Vec::new(),
         };
         for extension in certificate.extensions() {
-            facts.extensions.push(extension.oid.to_id_string());
+            facts.extensions.push((extension.oid.to_id_string(), extension.critical));
             facts.read_extension(extension.parsed_extension())?;
         }
         Ok(facts)
@@ -109,7 +115,13 @@ impl LeafFacts {
                     || usage.ocsp_signing
                     || !usage.other.is_empty();
             }
-            ParsedExtension::BasicConstraints(constraints) => self.is_ca = constraints.ca,
+            ParsedExtension::BasicConstraints(constraints) => {
+                self.is_ca = constraints.ca;
+                self.path_len = constraints.path_len_constraint;
+            }
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
             ParsedExtension::KeyUsage(usage) => self.key_usage = Some(usage.flags),
             ParsedExtension::ParseError { .. } => {
                 return Err(LeafError("an extension does not parse"));

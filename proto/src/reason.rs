@@ -103,6 +103,8 @@ reasons! {
     NodeLeft = "NODE_LEFT", PermissionDenied, Reenrol;
     /// A newer call of the same identity took this one's place.
     Superseded = "SUPERSEDED", Aborted, Retry;
+    /// What was true before signing no longer was at the commit: ask again.
+    RaceLost = "RACE_LOST", Aborted, Retry;
     /// The caller's role does not allow it.
     RoleTooLow = "ROLE_TOO_LOW", PermissionDenied, Stop;
     /// Nothing of that name.

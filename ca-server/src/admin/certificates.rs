@@ -2,8 +2,8 @@
 
 use raymtls_proto::{serial::Serial, v1};
 
-use super::{Operator, clusters};
-use crate::{ca::Ca, grpc::convert, refusal::Refusal, store::StoreError};
+use super::{Operator, clusters, convert};
+use crate::{ca::Ca, refusal::Refusal, store::StoreError};
 
 /// Certificates of a cluster or of one of its nodes.
 ///

@@ -8,10 +8,9 @@ use raymtls_proto::{
 };
 use tracing::info;
 
-use super::Operator;
+use super::{Operator, convert};
 use crate::{
     ca::{Ca, CaError},
-    grpc::convert,
     keys::{authority, random},
     refusal::Refusal,
     settings,

@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod clusters;
+pub mod convert;
 pub mod nodes;
 pub mod tokens;
 

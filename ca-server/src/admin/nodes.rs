@@ -4,10 +4,9 @@ use raymtls_proto::{clock, identity::NodeName, v1};
 use time::format_description::well_known::Rfc3339;
 use tracing::{info, warn};
 
-use super::{Operator, clusters};
+use super::{Operator, clusters, convert};
 use crate::{
     ca::Ca,
-    grpc::convert,
     refusal::Refusal,
     store::{Authority, StoreError, records::NodeRecord, unix_ms},
     upkeep,

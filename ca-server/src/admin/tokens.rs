@@ -8,10 +8,9 @@ use raymtls_proto::{
 use secrecy::ExposeSecret;
 use tracing::info;
 
-use super::{Operator, clusters};
+use super::{Operator, clusters, convert};
 use crate::{
     ca::Ca,
-    grpc::convert,
     keys::random,
     policy::NAMES_MAX,
     refusal::Refusal,
@@ -109,7 +108,8 @@ fn wanted(request: v1::CreateTokenRequest, now_ms: i64) -> Result<TokenRecord, R
     if uses > USES_MAX {
         return Err(invalid(format!("a token has at most {USES_MAX} uses")));
     }
-    if request.replace && (uses > 1 || request.node_names.len() != 1 || request.generate_names) {
+    let exact = |names: &[String]| matches!(names, [name] if !name.ends_with('*'));
+    if request.replace && (uses > 1 || !exact(&request.node_names) || request.generate_names) {
         let text = "a replacing token has one use and one exact node name";
         return Err(invalid(text.to_owned()));
     }
@@ -139,6 +139,7 @@ fn wanted(request: v1::CreateTokenRequest, now_ms: i64) -> Result<TokenRecord, R
         any_address: request.any_address,
         dns_names: request.dns_names,
         replace: request.replace,
+        shared_address: request.shared_address,
         ..TokenRecord::default()
     })
 }
@@ -179,6 +180,11 @@ mod tests {
             v1::CreateTokenRequest { ttl_seconds: TTL_SECONDS_MAX + 1, ..request() },
             v1::CreateTokenRequest { uses: USES_MAX + 1, ..request() },
             v1::CreateTokenRequest { replace: true, ..request() },
+            v1::CreateTokenRequest {
+                replace: true,
+                node_names: vec!["w*".to_owned()],
+                ..request()
+            },
             v1::CreateTokenRequest { node_names: vec!["A".to_owned()], ..request() },
             v1::CreateTokenRequest { node_names: vec!["a*b".to_owned()], ..request() },
             v1::CreateTokenRequest { address_ranges: vec!["10.0.0.0/99".to_owned()], ..request() },

@@ -80,7 +80,7 @@ pub(super) struct Revoke {
     #[command(flatten)]
     which: Which,
 
-    /// Why, for the audit log.
+    /// Why: stands in the audit log, and the node is told it too.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
 

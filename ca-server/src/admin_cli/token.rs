@@ -103,6 +103,10 @@ pub(super) struct Create {
     #[arg(long, requires = "nodes", conflicts_with = "generate_names")]
     replace: bool,
 
+    /// The machine may have addresses that other nodes of the same host share (host-network pods).
+    #[arg(long)]
+    shared_address: bool,
+
     /// The join file to write; one that is there is left alone.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -185,6 +189,7 @@ impl Create {
             any_address: self.any_address,
             dns_names: self.dns_names.iter().map(ToString::to_string).collect(),
             replace: self.replace,
+            shared_address: self.shared_address,
         }
     }
 }
@@ -283,11 +288,13 @@ fn next_step(args: &Create) -> String {
         .map_or_else(|| args.out.display().to_string(), |name| name.to_string_lossy().into_owned());
     let once = match args.role {
         Role::Driver => " --role driver --once",
-        Role::Head | Role::Worker => "",
+        Role::Head => " --role head",
+        Role::Worker => "",
     };
+    let shared = if args.shared_address { " --shared-address" } else { "" };
     format!(
         "node-agent enroll --join {file} --state-dir /var/lib/ray-mtls/agent --tls-dir \
-         /var/lib/ray-mtls/tls{once}"
+         /var/lib/ray-mtls/tls{once}{shared}"
     )
 }
 
@@ -309,6 +316,7 @@ struct TokenView {
     any_address: bool,
     dns_names: Vec<String>,
     replace: bool,
+    shared_address: bool,
 }
 
 impl TokenView {
@@ -329,6 +337,7 @@ impl TokenView {
             any_address: token.any_address,
             dns_names: token.dns_names.clone(),
             replace: token.replace,
+            shared_address: token.shared_address,
         }
     }
 

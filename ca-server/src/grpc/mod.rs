@@ -2,7 +2,6 @@
 //! decided here.
 
 pub mod admin;
-pub mod convert;
 pub mod enrollment;
 pub mod node;
 

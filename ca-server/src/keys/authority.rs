@@ -140,7 +140,7 @@ pub fn create(
     let certificate = contents.params().self_signed(&key)?;
     let signer = Signer::new(certificate.der().to_vec(), key)?;
     contents
-        .check(certificate.der(), &spki_of(&signer), &subject_of(&signer)?)
+        .check(certificate.der(), &spki_of(&signer), signer.facts())
         .map_err(SignError::from)?;
     let root = wrap_signer(kek, authority, "root", &signer);
     let issuer = issuer_below(kek, authority, &signer, now, leaf_life)?;
@@ -245,11 +245,6 @@ fn wrap_signer(kek: &Kek, authority: &Authority, role: &str, signer: &Signer) ->
 
 fn spki_of(signer: &Signer) -> Vec<u8> {
     signer.issuer().key().subject_public_key_info()
-}
-
-fn subject_of(signer: &Signer) -> Result<Vec<u8>, SignError> {
-    subject_key_id(signer.certificate_der())?;
-    Ok(raymtls_proto::leaf::LeafFacts::parse(signer.certificate_der())?.subject_der)
 }
 
 #[cfg(test)]

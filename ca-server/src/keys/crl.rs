@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{
     authority::{AuthorityError, LiveAuthority},
+    profile::BACKDATE,
     signer::Signer,
 };
 use crate::store::{
@@ -103,7 +104,8 @@ fn list(
         invalidity_date: None,
     };
     let params = CertificateRevocationListParams {
-        this_update: now,
+        // Backdated like certificates: whoever is a little behind must not find it not yet valid.
+        this_update: now - BACKDATE,
         next_update: until,
         crl_number: SerialNumber::from(number),
         issuing_distribution_point: None,

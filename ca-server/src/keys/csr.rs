@@ -3,11 +3,8 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use x509_parser::{
-    certification_request::X509CertificationRequest,
-    cri_attributes::ParsedCriAttribute,
-    oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256},
-    prelude::FromDer,
-    x509::SubjectPublicKeyInfo,
+    certification_request::X509CertificationRequest, cri_attributes::ParsedCriAttribute,
+    oid_registry::OID_SIG_ECDSA_WITH_SHA256, prelude::FromDer, x509::SubjectPublicKeyInfo,
 };
 
 use crate::refusal::Refusal;
@@ -98,7 +95,7 @@ pub fn key_hash(spki_der: &[u8]) -> [u8; 32] {
 
 fn parse(csr_der: &[u8]) -> Result<X509CertificationRequest<'_>, Refusal> {
     if csr_der.len() > CSR_DER_LEN_MAX {
-        return Err(invalid("longer than 8192 bytes"));
+        return Err(invalid(&format!("longer than {CSR_DER_LEN_MAX} bytes")));
     }
     let (rest, csr) = X509CertificationRequest::from_der(csr_der)
         .map_err(|_| invalid("not a PKCS#10 request in DER"))?;
@@ -124,16 +121,20 @@ fn check_attributes(csr: &X509CertificationRequest<'_>) -> Result<(), Refusal> {
     Err(Refusal::CsrInvalid(format!("{what}; only the public key is used")))
 }
 
+/// One key, one encoding: what a key is known by is the hash of these bytes, so no other form of the
+/// same key may pass.
 fn check_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), Refusal> {
-    let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
-    // 0x04 and two coordinates: the one form of point every peer reads.
-    let point = spki.subject_public_key.data.as_ref();
-    let is_p256 = spki.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
-        && curve == Some(OID_EC_P256)
-        && point.len() == 65
-        && point[0] == 0x04;
+    let is_p256 = spki.raw.len() == P256_SPKI_LEN && spki.raw.starts_with(&P256_SPKI_START);
     is_p256.then_some(()).ok_or(Refusal::KeyNotAllowed)
 }
+
+/// SEQUENCE { SEQUENCE { id-ecPublicKey, prime256v1 }, BIT STRING { 04, .. } } (RFC 5480).
+const P256_SPKI_START: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+/// The start and two coordinates of 32 bytes.
+const P256_SPKI_LEN: usize = 27 + 64;
 
 #[cfg(test)]
 mod tests {

@@ -81,6 +81,11 @@ impl Profile {
         }
     }
 
+    /// No issuer below an issuer; a root may have a cross certificate below it.
+    fn path_len(self) -> Option<u32> {
+        (self == Self::Issuer).then_some(0)
+    }
+
     fn basic_constraints(self) -> IsCa {
         match self {
             Self::Root => IsCa::Ca(BasicConstraints::Unconstrained),
@@ -292,15 +297,17 @@ impl Contents {
         &self,
         certificate_der: &[u8],
         spki_der: &[u8],
-        issuer_name_der: &[u8],
+        issuer: IssuerFacts<'_>,
     ) -> Result<LeafFacts, ProfileFault> {
         let facts = LeafFacts::parse(certificate_der)?;
         let wants_ca = self.profile.is_ca();
         let uris: Vec<&String> = self.uri.iter().collect();
+        let authority_key_id = (self.profile != Profile::Root).then_some(issuer.key_id);
         let differs = [
             ("serial", facts.serial != self.serial),
             ("public key", facts.spki_der != spki_der),
-            ("issuer", facts.issuer_der != issuer_name_der),
+            ("issuer", facts.issuer_der != issuer.name_der),
+            ("authority key identifier", facts.authority_key_id.as_deref() != authority_key_id),
             ("subject", (facts.subject_der == [0x30, 0]) != self.common_name.is_none()),
             ("notBefore", facts.not_before != self.not_before),
             ("notAfter", facts.not_after != self.not_after),
@@ -312,8 +319,9 @@ impl Contents {
             ("clientAuth", facts.client_auth != self.profile.client_auth()),
             ("other extended key usages", facts.other_eku),
             ("CA flag", facts.is_ca != wants_ca),
+            ("path length", facts.path_len != self.profile.path_len()),
             ("key usage", facts.key_usage != Some(if wants_ca { 0b110_0000 } else { 1 })),
-            ("extensions", facts.extensions.len() != self.extension_count()),
+            ("extensions", !same_extensions(&facts.extensions, &self.extensions())),
         ];
         match differs.iter().find(|(_, differs)| *differs) {
             Some((what, _)) => Err(ProfileFault::Differs(what)),
@@ -321,11 +329,103 @@ impl Contents {
         }
     }
 
-    /// AKI, SAN, key usage, EKU, SKI, BasicConstraints: those that the profile has, and no other.
-    fn extension_count(&self) -> usize {
-        let aki = usize::from(self.profile != Profile::Root);
-        let san = usize::from(!self.alternative_names().is_empty());
-        let eku = usize::from(self.profile.server_auth() || self.profile.client_auth());
-        aki + san + eku + 3
+    /// The extensions the profile has, and no other; with each whether it is critical.
+    fn extensions(&self) -> Vec<(&'static str, bool)> {
+        let mut extensions = vec![(KEY_USAGE, true), (SUBJECT_KEY_ID, false), (CONSTRAINTS, true)];
+        if self.profile != Profile::Root {
+            extensions.push((AUTHORITY_KEY_ID, false));
+        }
+        if !self.alternative_names().is_empty() {
+            // RFC 5280 4.1.2.6: critical where the subject is empty.
+            extensions.push((ALTERNATIVE_NAMES, self.common_name.is_none()));
+        }
+        if self.profile.server_auth() || self.profile.client_auth() {
+            extensions.push((EXTENDED_KEY_USAGE, false));
+        }
+        extensions
+    }
+}
+
+/// Who is to have signed.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuerFacts<'a> {
+    /// Its subject, DER.
+    pub name_der: &'a [u8],
+    /// Its subject key identifier.
+    pub key_id: &'a [u8],
+}
+
+fn same_extensions(found: &[(String, bool)], wanted: &[(&str, bool)]) -> bool {
+    found.len() == wanted.len()
+        && wanted.iter().all(|(oid, critical)| {
+            found.iter().any(|(other, is_critical)| other == oid && is_critical == critical)
+        })
+}
+
+const SUBJECT_KEY_ID: &str = "2.5.29.14";
+const KEY_USAGE: &str = "2.5.29.15";
+const ALTERNATIVE_NAMES: &str = "2.5.29.17";
+const CONSTRAINTS: &str = "2.5.29.19";
+const AUTHORITY_KEY_ID: &str = "2.5.29.35";
+const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::identity::ClusterId;
+    use rcgen::{Issuer, KeyPair, PublicKeyData};
+
+    use super::*;
+
+    fn contents() -> Contents {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+        let domain: TrustDomain = "ray.example".parse().unwrap();
+        let (cluster, node): (ClusterId, NodeName) = ("c1".parse().unwrap(), "n1".parse().unwrap());
+        let subject = (&domain, &cluster, &node);
+        let addresses = ["10.0.0.1".parse().unwrap()];
+        let serial = Serial::new(1, [7; 10]);
+        Contents::ray_node(serial, now, Duration::days(1), subject, &addresses, &[])
+    }
+
+    /// A signer that was told to put something else in is caught before the reply.
+    #[test]
+    fn a_certificate_that_differs_from_its_policy_is_caught() {
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.serial_number = Some(SerialNumber::from_slice(&[1; 16]));
+        let name_der =
+            LeafFacts::parse(ca.self_signed(&ca_key).unwrap().der()).unwrap().subject_der;
+        let key_id = ca.key_identifier(&ca_key);
+        let issuer = Issuer::new(ca, &ca_key);
+        let issuer_facts = IssuerFacts { name_der: &name_der, key_id: &key_id };
+        let key = KeyPair::generate().unwrap();
+        let other_key = KeyPair::generate().unwrap();
+        let wanted = contents();
+        let sign = |key: &KeyPair, change: &dyn Fn(&mut CertificateParams)| {
+            let mut params = wanted.params();
+            change(&mut params);
+            let signed = params.signed_by(key, &issuer).unwrap();
+            wanted.check(signed.der(), &key.subject_public_key_info(), issuer_facts)
+        };
+
+        sign(&key, &|_| {}).unwrap();
+        let evil = || SanType::DnsName("evil".try_into().unwrap());
+        let table: [(&str, &dyn Fn(&mut CertificateParams)); 8] = [
+            ("DNS names", &|p| p.subject_alt_names.push(evil())),
+            ("CA flag", &|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            ("notAfter", &|p| p.not_after += Duration::SECOND),
+            ("serial", &|p| p.serial_number = Some(SerialNumber::from_slice(&[9; 16]))),
+            ("clientAuth", &|p| p.extended_key_usages.truncate(1)),
+            ("key usage", &|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
+            ("authority key identifier", &|p| p.use_authority_key_identifier_extension = false),
+            ("subject", &|p| p.distinguished_name.push(DnType::CommonName, "x")),
+        ];
+        for (what, change) in table {
+            assert_eq!(sign(&key, change).unwrap_err(), ProfileFault::Differs(what), "{what}");
+        }
+        let signed = wanted.params().signed_by(&other_key, &issuer).unwrap();
+        let spki_der = key.subject_public_key_info();
+        let fault = wanted.check(signed.der(), &spki_der, issuer_facts).unwrap_err();
+        assert_eq!(fault, ProfileFault::Differs("public key"));
     }
 }

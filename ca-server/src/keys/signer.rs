@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
 use super::{
     csr::key_hash,
-    profile::{Contents, ProfileFault},
+    profile::{Contents, IssuerFacts, ProfileFault},
 };
 use crate::store::{Signed, unix_ms};
 
@@ -81,7 +81,7 @@ impl Signer {
         }
         let key = SubjectPublicKeyInfo::from_der(spki_der)?;
         let certificate = contents.params().signed_by(&key, &self.issuer)?;
-        contents.check(certificate.der(), spki_der, &self.subject_der)?;
+        contents.check(certificate.der(), spki_der, self.facts())?;
         Ok(Signed {
             serial: contents.serial,
             certificate_der: certificate.der().to_vec(),
@@ -108,6 +108,12 @@ impl Signer {
     #[must_use]
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
+    }
+
+    /// What a certificate it signed says of it.
+    #[must_use]
+    pub fn facts(&self) -> IssuerFacts<'_> {
+        IssuerFacts { name_der: &self.subject_der, key_id: &self.key_id }
     }
 
     /// For CRLs.

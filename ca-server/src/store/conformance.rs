@@ -117,12 +117,18 @@ suite! {
         a_leaf_key_is_certified_for_one_leaf_life
         the_identity_key_is_no_leaf_key
         a_node_has_a_bounded_number_of_leaf_keys
+        a_key_that_was_too_old_does_not_become_young
+        one_key_has_one_purpose_and_one_node
+        a_node_has_a_bounded_number_of_certificates
+        a_node_that_was_away_holds_its_address_again
         what_changed_while_the_leaf_was_signed_loses;
     nodes:
         a_revoked_node_gets_nothing
         only_a_newer_token_may_use_a_revoked_address
         revoking_blocks_no_address_another_live_node_has
         revoking_voids_what_is_left_of_the_token_unless_it_is_kept
+        revoking_voids_the_tokens_of_earlier_enrolments_too
+        a_leaf_of_an_earlier_life_keeps_a_revoked_node_on_record
         revoking_revokes_every_certificate_that_lives
         expired_revocations_leave_the_list_and_stay_counted
         a_revoked_node_is_forgotten_only_when_its_last_leaf_has_expired

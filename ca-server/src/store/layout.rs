@@ -71,6 +71,12 @@ pub fn block(cluster: &str, address: &str) -> Vec<u8> {
     text(b"b/", &[cluster, address])
 }
 
+/// What a public key is used for.
+#[must_use]
+pub fn key(key_hash: &[u8]) -> Vec<u8> {
+    bytes(b"q/", key_hash)
+}
+
 /// All certificates, by time of issue.
 pub const CERTIFICATES: &[u8] = b"s/";
 

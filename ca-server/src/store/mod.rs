@@ -43,6 +43,11 @@ pub const PAGE_ROWS_MAX: usize = 200;
 pub const ABSENT_AFTER_MS: i64 = 15 * 60 * 1_000 + CONTACT_COARSE_MS;
 /// How old a contact on record may get before a newer one is written.
 pub const CONTACT_COARSE_MS: i64 = 3 * 60 * 1_000;
+/// Identities one node may be issued within the life of an identity. An honest agent renews daily;
+/// what is issued may all have to stand on a CRL one day.
+pub const IDENTITIES_MAX: u32 = 4_096;
+/// Certificates of all live leaf keys of one node, at most.
+pub const LEAVES_MAX: u32 = 8_192;
 /// Leaf keys of one node whose certificates have not expired, at most.
 pub const LEAF_KEYS_MAX: usize = 32;
 

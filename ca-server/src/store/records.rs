@@ -7,6 +7,8 @@
 use prost::Message;
 use raymtls_proto::{identity::Role, serial::Serial, v1};
 
+use super::ABSENT_AFTER_MS;
+
 /// The store's own header: read first, written once.
 #[derive(Clone, PartialEq, Message)]
 pub struct Header {
@@ -184,6 +186,9 @@ pub struct TokenRecord {
     /// Zero: not revoked.
     #[prost(int64, tag = "16")]
     pub revoked_ms: i64,
+    /// May certify addresses that other nodes of the same host share.
+    #[prost(bool, tag = "17")]
+    pub shared_address: bool,
 }
 
 /// One spent use of a token: bound to the key that spent it.
@@ -251,6 +256,9 @@ pub struct LeafKeyRecord {
     /// notAfter of its newest certificate.
     #[prost(int64, tag = "3")]
     pub not_after_ms: i64,
+    /// Certificates issued for it.
+    #[prost(uint32, tag = "4")]
+    pub certificates: u32,
 }
 
 /// A node of a cluster.
@@ -304,6 +312,15 @@ pub struct NodeRecord {
     /// When a retired identity was last seen in use; zero for never.
     #[prost(int64, tag = "16")]
     pub reused_ms: i64,
+    /// Tokens it enrolled with before, newest first.
+    #[prost(string, repeated, tag = "17")]
+    pub earlier_token_ids: Vec<String>,
+    /// Identities issued since the moment after.
+    #[prost(uint32, tag = "18")]
+    pub identities: u32,
+    /// Where the count of identities began.
+    #[prost(int64, tag = "19")]
+    pub identities_since_ms: i64,
 }
 
 impl NodeRecord {
@@ -317,6 +334,21 @@ impl NodeRecord {
     #[must_use]
     pub fn current(&self) -> &IdentityRecord {
         self.identity.as_ref().expect("every node record is written with an identity")
+    }
+
+    /// Whether nobody has heard of it for too long, or can any more: its identity has ended. Only
+    /// time in which the CA was serving counts as silence.
+    #[must_use]
+    pub fn is_absent(&self, now_ms: i64, started_ms: i64) -> bool {
+        let newest = self.pending.as_ref().unwrap_or_else(|| self.current());
+        let silent_ms = now_ms - self.contact_ms.max(started_ms);
+        silent_ms >= ABSENT_AFTER_MS || now_ms >= newest.not_after_ms
+    }
+
+    /// Whether no other live node may have its addresses: a driver's may be a gateway's.
+    #[must_use]
+    pub fn holds_exclusively(&self) -> bool {
+        !self.shared_address && self.known_role() != Role::Driver
     }
 
     /// Its role; every record is written with one.
@@ -488,4 +520,18 @@ pub struct AuditHead {
     /// Its hash; 32 zero bytes for none.
     #[prost(bytes = "vec", tag = "2")]
     pub hash: Vec<u8>,
+}
+
+/// What a public key is used for, by its hash: one key, one purpose, one node.
+#[derive(Clone, PartialEq, Message)]
+pub struct KeyRecord {
+    /// Profile of its certificates.
+    #[prost(enumeration = "v1::CertificateKind", tag = "1")]
+    pub kind: i32,
+    /// Cluster of its node.
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+    /// Its node.
+    #[prost(string, tag = "3")]
+    pub node: String,
 }

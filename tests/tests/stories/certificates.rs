@@ -34,9 +34,8 @@ async fn strict_parsers_accept_every_kind_and_refuse_the_revoked() {
     let key = PrivateKey::generate().unwrap();
     let request = v1::EnrollRequest {
         role: v1::Role::Driver.into(),
-        ..ask(&token, "c1", "laptop", &["10.0.0.1"], &key)
+        ..ask(&token, "c1", "laptop", &["10.0.0.9"], &key)
     };
-    // A driver's address may be another node's: a gateway's, or the head's own.
     let driver = deployment.enroll(request, key).await.unwrap();
     let driver_leaf = v1::IssueLeafRequest {
         purpose: v1::LeafPurpose::Driver.into(),

@@ -97,7 +97,7 @@ async fn revoking_a_node_voids_what_is_left_of_its_token() {
     assert_eq!(deployment.revoke("c1", &member.name).await.token_uses_voided, 4);
     let key = PrivateKey::generate().unwrap();
     let request = ask(&token, "c1", "w", &["10.0.0.2"], &key);
-    assert_eq!(word(deployment.enrollment_client().enroll(request).await), "TOKEN_SPENT");
+    assert_eq!(word(deployment.enrollment_client().enroll(request).await), "TOKEN_REVOKED");
     deployment.finish().await;
 }
 

@@ -281,10 +281,10 @@ pub(super) fn refusal<T: Debug>(answer: Result<T, StoreError>) -> Refusal {
     }
 }
 
-pub(super) fn unavailable<T: Debug>(answer: Result<T, StoreError>) -> String {
-    match answer {
-        Err(StoreError::Unavailable(why)) => why,
-        other => panic!("it should have been unavailable, not {other:?}"),
+pub(super) fn race_lost<T: Debug>(answer: Result<T, StoreError>) -> &'static str {
+    match refusal(answer) {
+        Refusal::RaceLost(what) => what,
+        other => panic!("the race should have been lost, not {other}"),
     }
 }
 

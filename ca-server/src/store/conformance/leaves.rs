@@ -3,13 +3,15 @@
 use super::{
     Place,
     fixture::{
-        Ca, LEAF_LIFE_MS, START_MS, address, ask, at, c1, caller, key, leaf_ask, refusal,
-        unavailable,
+        Ca, LEAF_LIFE_MS, START_MS, address, ask, at, c1, caller, key, leaf_ask, race_lost, refusal,
     },
 };
 use crate::{
     refusal::Refusal,
-    store::{EnrollAsk, LEAF_KEYS_MAX, LeafAsk, records::AuditKind},
+    store::{
+        ABSENT_AFTER_MS, EnrollAsk, IDENTITIES_MAX, LEAF_KEYS_MAX, LEAVES_MAX, LeafAsk,
+        records::AuditKind,
+    },
 };
 use raymtls_proto::v1;
 
@@ -80,7 +82,63 @@ pub(super) async fn a_node_has_a_bounded_number_of_leaf_keys(place: &dyn Place) 
     // One of those it has may still be renewed, and its certificates count to their end.
     ca.leaf(2, &node.caller(), leaf_ask(100)).await.unwrap();
     one_more(1 + LEAF_LIFE_MS).await.unwrap();
-    assert_eq!(ca.record("n-1").await.leaf_keys.len(), 2);
+    // Those that have ended count no more; they are remembered one more life.
+    assert_eq!(ca.record("n-1").await.leaf_keys.len(), LEAF_KEYS_MAX + 1);
+    ca.leaf(2 + 3 * LEAF_LIFE_MS, &calling, leaf_ask(98)).await.unwrap();
+    assert_eq!(ca.record("n-1").await.leaf_keys.len(), 1);
+}
+
+pub(super) async fn a_key_that_was_too_old_does_not_become_young(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let node = ca.node(0, 1).await;
+    let calling = node.caller();
+    ca.leaf(1, &calling, leaf_ask(100)).await.unwrap();
+    ca.leaf(1 + LEAF_LIFE_MS, &calling, leaf_ask(101)).await.unwrap();
+    let again = refusal(ca.leaf(2 + LEAF_LIFE_MS, &calling, leaf_ask(100)).await);
+    assert_eq!(again, Refusal::KeyTooOld);
+}
+
+pub(super) async fn one_key_has_one_purpose_and_one_node(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let (one, two) = (ca.node(0, 1).await, ca.node(0, 2).await);
+    ca.leaf(1, &one.caller(), leaf_ask(100)).await.unwrap();
+    let taken = |refusal| matches!(refusal, Refusal::CsrInvalid(_));
+    assert!(taken(refusal(ca.renew(2, &one.caller(), key(100)).await)), "a leaf key as identity");
+    assert!(taken(refusal(ca.leaf(2, &two.caller(), leaf_ask(100)).await)), "another node's");
+    let thief = EnrollAsk { key_hash: key(100), ..ask(&ca.token().await, 3) };
+    assert!(taken(refusal(ca.enroll(2, thief).await)), "another node's leaf key as identity");
+    ca.leaf(2, &one.caller(), leaf_ask(100)).await.unwrap();
+}
+
+pub(super) async fn a_node_has_a_bounded_number_of_certificates(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let node = ca.node(0, 1).await;
+    let calling = node.caller();
+    for _ in 0..LEAVES_MAX {
+        ca.leaf(1, &calling, leaf_ask(100)).await.unwrap();
+    }
+    let refused = refusal(ca.leaf(2, &calling, leaf_ask(101)).await);
+    assert!(matches!(refused, Refusal::RateLimited { .. }), "{refused}");
+    ca.leaf(1 + LEAF_LIFE_MS, &calling, leaf_ask(101)).await.unwrap();
+    for number in 1..IDENTITIES_MAX {
+        let key_hash = [number.to_be_bytes(); 8].concat().try_into().unwrap();
+        ca.renew(3, &calling, key_hash).await.unwrap();
+    }
+    let refused = refusal(ca.renew(4, &calling, key(255)).await);
+    assert!(matches!(refused, Refusal::RateLimited { .. }), "{refused}");
+}
+
+pub(super) async fn a_node_that_was_away_holds_its_address_again(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let token = ca.token().await;
+    let first = ca.enroll(0, ask(&token, 1)).await.unwrap();
+    let at_its_address =
+        |number| EnrollAsk { source: Some(address(1).parse().unwrap()), ..ask(&token, number) };
+    let second = ca.enroll(ABSENT_AFTER_MS, at_its_address(2)).await.unwrap();
+    ca.leave(ABSENT_AFTER_MS + 1, &second.caller()).await.unwrap();
+    ca.leaf(ABSENT_AFTER_MS + 2, &first.caller(), leaf_ask(100)).await.unwrap();
+    let third = refusal(ca.enroll(ABSENT_AFTER_MS + 3, at_its_address(3)).await);
+    assert!(matches!(third, Refusal::AddressTaken { .. }), "{third}");
 }
 
 pub(super) async fn what_changed_while_the_leaf_was_signed_loses(place: &dyn Place) {
@@ -94,7 +152,7 @@ pub(super) async fn what_changed_while_the_leaf_was_signed_loses(place: &dyn Pla
     let leaf = ca.sign(1, key(100), plan.life_ms);
     let late =
         ca.store.record_leaf(at(3), calling.clone(), leaf_ask(100), plan, leaf.clone()).await;
-    assert!(unavailable(late).contains("changed"));
+    assert!(!race_lost(late).is_empty());
     assert!(matches!(
         refusal(ca.store.certificate(leaf.serial).await),
         Refusal::CertificateNotFound(_)

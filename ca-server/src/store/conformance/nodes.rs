@@ -75,7 +75,7 @@ pub(super) async fn only_a_newer_token_may_use_a_revoked_address(place: &dyn Pla
 
 pub(super) async fn revoking_blocks_no_address_another_live_node_has(place: &dyn Place) {
     let ca = Ca::new(place).await;
-    let token = ca.token().await;
+    let token = ca.token_with(|token| token.shared_address = true).await;
     let shared = |number| EnrollAsk {
         source: Some("10.0.0.77".parse().unwrap()),
         shared_address: true,
@@ -111,8 +111,31 @@ pub(super) async fn revoking_voids_what_is_left_of_the_token_unless_it_is_kept(p
     assert_eq!(ca.revoke_keeping(1, "n-1", true).await.token_uses_voided, 0);
     ca.enroll(2, ask(&token, 3)).await.unwrap();
     assert_eq!(ca.revoke(3, "n-2").await.token_uses_voided, 2);
-    assert!(matches!(refusal(ca.enroll(4, ask(&token, 4)).await), Refusal::TokenSpent(_)));
+    assert_eq!(refusal(ca.enroll(4, ask(&token, 4)).await), Refusal::TokenRevoked);
     assert_eq!(ca.revoke(5, "n-3").await.token_uses_voided, 0, "none are left");
+}
+
+pub(super) async fn revoking_voids_the_tokens_of_earlier_enrolments_too(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let first = ca.token_with(|token| token.uses = 50).await;
+    let second = ca.token_with(|token| token.uses = 1).await;
+    ca.enroll(0, ask(&first, 1)).await.unwrap();
+    ca.enroll(1, ask(&second, 1)).await.unwrap();
+    assert_eq!(ca.revoke(2, "n-1").await.token_uses_voided, 49);
+    assert_eq!(refusal(ca.enroll(3, ask(&first, 2)).await), Refusal::TokenRevoked);
+}
+
+pub(super) async fn a_leaf_of_an_earlier_life_keeps_a_revoked_node_on_record(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let node = ca.node(0, 1).await;
+    ca.leaf(1, &node.caller(), leaf_ask(100)).await.unwrap();
+    ca.forget(2, "n-1").await.unwrap();
+    let token = ca.token().await;
+    ca.enroll(3, EnrollAsk { name: name("n-1"), ..ask(&token, 9) }).await.unwrap();
+    ca.revoke(4, "n-1").await;
+    let early = refusal(ca.forget(5, "n-1").await);
+    assert!(matches!(early, Refusal::LeafStillLives { .. }), "{early}");
+    ca.forget(1 + LEAF_LIFE_MS, "n-1").await.unwrap();
 }
 
 pub(super) async fn revoking_revokes_every_certificate_that_lives(place: &dyn Place) {

@@ -114,18 +114,29 @@ pub(super) async fn a_token_that_may_replace_takes_over_a_live_name(place: &dyn 
 
 pub(super) async fn drivers_and_shared_addresses_hold_nothing(place: &dyn Place) {
     let ca = Ca::new(place).await;
-    let token = ca.token().await;
+    let token = ca.token_with(|token| token.shared_address = true).await;
     let driver = ca.token_with(|token| token.role = Role::Driver.to_proto().into()).await;
     let from = |ask| EnrollAsk { source: Some("10.0.0.77".parse().unwrap()), ..ask };
     let driver_ask = |number| from(EnrollAsk { role: Role::Driver, ..ask(&driver, number) });
     let shared_ask = |number| from(EnrollAsk { shared_address: true, ..ask(&token, number) });
     let first = ca.enroll(0, driver_ask(1)).await.unwrap();
     ca.enroll(0, driver_ask(2)).await.unwrap();
-    ca.enroll(0, shared_ask(3)).await.unwrap();
+    let sharing = ca.enroll(0, shared_ask(3)).await.unwrap();
     ca.enroll(0, shared_ask(4)).await.unwrap();
     ca.enroll(0, from(ask(&token, 5))).await.unwrap();
     // Behind a gateway whose address a node has, a driver still gets in.
     ca.enroll(0, driver_ask(6)).await.unwrap();
+    // But only if it comes from there: a claim of a live node's address is refused.
+    let elsewhere = EnrollAsk {
+        source: Some("10.0.0.78".parse().unwrap()),
+        addresses: vec!["10.0.0.77".parse().unwrap()],
+        ..driver_ask(7)
+    };
+    let claimed = refusal(ca.enroll(0, elsewhere).await);
+    assert!(matches!(claimed, Refusal::AddressTaken { .. }), "{claimed}");
+    // Those that shared it before wait for the node that holds it now.
+    let late = refusal(ca.leaf(1, &sharing.caller(), leaf_ask(50)).await);
+    assert!(matches!(late, Refusal::AddressTaken { .. }), "{late}");
     let node_leaf = ca.leaf(1, &first.caller(), leaf_ask(100)).await;
     assert!(matches!(refusal(node_leaf), Refusal::RequestInvalid(_)));
     let driver_leaf = LeafAsk { kind: LeafKind::Driver, ..leaf_ask(100) };

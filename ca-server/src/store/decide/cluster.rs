@@ -105,8 +105,16 @@ pub fn set(
 /// # Errors
 /// `NotFound`.
 pub fn get(view: &View<'_>, cluster: &ClusterId) -> Result<ClusterRecord, StoreError> {
-    let record = view.get(&layout::cluster(cluster.as_str()))?;
-    Ok(record.ok_or_else(|| Refusal::NotFound { what: "cluster", name: cluster.to_string() })?)
+    let key = layout::cluster(cluster.as_str());
+    let record: Option<ClusterRecord> = view.get(&key)?;
+    let record =
+        record.ok_or_else(|| Refusal::NotFound { what: "cluster", name: cluster.to_string() })?;
+    if record.cluster != cluster.as_str() {
+        // Moved below another's key by somebody else than us.
+        let key = String::from_utf8_lossy(&key).into_owned();
+        return Err(StoreError::Damaged { key, why: "it is another cluster's".to_owned() });
+    }
+    Ok(record)
 }
 
 /// All clusters, by name.

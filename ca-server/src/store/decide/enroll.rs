@@ -6,15 +6,15 @@ use raymtls_proto::{
     v1,
 };
 
-use super::{check_not_ended, cluster, event, put_certificate};
+use super::{check_key_use, check_not_ended, cluster, event, put_certificate};
 use crate::{
     policy,
     refusal::Refusal,
     store::{
-        ABSENT_AFTER_MS, Binding, EnrollAsk, EnrollPlan, Enrolled, Signed, StoreError, layout,
+        Binding, EnrollAsk, EnrollPlan, Enrolled, Signed, StoreError, layout,
         records::{
             AddressRecord, AuditKind, AuditRecord, BlockRecord, CertificateRecord, IdentityRecord,
-            NodeRecord, NodeStatus, TokenRecord, UseRecord,
+            LeafKeyRecord, NodeRecord, NodeStatus, TokenRecord, UseRecord,
         },
         view::View,
     },
@@ -36,6 +36,8 @@ pub fn plan(view: &View<'_>, ask: &EnrollAsk) -> Result<EnrollPlan, StoreError> 
         Verdict::Spend => {
             check_not_ended(view, &cluster::get(view, &ask.cluster)?)?;
             let binding = policy::binding(&token, ask)?;
+            let kind = v1::CertificateKind::AgentIdentity;
+            check_key_use(view, &ask.key_hash, kind, &token.cluster, binding.name.as_str())?;
             check_name(view, &token, ask, &binding.name)?;
             for &address in &binding.addresses {
                 check_address(view, &token, ask, &binding.name, address)?;
@@ -58,7 +60,7 @@ pub fn enroll(
     match plan(view, ask)? {
         EnrollPlan::Replay(enrolled) => return Ok(*enrolled),
         EnrollPlan::Issue(planned) if planned != *binding => {
-            return Err(StoreError::Unavailable("the binding changed while it was signed".into()));
+            return Err(Refusal::RaceLost("what is bound to the node").into());
         }
         EnrollPlan::Issue(_) => {}
     }
@@ -69,7 +71,7 @@ pub fn enroll(
         release_addresses(view, before)?;
     }
     let node = node_record(view, ask, binding, identity, before);
-    if holds_exclusively(&node) {
+    if node.holds_exclusively() {
         for address in &binding.addresses {
             let key = layout::holder(cluster, &address.to_string());
             view.put_raw(key, binding.name.as_str().as_bytes().to_vec());
@@ -91,19 +93,6 @@ pub fn enroll(
     });
     let settings = cluster::get(view, &ask.cluster)?.settings().clone();
     Ok(Enrolled { settings, node, identity })
-}
-
-/// Whether nobody has heard of the node for too long, or can any more: its identity has ended. Only
-/// time in which the CA was serving counts as silence.
-#[must_use]
-pub fn is_absent(node: &NodeRecord, now_ms: i64, started_ms: i64) -> bool {
-    let newest = node.pending.as_ref().unwrap_or_else(|| node.current());
-    now_ms - node.contact_ms.max(started_ms) >= ABSENT_AFTER_MS || now_ms >= newest.not_after_ms
-}
-
-/// Whether no other live node may have the node's addresses: a driver's address may be a gateway's.
-pub(super) fn holds_exclusively(node: &NodeRecord) -> bool {
-    !node.shared_address && node.known_role() != Role::Driver
 }
 
 /// Gives up the addresses the node holds.
@@ -156,7 +145,7 @@ fn check_name(
     match node.node_status() {
         NodeStatus::Revoked => Err(revoked(&node).into()),
         NodeStatus::Left | NodeStatus::Unspecified => Ok(()),
-        NodeStatus::Live if is_absent(&node, view.now_ms(), view.started_ms()) => Ok(()),
+        NodeStatus::Live if node.is_absent(view.now_ms(), view.started_ms()) => Ok(()),
         NodeStatus::Live if may_replace || same_key => Ok(()),
         NodeStatus::Live => Err(Refusal::NodeNameTaken(name.to_string()).into()),
     }
@@ -176,7 +165,8 @@ fn check_address(
     if let Some(block) = block.filter(|block| token.created_ms <= block.revoked_ms) {
         return Err(Refusal::AddressBlocked { address: text, node: block.node }.into());
     }
-    if ask.role == Role::Driver {
+    // A driver may come from a gateway's address, or from a node's: but from there it must come.
+    if ask.role == Role::Driver && ask.source == Some(address) {
         return Ok(());
     }
     match live_holder(view, cluster, &text)? {
@@ -199,8 +189,7 @@ pub(super) fn live_holder(
     let holder = String::from_utf8_lossy(&holder).into_owned();
     let node: Option<NodeRecord> = view.get(&layout::node(cluster, &holder))?;
     let live = node.is_some_and(|node| {
-        node.node_status() == NodeStatus::Live
-            && !is_absent(&node, view.now_ms(), view.started_ms())
+        node.node_status() == NodeStatus::Live && !node.is_absent(view.now_ms(), view.started_ms())
     });
     Ok(live.then_some(holder))
 }
@@ -235,6 +224,7 @@ fn node_record(
         address: address.to_string(),
         proved: ask.source == Some(*address),
     };
+    let (leaf_keys, earlier_token_ids) = before.map_or_else(Default::default, earlier);
     NodeRecord {
         cluster: ask.cluster.to_string(),
         name: binding.name.to_string(),
@@ -253,12 +243,27 @@ fn node_record(
             not_after_ms: identity.not_after_ms,
         }),
         pending: None,
-        // Leaves of the name's earlier life are still out there.
-        leaf_keys: before.map(|node| node.leaf_keys).unwrap_or_default(),
+        leaf_keys,
         revoked_ms: 0,
         revoked_reason: String::new(),
         reused_ms: 0,
+        earlier_token_ids,
+        identities: 1,
+        identities_since_ms: identity.issued_ms,
     }
+}
+
+/// What a name keeps of its earlier life: leaves that are still out there, and tokens that whoever
+/// had it then may still hold.
+fn earlier(before: NodeRecord) -> (Vec<LeafKeyRecord>, Vec<String>) {
+    const EARLIER_TOKENS_MAX: usize = 16;
+    let mut token_ids = vec![before.token_id];
+    for id in before.earlier_token_ids {
+        if !token_ids.contains(&id) && token_ids.len() < EARLIER_TOKENS_MAX {
+            token_ids.push(id);
+        }
+    }
+    (before.leaf_keys, token_ids)
 }
 
 pub(super) fn revoked(node: &NodeRecord) -> Refusal {

@@ -1,12 +1,15 @@
 //! Identities: who calls, and the renewal that survives any number of lost replies.
 
+use std::time::Duration;
+
 use raymtls_proto::v1;
 
-use super::{enroll::revoked, event, put_certificate};
+use super::{check_key_use, check_not_ended, cluster, enroll::revoked, event, put_certificate};
 use crate::{
+    keys::profile::AGENT_IDENTITY_LIFE,
     refusal::Refusal,
     store::{
-        CONTACT_COARSE_MS, Caller, RenewPlan, Signed, StoreError, layout,
+        CONTACT_COARSE_MS, Caller, IDENTITIES_MAX, RenewPlan, Signed, StoreError, layout,
         records::{
             AuditKind, AuditRecord, CertificateRecord, IdentityRecord, NodeRecord, NodeStatus,
         },
@@ -14,6 +17,8 @@ use crate::{
     },
 };
 
+/// The window in which identities of a node are counted: the life of one.
+const IDENTITY_LIFE_MS: i64 = AGENT_IDENTITY_LIFE.whole_seconds() * 1_000;
 /// A retired identity in use is put on record at most this often.
 const REUSE_EVENT_EVERY_MS: i64 = 60 * 60 * 1_000;
 
@@ -62,8 +67,14 @@ pub fn plan_renew(
         let text = "the next identity wants a key of its own, not the current one's";
         return Err(Refusal::CsrInvalid(text.to_owned()).into());
     }
-    match node.pending.filter(|pending| pending.key_hash == key_hash) {
-        None => Ok(RenewPlan::Issue),
+    let kind = v1::CertificateKind::AgentIdentity;
+    check_key_use(view, key_hash, kind, &node.cluster, &node.name)?;
+    match node.pending.as_ref().filter(|pending| pending.key_hash == key_hash) {
+        None => {
+            check_not_ended(view, &cluster::get(view, &caller.cluster)?)?;
+            check_count(view, &node)?;
+            Ok(RenewPlan::Issue)
+        }
         Some(pending) => {
             let record: CertificateRecord =
                 view.get(&layout::certificate(&pending.serial))?.ok_or(Refusal::Internal)?;
@@ -85,6 +96,10 @@ pub fn renew(
         return Ok(*record);
     }
     let mut node = require(view, caller)?;
+    if view.now_ms() - node.identities_since_ms >= IDENTITY_LIFE_MS {
+        (node.identities, node.identities_since_ms) = (0, view.now_ms());
+    }
+    node.identities += 1;
     node.pending = Some(IdentityRecord {
         serial: identity.serial.as_bytes().to_vec(),
         key_hash: identity.key_hash.to_vec(),
@@ -103,6 +118,18 @@ pub fn renew(
         ..event(&caller.actor(), AuditKind::IdentityRenewed, &node.cluster, &node.name)
     });
     Ok(record)
+}
+
+/// Each identity that has not expired may have to stand on a CRL.
+fn check_count(view: &View<'_>, node: &NodeRecord) -> Result<(), Refusal> {
+    let ends_ms = node.identities_since_ms + IDENTITY_LIFE_MS;
+    if node.identities < IDENTITIES_MAX || view.now_ms() >= ends_ms {
+        return Ok(());
+    }
+    Err(Refusal::RateLimited {
+        what: "the node was issued as many identities as it may have",
+        retry_after: Duration::from_millis((ends_ms - view.now_ms()).unsigned_abs()),
+    })
 }
 
 /// The caller's node, with the identity in force and none other.

@@ -1,10 +1,12 @@
 //! Ray leaves: what may stand in one, and how old its key may be.
 
-use raymtls_proto::{identity::Role, v1};
+use std::time::Duration;
+
+use raymtls_proto::{address::NodeAddress, identity::Role, v1};
 
 use super::{
-    check_not_ended, cluster,
-    enroll::{holds_exclusively, live_holder},
+    check_key_use, check_not_ended, cluster,
+    enroll::live_holder,
     event,
     identity::{put, require},
     put_certificate,
@@ -13,7 +15,7 @@ use crate::{
     policy,
     refusal::Refusal,
     store::{
-        Caller, LEAF_KEYS_MAX, LeafAsk, LeafKind, LeafPlan, Signed, StoreError,
+        Caller, LEAF_KEYS_MAX, LEAVES_MAX, LeafAsk, LeafKind, LeafPlan, Signed, StoreError, layout,
         records::{AuditKind, AuditRecord, LeafKeyRecord, NodeRecord},
         view::View,
     },
@@ -33,16 +35,8 @@ pub fn plan(view: &View<'_>, caller: &Caller, ask: &LeafAsk) -> Result<LeafPlan,
         return Err(Refusal::RequestInvalid(text.to_owned()).into());
     }
     let (addresses, dns_names) = policy::leaf_names(&node, ask)?;
-    if holds_exclusively(&node) {
-        for address in &addresses {
-            let address = address.to_string();
-            match live_holder(view, &node.cluster, &address)? {
-                Some(holder) if holder != node.name => {
-                    return Err(Refusal::AddressTaken { address, holder }.into());
-                }
-                Some(_) | None => {}
-            }
-        }
+    for &address in &addresses {
+        check_address(view, &node, address)?;
     }
     let life_ms = cluster.settings().leaf_life_seconds * 1_000;
     check_key(view, &node, ask, life_ms)?;
@@ -63,15 +57,13 @@ pub fn record(
     leaf: &Signed,
 ) -> Result<(), StoreError> {
     if plan(view, caller, ask)? != *planned {
-        return Err(StoreError::Unavailable("the plan changed while the leaf was signed".into()));
+        return Err(Refusal::RaceLost("what the node may have").into());
     }
     let mut node = require(view, caller)?;
-    note_key(view, &mut node, leaf);
+    note_key(view, &mut node, leaf, planned.life_ms);
     put(view, &node);
-    let kind = match ask.kind {
-        LeafKind::Node => v1::CertificateKind::RayNode,
-        LeafKind::Driver => v1::CertificateKind::RayDriver,
-    };
+    hold_again(view, &node)?;
+    let kind = certificate_kind(ask.kind);
     put_certificate(view, kind, &caller.cluster, &node.name, leaf)?;
     view.audit(AuditRecord {
         serial: leaf.serial.as_bytes().to_vec(),
@@ -80,46 +72,87 @@ pub fn record(
     Ok(())
 }
 
+/// Whoever comes after the live node that holds an address exclusively waits for it, a node that was
+/// away meanwhile too. A driver may share it if it came from there.
+fn check_address(
+    view: &View<'_>,
+    node: &NodeRecord,
+    address: NodeAddress,
+) -> Result<(), StoreError> {
+    let address = address.to_string();
+    let proved = || node.addresses.iter().any(|bound| bound.address == address && bound.proved);
+    if node.known_role() == Role::Driver && proved() {
+        return Ok(());
+    }
+    match live_holder(view, &node.cluster, &address)? {
+        Some(holder) if holder != node.name => {
+            Err(Refusal::AddressTaken { address, holder }.into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A node that was away takes those of its addresses back that nobody holds any more.
+fn hold_again(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    if !node.holds_exclusively() {
+        return Ok(());
+    }
+    for bound in &node.addresses {
+        if live_holder(view, &node.cluster, &bound.address)?.is_none() {
+            let key = layout::holder(&node.cluster, &bound.address);
+            view.put_raw(key, node.name.as_bytes().to_vec());
+        }
+    }
+    Ok(())
+}
+
 fn check_key(
     view: &View<'_>,
     node: &NodeRecord,
     ask: &LeafAsk,
     life_ms: i64,
-) -> Result<(), Refusal> {
-    let identities = node.identity.iter().chain(&node.pending);
-    if identities.into_iter().any(|identity| identity.key_hash == ask.key_hash) {
-        let text = "a Ray leaf wants a key of its own, not the identity's: Ray's user can read it";
-        return Err(Refusal::CsrInvalid(text.to_owned()));
-    }
+) -> Result<(), StoreError> {
+    check_key_use(view, &ask.key_hash, certificate_kind(ask.kind), &node.cluster, &node.name)?;
     let now_ms = view.now_ms();
-    if let Some(key) = node.leaf_keys.iter().find(|key| key.key_hash == ask.key_hash) {
-        if now_ms - key.first_issued_ms >= life_ms {
-            return Err(Refusal::KeyTooOld);
-        }
+    let known = node.leaf_keys.iter().find(|key| key.key_hash == ask.key_hash);
+    if known.is_some_and(|key| now_ms - key.first_issued_ms >= life_ms) {
+        return Err(Refusal::KeyTooOld.into());
+    }
+    let live = || node.leaf_keys.iter().filter(|key| key.not_after_ms > now_ms);
+    let certificates: u32 = live().map(|key| key.certificates).sum();
+    let what = if known.is_none() && live().count() >= LEAF_KEYS_MAX {
+        "the node has as many live leaf keys as it may have"
+    } else if certificates >= LEAVES_MAX {
+        "the node has as many live leaves as it may have"
+    } else {
         return Ok(());
-    }
-    let live = node.leaf_keys.iter().filter(|key| key.not_after_ms > now_ms);
-    if live.clone().count() >= LEAF_KEYS_MAX {
-        let soonest = live.map(|key| key.not_after_ms).min().unwrap_or(now_ms);
-        return Err(Refusal::RateLimited {
-            what: "the node has 32 leaf keys with valid certificates",
-            retry_after: std::time::Duration::from_millis((soonest - now_ms).unsigned_abs()),
-        });
-    }
-    Ok(())
+    };
+    let soonest = live().map(|key| key.not_after_ms).min().unwrap_or(now_ms);
+    let retry_after = Duration::from_millis((soonest - now_ms).unsigned_abs());
+    Err(Refusal::RateLimited { what, retry_after }.into())
 }
 
-fn note_key(view: &View<'_>, node: &mut NodeRecord, leaf: &Signed) {
+fn note_key(view: &View<'_>, node: &mut NodeRecord, leaf: &Signed, life_ms: i64) {
     let now_ms = view.now_ms();
     let known = node.leaf_keys.iter_mut().find(|key| key.key_hash == leaf.key_hash);
     if let Some(key) = known {
         key.not_after_ms = key.not_after_ms.max(leaf.not_after_ms);
+        key.certificates += 1;
         return;
     }
-    node.leaf_keys.retain(|key| key.not_after_ms > now_ms);
+    // Remembered one more life: a key that was too old does not become young by being forgotten.
+    node.leaf_keys.retain(|key| key.not_after_ms + life_ms > now_ms);
     node.leaf_keys.push(LeafKeyRecord {
         key_hash: leaf.key_hash.to_vec(),
         first_issued_ms: leaf.issued_ms,
         not_after_ms: leaf.not_after_ms,
+        certificates: 1,
     });
+}
+
+fn certificate_kind(kind: LeafKind) -> v1::CertificateKind {
+    match kind {
+        LeafKind::Node => v1::CertificateKind::RayNode,
+        LeafKind::Driver => v1::CertificateKind::RayDriver,
+    }
 }

@@ -14,7 +14,7 @@ use raymtls_proto::{identity::ClusterId, v1};
 
 use super::{
     PAGE_ROWS_MAX, Page, Signed, StoreError, layout,
-    records::{AuditKind, AuditRecord, CertificateRecord, ClusterRecord},
+    records::{AuditKind, AuditRecord, CertificateRecord, ClusterRecord, KeyRecord},
     view::View,
 };
 use crate::refusal::Refusal;
@@ -86,9 +86,28 @@ fn put_certificate(
         revoked_reason: String::new(),
     };
     view.put(key, &record);
+    let used = KeyRecord { kind: kind.into(), cluster: cluster.to_string(), node: node.to_owned() };
+    view.put(layout::key(&record.key_hash), &used);
     view.put_raw(layout::cluster_certificate(cluster.as_str(), serial), Vec::new());
     view.put_raw(layout::node_certificate(cluster.as_str(), node, serial), Vec::new());
     Ok(record)
+}
+
+/// Refuses a key that is known for another purpose or another node: two holders of one key could not
+/// be told apart, and Ray's user must not be able to read an identity's.
+fn check_key_use(
+    view: &View<'_>,
+    key_hash: &[u8],
+    kind: v1::CertificateKind,
+    cluster: &str,
+    node: &str,
+) -> Result<(), StoreError> {
+    let known: Option<KeyRecord> = view.get(&layout::key(key_hash))?;
+    if known.is_none_or(|k| k.kind() == kind && k.cluster == cluster && k.node == node) {
+        return Ok(());
+    }
+    let text = "the key is in use for another purpose or by another node: make a new one";
+    Err(Refusal::CsrInvalid(text.to_owned()).into())
 }
 
 /// Refuses whatever is asked of an ephemeral cluster past its end.

@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{
     cluster,
-    enroll::{holds_exclusively, live_holder, release_addresses},
+    enroll::{live_holder, release_addresses},
     event,
     identity::{put, require},
     record_page,
@@ -67,7 +67,7 @@ pub fn revoke(
     release_addresses(view, &node)?;
     block_addresses(view, &node)?;
     let certificates = revoke_certificates(view, cluster, &node)?;
-    let token_uses_voided = if keep_token { 0 } else { void_token(view, actor, &node)? };
+    let token_uses_voided = if keep_token { 0 } else { void_tokens(view, actor, &node)? };
     view.audit(AuditRecord {
         detail: reason.to_owned(),
         ..event(actor, AuditKind::NodeRevoked, cluster.as_str(), name.as_str())
@@ -86,7 +86,7 @@ pub fn forget(
     name: &NodeName,
 ) -> Result<(), StoreError> {
     let node = get(view, cluster, name)?;
-    let until_ms = node.leaf_not_after_ms();
+    let until_ms = latest_leaf_end(view, &node)?;
     if node.node_status() == NodeStatus::Revoked && until_ms > view.now_ms() {
         let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
         let until = until.unwrap_or_else(|| "a far day".to_owned());
@@ -146,16 +146,41 @@ fn address_of_another(
     if live_holder(view, &node.cluster, address)?.is_some() {
         return Ok(true);
     }
-    if holds_exclusively(node) {
-        return Ok(false);
-    }
     // Shared addresses have no holder on record: look at every node.
     let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, ROWS_MAX)?;
     Ok(nodes.iter().any(|(_, other)| {
         other.name != node.name
             && other.node_status() == NodeStatus::Live
+            && !other.is_absent(view.now_ms(), view.started_ms())
             && other.addresses.iter().any(|bound| bound.address == address)
     }))
+}
+
+/// When the last Ray leaf ever issued under the name ends. The node's own record knows only the
+/// leaves since its last enrolment.
+fn latest_leaf_end(view: &View<'_>, node: &NodeRecord) -> Result<i64, StoreError> {
+    let mut latest_ms = 0;
+    for record in certificates_of(view, node)? {
+        if record.kind() != v1::CertificateKind::AgentIdentity {
+            latest_ms = latest_ms.max(record.not_after_ms);
+        }
+    }
+    Ok(latest_ms)
+}
+
+fn certificates_of(
+    view: &View<'_>,
+    node: &NodeRecord,
+) -> Result<Vec<CertificateRecord>, StoreError> {
+    let prefix = layout::node_certificates(&node.cluster, &node.name);
+    let keys = view.scan_raw(&prefix, None, ROWS_MAX + 1)?;
+    if keys.len() > ROWS_MAX {
+        let text = format!("node {} has more than {ROWS_MAX} certificates", node.name);
+        return Err(StoreError::Unavailable(text));
+    }
+    keys.iter()
+        .filter_map(|(key, _)| view.get(&layout::certificate(&key[prefix.len()..])).transpose())
+        .collect()
 }
 
 fn revoke_certificates(
@@ -163,17 +188,14 @@ fn revoke_certificates(
     cluster: &ClusterId,
     node: &NodeRecord,
 ) -> Result<u32, StoreError> {
-    let prefix = layout::node_certificates(&node.cluster, &node.name);
     let (mut identities, mut leaves) = (0, 0);
-    for (key, _) in view.scan_raw(&prefix, None, ROWS_MAX)? {
-        let key = layout::certificate(&key[prefix.len()..]);
-        let Some(mut record) = view.get::<CertificateRecord>(&key)? else { continue };
+    for mut record in certificates_of(view, node)? {
         if record.revoked_ms != 0 || record.not_after_ms <= view.now_ms() {
             continue;
         }
         record.revoked_ms = view.now_ms();
         record.revoked_reason.clone_from(&node.revoked_reason);
-        view.put(key, &record);
+        view.put(layout::certificate(&record.serial), &record);
         let authority = if record.kind() == v1::CertificateKind::AgentIdentity {
             identities += 1;
             ""
@@ -199,17 +221,22 @@ fn revoke_certificates(
     Ok(identities + leaves)
 }
 
-/// Makes what is left of the node's token void: whoever spoke for this node may hold the join file.
-fn void_token(view: &mut View<'_>, actor: &str, node: &NodeRecord) -> Result<u32, StoreError> {
-    let key = layout::token(&node.token_id);
-    let Some(mut token) = view.get::<TokenRecord>(&key)? else { return Ok(0) };
-    let voided = token.uses.saturating_sub(token.used);
-    if voided > 0 {
-        token.uses = token.used;
+/// Makes what is left of the node's tokens void: whoever spoke for this node may hold a join file.
+fn void_tokens(view: &mut View<'_>, actor: &str, node: &NodeRecord) -> Result<u32, StoreError> {
+    let mut voided = 0;
+    for id in std::iter::once(&node.token_id).chain(&node.earlier_token_ids) {
+        let key = layout::token(id);
+        let Some(mut token) = view.get::<TokenRecord>(&key)? else { continue };
+        let unused = token.uses.saturating_sub(token.used);
+        if unused == 0 || token.revoked_ms != 0 || token.expires_ms <= view.now_ms() {
+            continue;
+        }
+        voided += unused;
+        token.revoked_ms = view.now_ms();
         view.put(key, &token);
         view.audit(AuditRecord {
             token_id: token.id.clone(),
-            detail: format!("{voided} unused uses void: node {} revoked", node.name),
+            detail: format!("{unused} unused uses void: node {} revoked", node.name),
             ..event(actor, AuditKind::TokenRevoked, &node.cluster, &node.name)
         });
     }

@@ -6,7 +6,6 @@ use time::OffsetDateTime;
 use crate::{
     contacts::LastContact,
     store::{
-        decide::enroll::is_absent,
         records::{CertificateRecord, NodeRecord, NodeStatus, TokenRecord},
         unix_ms,
     },
@@ -40,6 +39,7 @@ pub fn token(token: TokenRecord, now: OffsetDateTime) -> v1::Token {
         dns_names: token.dns_names,
         replace: token.replace,
         created_by: token.created_by,
+        shared_address: token.shared_address,
     }
 }
 
@@ -57,7 +57,7 @@ pub fn node_state(
         NodeStatus::Unspecified => v1::NodeState::Unspecified,
         NodeStatus::Live => {
             let heard = last.at.map_or(0, unix_ms).max(unix_ms(started));
-            if is_absent(node, unix_ms(now), heard) {
+            if node.is_absent(unix_ms(now), heard) {
                 v1::NodeState::Absent
             } else {
                 v1::NodeState::Live
