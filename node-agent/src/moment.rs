@@ -1,8 +1,9 @@
 //! A moment as people and machines read it: RFC 3339 in files and JSON, "in 3h 20m" beside it.
 //! Whole seconds. It asks no clock.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
+use raymtls_proto::span::Span;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -27,7 +28,7 @@ impl Moment {
     #[must_use]
     pub fn relative(self, now: OffsetDateTime) -> String {
         let seconds = self.unix() - now.unix_timestamp();
-        let text = span(seconds.unsigned_abs());
+        let text = Span::seconds(seconds.saturating_abs());
         if seconds == 0 {
             return "now".to_owned();
         }
@@ -58,12 +59,6 @@ impl<'de> Deserialize<'de> for Moment {
         let text = String::deserialize(deserializer)?;
         OffsetDateTime::parse(&text, &Rfc3339).map(Self::from).map_err(D::Error::custom)
     }
-}
-
-/// The two largest units of a length of time.
-fn span(seconds: u64) -> String {
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use raymtls_proto::span::Span;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -172,9 +173,8 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
     }
     line("ray.env", &status.ray_env);
     if let Some(settings) = &status.settings {
-        let life = std::time::Duration::from_secs(settings.leaf_life_seconds.unsigned_abs());
         let token = if settings.ray_token { "on" } else { "off" };
-        let life = humantime::format_duration(life);
+        let life = Span::seconds(settings.leaf_life_seconds);
         let text = format!(
             "mode {}, isolation {}, leaf life {life}, Ray token {token}",
             settings.mode, settings.isolation
