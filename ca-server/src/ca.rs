@@ -12,7 +12,7 @@ use raymtls_proto::{
 };
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::error;
 
 use crate::{
@@ -58,6 +58,8 @@ pub struct Ca {
     /// When this server began to serve.
     pub started: OffsetDateTime,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
+    /// Held by whoever makes issuers or CRLs: two at once would sign two sets with one number.
+    pub(crate) upkeep: Mutex<()>,
     stopping: watch::Sender<bool>,
 }
 
@@ -100,6 +102,7 @@ impl Ca {
             endpoints,
             contacts: Contacts::default(),
             authorities: ArcSwap::default(),
+            upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),
         };
         ca.load_authority(&Authority::Control).await?;
@@ -141,7 +144,8 @@ impl Ca {
                 LiveAuthority::control(&self.kek, &record)?
             }
             Authority::Cluster(cluster) => {
-                LiveAuthority::cluster(&self.kek, &self.store.cluster(cluster.clone()).await?)?
+                let record = self.store.cluster(cluster.clone()).await?;
+                LiveAuthority::cluster(&self.kek, cluster, &record)?
             }
         };
         self.put_authority(authority.clone(), live.with_crls(crls_der));
@@ -172,6 +176,16 @@ impl Ca {
     #[must_use]
     pub fn authorities(&self) -> Vec<(Authority, Arc<LiveAuthority>)> {
         self.authorities.load().iter().map(|(a, l)| (a.clone(), Arc::clone(l))).collect()
+    }
+
+    /// Whether the authority is a cluster's whose life is over: nothing is signed for it any more.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn has_ended(&self, authority: &Authority) -> Result<bool, StoreError> {
+        let Authority::Cluster(cluster) = authority else { return Ok(false) };
+        let ends_unix = self.store.cluster(cluster.clone()).await?.settings().ends_unix;
+        Ok(ends_unix != 0 && self.clock.now().unix_timestamp() >= ends_unix)
     }
 
     /// A recorded certificate with its issuer, as TLS sends them.

@@ -30,17 +30,24 @@ pub async fn pass(ca: &Ca) {
     }
 }
 
-/// Tends one authority: issuer first, since its CRL is wanted too.
+/// Tends one authority, one at a time: issuer first, since its CRL is wanted too. What the caller saw
+/// of the authority may be old by the time it is its turn and is read again.
 ///
 /// # Errors
 /// The store, or a key that cannot be unwrapped.
 pub async fn tend(
     ca: &Ca,
     authority: &Authority,
-    live: &Arc<LiveAuthority>,
+    _seen: &Arc<LiveAuthority>,
 ) -> Result<(), CaError> {
-    let renewed = renew_issuer(ca, authority, live).await?;
-    let live = if renewed { ca.authority(authority).map_err(into_store)? } else { live.clone() };
+    let _turn = ca.upkeep.lock().await;
+    if ca.has_ended(authority).await? {
+        return Ok(());
+    }
+    let mut live = ca.authority(authority).map_err(into_store)?;
+    if renew_issuer(ca, authority, &live).await? {
+        live = ca.authority(authority).map_err(into_store)?;
+    }
     renew_crls(ca, authority, &live).await
 }
 
@@ -57,10 +64,6 @@ async fn renew_issuer(
         }
         Authority::Cluster(cluster) => {
             let record = ca.store.cluster(cluster.clone()).await?;
-            let ended = record.settings().ends_unix;
-            if ended != 0 && now.unix_timestamp() >= ended {
-                return Ok(false);
-            }
             let life = Duration::seconds(record.settings().leaf_life_seconds);
             (record.root, life)
         }
@@ -89,7 +92,7 @@ async fn renew_crls(ca: &Ca, authority: &Authority, live: &LiveAuthority) -> Res
             Authority::Cluster(cluster) => ca.store.cluster(cluster.clone()).await?.root,
         };
         let record = record.ok_or(CaError::NotInitialized)?;
-        Some(authority::unwrap_signer(&ca.kek, &record)?)
+        Some(authority::unwrap_root(&ca.kek, authority, &record)?)
     } else {
         None
     };

@@ -2,6 +2,7 @@
 //! a CA in this process. Whoever opens the files sees a pair that fits, whole, every time.
 //!
 //! Wants `node-agent` in the target folder, and Python with its `ssl` module (OpenSSL).
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
 use std::{
     path::{Path, PathBuf},
@@ -173,13 +174,10 @@ async fn a_hundred_thousand_reads_while_renewing_see_no_pair_that_does_not_fit()
     let mut renewals = 0;
     while !reader.is_finished() {
         let asked = Instant::now();
-        match node.ask(Ask::Renew).await.unwrap() {
-            Answer::Renewed(renewed) => {
-                assert!(renewed.failed.is_empty(), "{renewed:?}");
-                renewals += 1;
-            }
-            other => panic!("{other:?}\n{}", node.log()),
-        }
+        let answer = node.ask(Ask::Renew).await.unwrap();
+        let Answer::Renewed(renewed) = answer else { panic!("{answer:?}\n{}", node.log()) };
+        assert!(renewed.failed.is_empty(), "{renewed:?}");
+        renewals += 1;
         sleep(RENEW_EVERY.saturating_sub(asked.elapsed())).await;
     }
     let output = reader.await.unwrap().unwrap();

@@ -7,6 +7,7 @@ use raymtls_proto::identity::ClusterId;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use thiserror::Error;
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     kek::{Kek, KekError},
@@ -32,6 +33,12 @@ pub enum AuthorityError {
     /// The record is not whole.
     #[error("the record of authority {0:?} has no {1}")]
     Incomplete(String, &'static str),
+    /// A certificate of the record was signed by a root that is not the record's.
+    #[error(
+        "the {1} of authority {0:?} is not signed by that authority's root: the store was changed \
+         behind the CA; restore a backup"
+    )]
+    NotItsOwn(String, &'static str),
 }
 
 impl From<rcgen::Error> for AuthorityError {
@@ -65,31 +72,40 @@ impl LiveAuthority {
     /// # Errors
     /// See [`AuthorityError`].
     pub fn control(kek: &Kek, record: &ControlRecord) -> Result<Self, AuthorityError> {
-        Self::load(kek, "control", record.root.as_ref(), &record.issuers)
+        Self::load(kek, &Authority::Control, record.root.as_ref(), &record.issuers)
     }
 
-    /// Unwraps the issuers of a cluster.
+    /// Unwraps the issuers of the cluster that was asked for, whatever the record calls itself.
     ///
     /// # Errors
     /// See [`AuthorityError`].
-    pub fn cluster(kek: &Kek, record: &ClusterRecord) -> Result<Self, AuthorityError> {
-        Self::load(kek, &record.cluster, record.root.as_ref(), &record.issuers)
+    pub fn cluster(
+        kek: &Kek,
+        cluster: &ClusterId,
+        record: &ClusterRecord,
+    ) -> Result<Self, AuthorityError> {
+        let authority = Authority::Cluster(cluster.clone());
+        Self::load(kek, &authority, record.root.as_ref(), &record.issuers)
     }
 
     fn load(
         kek: &Kek,
-        name: &str,
+        authority: &Authority,
         root: Option<&CaKey>,
         issuers: &[CaKey],
     ) -> Result<Self, AuthorityError> {
-        let root = root.ok_or_else(|| AuthorityError::Incomplete(name.to_owned(), "root"))?;
+        let root = root.ok_or_else(|| AuthorityError::Incomplete(scope(authority), "root"))?;
         if issuers.is_empty() {
-            return Err(AuthorityError::Incomplete(name.to_owned(), "issuer"));
+            return Err(AuthorityError::Incomplete(scope(authority), "issuer"));
         }
+        check_signature(authority, Place::Root, root, root)?;
         let issuers = issuers
             .iter()
-            .map(|issuer| unwrap_signer(kek, issuer).map(Arc::new))
-            .collect::<Result<_, _>>()?;
+            .map(|issuer| {
+                check_signature(authority, Place::Issuer, issuer, root)?;
+                unwrap_signer(kek, authority, Place::Issuer, issuer).map(Arc::new)
+            })
+            .collect::<Result<_, AuthorityError>>()?;
         Ok(Self { root_der: root.certificate_der.clone(), issuers, crls_der: Vec::new() })
     }
 
@@ -142,7 +158,7 @@ pub fn create(
     contents
         .check(certificate.der(), &spki_of(&signer), signer.facts())
         .map_err(SignError::from)?;
-    let root = wrap_signer(kek, authority, "root", &signer);
+    let root = wrap_signer(kek, authority, Place::Root, &signer);
     let issuer = issuer_below(kek, authority, &signer, now, leaf_life)?;
     Ok(NewAuthority { root, issuer })
 }
@@ -158,7 +174,7 @@ pub fn create_issuer(
     now: OffsetDateTime,
     leaf_life: Duration,
 ) -> Result<CaKey, AuthorityError> {
-    issuer_below(kek, authority, &unwrap_signer(kek, root)?, now, leaf_life)
+    issuer_below(kek, authority, &unwrap_root(kek, authority, root)?, now, leaf_life)
 }
 
 /// Life of an issuer: so long that it signs for one leaf life before the next is due.
@@ -177,12 +193,28 @@ pub fn issuer_is_due(
     newest_not_after - now < leaf_life * 2
 }
 
-/// Unwraps a root or issuer.
+/// Unwraps the root of an authority.
 ///
 /// # Errors
 /// See [`AuthorityError`].
-pub fn unwrap_signer(kek: &Kek, wrapped: &CaKey) -> Result<Signer, AuthorityError> {
-    let pkcs8 = kek.unwrap(&wrapped.key_name, &wrapped.wrapped_key)?;
+pub fn unwrap_root(
+    kek: &Kek,
+    authority: &Authority,
+    root: &CaKey,
+) -> Result<Signer, AuthorityError> {
+    unwrap_signer(kek, authority, Place::Root, root)
+}
+
+/// The name is built from what is asked for, as it was at wrapping: what lies beside the ciphertext
+/// moves with it.
+fn unwrap_signer(
+    kek: &Kek,
+    authority: &Authority,
+    place: Place,
+    wrapped: &CaKey,
+) -> Result<Signer, AuthorityError> {
+    let key_id = subject_key_id(&wrapped.certificate_der).map_err(SignError::from)?;
+    let pkcs8 = kek.unwrap(&key_name(authority, place, &key_id), &wrapped.wrapped_key)?;
     let key = KeyPair::try_from(pkcs8.as_slice())?;
     Ok(Signer::new(wrapped.certificate_der.clone(), key)?)
 }
@@ -204,7 +236,7 @@ fn issuer_below(
     let contents = ca_contents(Profile::Issuer, authority, &key, now, issuer_life(leaf_life));
     let signed = root.sign(&contents, &key.subject_public_key_info(), now)?;
     let signer = Signer::new(signed.certificate_der, key)?;
-    Ok(wrap_signer(kek, authority, "issuer", &signer))
+    Ok(wrap_signer(kek, authority, Place::Issuer, &signer))
 }
 
 fn ca_contents(
@@ -215,8 +247,9 @@ fn ca_contents(
     life: Duration,
 ) -> Contents {
     let key_id = CertificateParams::default().key_identifier(key);
-    let role = if profile == Profile::Root { "root" } else { "issuer" };
-    let name = format!("{} {role} {}", display_name(authority), &hex::encode(key_id)[..8]);
+    let place = if profile == Profile::Root { Place::Root } else { Place::Issuer };
+    let place = place.word();
+    let name = format!("{} {place} {}", display_name(authority), &hex::encode(key_id)[..8]);
     Contents::authority(profile, random::serial(now), now, life, name)
 }
 
@@ -228,12 +261,49 @@ fn display_name(authority: &Authority) -> &str {
     }
 }
 
-fn wrap_signer(kek: &Kek, authority: &Authority, role: &str, signer: &Signer) -> CaKey {
-    let scope = match authority {
+/// Where in an authority a key belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Root,
+    Issuer,
+}
+
+impl Place {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Issuer => "issuer",
+        }
+    }
+}
+
+fn scope(authority: &Authority) -> String {
+    match authority {
         Authority::Control => "control".to_owned(),
         Authority::Cluster(cluster) => format!("cluster/{cluster}"),
-    };
-    let key_name = format!("{scope}/{role}/{}", hex::encode(signer.key_id()));
+    }
+}
+
+/// Name a key is wrapped under: one authority, one place in it, one key.
+fn key_name(authority: &Authority, place: Place, key_id: &[u8]) -> String {
+    format!("{}/{}/{}", scope(authority), place.word(), hex::encode(key_id))
+}
+
+fn check_signature(
+    authority: &Authority,
+    place: Place,
+    key: &CaKey,
+    root: &CaKey,
+) -> Result<(), AuthorityError> {
+    let foreign = || AuthorityError::NotItsOwn(scope(authority), place.word());
+    let (_, certificate) =
+        X509Certificate::from_der(&key.certificate_der).map_err(|_| foreign())?;
+    let (_, root) = X509Certificate::from_der(&root.certificate_der).map_err(|_| foreign())?;
+    certificate.verify_signature(Some(root.public_key())).map_err(|_| foreign())
+}
+
+fn wrap_signer(kek: &Kek, authority: &Authority, place: Place, signer: &Signer) -> CaKey {
+    let key_name = key_name(authority, place, signer.key_id());
     CaKey {
         certificate_der: signer.certificate_der().to_vec(),
         wrapped_key: kek.wrap(&key_name, signer.issuer().key().serialized_der()),
@@ -250,6 +320,88 @@ fn spki_of(signer: &Signer) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + Duration::days(20_000)
+    }
+
+    fn cluster(kek: &Kek, name: &str) -> ClusterRecord {
+        let authority = Authority::Cluster(name.parse().unwrap());
+        let keys = create(kek, &authority, now(), Duration::days(1)).unwrap();
+        ClusterRecord {
+            cluster: name.to_owned(),
+            root: Some(keys.root),
+            issuers: vec![keys.issuer],
+            ..ClusterRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_key_in_another_s_place_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let kek = Kek::create(&folder.path().join("kek")).unwrap();
+        let (a, b) = (cluster(&kek, "a"), cluster(&kek, "b"));
+        let load = |record: &ClusterRecord| {
+            LiveAuthority::cluster(&kek, &"b".parse().unwrap(), record).map(|_| ())
+        };
+        load(&b).unwrap();
+
+        let as_b = |change: &dyn Fn(&mut ClusterRecord)| {
+            let mut record = b.clone();
+            change(&mut record);
+            record
+        };
+        let mixed = |certificate: &CaKey, key: &CaKey| CaKey {
+            certificate_der: certificate.certificate_der.clone(),
+            ..key.clone()
+        };
+        let (a_root, b_root) = (a.root.clone().unwrap(), b.root.clone().unwrap());
+        let table = [
+            ("all of a", as_b(&|record| *record = a.clone())),
+            (
+                "all of a under b's name",
+                as_b(&|record| {
+                    record.root.clone_from(&a.root);
+                    record.issuers.clone_from(&a.issuers);
+                }),
+            ),
+            ("a's root", as_b(&|record| record.root.clone_from(&a.root))),
+            ("a's issuer", as_b(&|record| record.issuers.clone_from(&a.issuers))),
+            ("a's issuer behind b's", as_b(&|record| record.issuers.extend(a.issuers.clone()))),
+            ("b's root as its issuer", as_b(&|record| record.issuers = vec![b_root.clone()])),
+            ("b's issuer as its root", as_b(&|record| record.root = Some(b.issuers[0].clone()))),
+            (
+                "a's key with b's certificate",
+                as_b(&|record| {
+                    record.issuers = vec![mixed(&b.issuers[0], &a.issuers[0])];
+                }),
+            ),
+        ];
+        for (what, record) in table {
+            let error = load(&record).unwrap_err().to_string();
+            assert!(error.contains("cluster/b"), "{what}: {error}");
+        }
+        let authority = Authority::Cluster("b".parse().unwrap());
+        unwrap_root(&kek, &authority, &b_root).unwrap();
+        for wrong in [&a_root, &b.issuers[0], &mixed(&b_root, &a_root)] {
+            assert!(unwrap_root(&kek, &authority, wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn the_control_root_is_no_issuer() {
+        let folder = tempfile::tempdir().unwrap();
+        let kek = Kek::create(&folder.path().join("kek")).unwrap();
+        let keys = create(&kek, &Authority::Control, now(), Duration::days(1)).unwrap();
+        let record = |issuer: &CaKey| ControlRecord {
+            root: Some(keys.root.clone()),
+            issuers: vec![issuer.clone()],
+            ..ControlRecord::default()
+        };
+        LiveAuthority::control(&kek, &record(&keys.issuer)).unwrap();
+        let error = LiveAuthority::control(&kek, &record(&keys.root)).unwrap_err();
+        assert!(error.to_string().contains("control/issuer"), "{error}");
+    }
 
     #[test]
     fn an_issuer_is_due_with_less_than_two_leaf_lives_left() {

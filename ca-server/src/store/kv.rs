@@ -1,5 +1,5 @@
 //! The store over any [`Engine`]: the verbs, each sent as one decision to the thread that owns the
-//! engine ([`writer`]). What a verb decides is in [`decide`](super::decide).
+//! engine. What a verb decides is in [`decide`].
 
 mod writer;
 

@@ -29,7 +29,8 @@ pub struct CaKey {
     /// PKCS#8, encrypted under the KEK.
     #[prost(bytes = "vec", tag = "2")]
     pub wrapped_key: Vec<u8>,
-    /// Name the wrapping is bound to: a wrapped key put in another's place does not unwrap.
+    /// Name the key was wrapped under, for whoever looks at the record. Not read: who unwraps builds
+    /// the name anew, since this one moves with the key.
     #[prost(string, tag = "3")]
     pub key_name: String,
     /// notAfter of the certificate.

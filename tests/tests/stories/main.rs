@@ -1,5 +1,6 @@
 //! User stories in one process: a real CA behind real TLS, nodes that enrol with it, a clock that
 //! the test moves.
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
 mod certificates;
 mod enroll;

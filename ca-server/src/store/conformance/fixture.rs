@@ -282,10 +282,11 @@ pub(super) fn refusal<T: Debug>(answer: Result<T, StoreError>) -> Refusal {
 }
 
 pub(super) fn race_lost<T: Debug>(answer: Result<T, StoreError>) -> &'static str {
-    match refusal(answer) {
-        Refusal::RaceLost(what) => what,
-        other => panic!("the race should have been lost, not {other}"),
-    }
+    let refusal = refusal(answer);
+    let Refusal::RaceLost(what) = refusal else {
+        panic!("the race should have been lost, not {refusal}");
+    };
+    what
 }
 
 pub(super) fn ca_key(name: &str, not_after_ms: i64) -> CaKey {

@@ -1,4 +1,4 @@
-//! Every decision of the store, as a function of a [`View`](super::view::View): what is on record,
+//! Every decision of the store, as a function of a [`View`]: what is on record,
 //! what is asked, and now. Backends run these; none decides for itself.
 
 pub mod audit;
