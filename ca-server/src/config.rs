@@ -1,19 +1,20 @@
 //! The server's configuration: a TOML file with unknown keys refused, and a default for each key.
 
 use std::{
-    io::Read,
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::ca::Endpoints;
+use crate::{
+    ca::Endpoints,
+    trusted_file::{self, FileFault},
+};
 
 /// Longest configuration file, in bytes.
-const FILE_LEN_MAX: u64 = 64 * 1_024;
+const FILE_LEN_MAX: usize = 64 * 1_024;
 /// Endpoints of one kind, at most.
 const ENDPOINTS_MAX: usize = 16;
 
@@ -71,13 +72,13 @@ impl Default for Config {
 /// A configuration of no use.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// Cannot be read.
-    #[error("configuration {path}: {error}")]
-    Read {
+    /// Cannot be read, or is not to be believed.
+    #[error("configuration {path}: {fault}")]
+    Fault {
         /// Its path.
         path: PathBuf,
-        /// The system's words.
-        error: std::io::Error,
+        /// What is wrong with it.
+        fault: FileFault,
     },
     /// Others may write it.
     #[error(
@@ -177,15 +178,13 @@ fn is_host_port(text: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    let failed = |error| ConfigError::Read { path: path.to_owned(), error };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
-    if mode & 0o022 != 0 {
-        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut text = String::new();
-    file.take(FILE_LEN_MAX).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+    let text = trusted_file::read(path, 0o022, FILE_LEN_MAX);
+    text.map(|text| text.to_string()).map_err(|fault| match fault {
+        FileFault::Exposed(mode) => ConfigError::Exposed { path: path.to_owned(), mode },
+        FileFault::System(_) | FileFault::Owner(_) | FileFault::TooLong(_) | FileFault::NotText => {
+            ConfigError::Fault { path: path.to_owned(), fault }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -217,5 +216,25 @@ mod tests {
         let path = folder.path().join("ca.toml");
         durable::replace(&path, b"", Access { mode: 0o664, ..Access::PRIVATE }).unwrap();
         assert!(matches!(Config::load(Some(&path)), Err(ConfigError::Exposed { .. })));
+    }
+
+    #[test]
+    fn a_configuration_that_is_too_long_is_refused_and_not_cut() {
+        let long = format!("log_format = \"json\"\n{}", "#\n".repeat(FILE_LEN_MAX / 2));
+        let error = parse(&long).unwrap_err();
+        assert!(error.contains("longer than 65536 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_of_another_user_is_refused_in_words() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can give a file away");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.toml");
+        durable::replace(&path, b"", Access { uid: Some(4_321), ..Access::PUBLIC }).unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("belongs to uid 4321"), "{error}");
     }
 }

@@ -97,3 +97,42 @@ impl Wait {
 fn key(caller: &Caller) -> Key {
     (caller.cluster.to_string(), caller.node.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raymtls_proto::serial::Serial;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn caller(random: u8) -> Caller {
+        Caller {
+            cluster: "c1".parse().unwrap(),
+            node: "w1".parse().unwrap(),
+            serial: Serial::new(1, [random; 10]),
+            source: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_machine_s_wait_ends_and_nothing_of_it_is_left() {
+        let contacts = Contacts::default();
+        let (old, new) = (caller(1), caller(2));
+        contacts.note(&old, OffsetDateTime::UNIX_EPOCH);
+        contacts.report(&old, v1::Report::default());
+        let mut wait = contacts.begin_wait(&old);
+        contacts.forget("c1", "w1");
+        let ended = timeout(Duration::from_secs(5), wait.superseded()).await;
+        ended.expect("the old machine still waits");
+        let last = contacts.last("c1", "w1");
+        assert!(last.at.is_none() && last.report.is_none());
+
+        // The new machine's waits are counted anew and end only for a newer one of its own.
+        let mut first = contacts.begin_wait(&new);
+        assert!(timeout(Duration::from_millis(50), first.superseded()).await.is_err());
+        let _second = contacts.begin_wait(&new);
+        timeout(Duration::from_secs(5), first.superseded()).await.expect("the older one waits on");
+    }
+}

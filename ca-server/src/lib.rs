@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod admin_cli;
+pub mod admin_socket;
 pub mod ca;
 pub mod config;
 pub mod contacts;
@@ -31,6 +32,7 @@ pub mod store;
 pub mod sync;
 pub mod tls;
 pub mod token;
+pub mod trusted_file;
 pub mod upkeep;
 
 /// A failed signature is a fault of ours: the caller learns that, and the log learns what.

@@ -12,16 +12,13 @@ use clap::{Parser, Subcommand};
 use raymtls_proto::{
     bundle,
     clock::{Clock, SystemClock},
-    durable::{self, Access},
     identity::TrustDomain,
 };
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
+    admin_socket,
     ca::Ca,
     config::{Config, LogFormat},
     init,
@@ -196,16 +193,21 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
     let store: Arc<dyn Store> = Arc::new(store);
     let ca = Ca::load(store, clock, kek, config.endpoints()).await.map_err(Failure::failed)?;
     let listeners = listen(config).await.map_err(Failure::failed)?;
-    info!(
-        enrollment = %config.enrollment_listen, nodes = %config.node_listen,
-        http = %config.http_listen, admin = %config.admin_socket.display(),
-        trust_domain = %ca.trust_domain, "serving"
-    );
-    notify(&[sd_notify::NotifyState::Ready]);
+    let trust_domain = ca.trust_domain.clone();
+    let started = || {
+        info!(
+            enrollment = %config.enrollment_listen, nodes = %config.node_listen,
+            http = %config.http_listen, admin = %config.admin_socket.display(),
+            %trust_domain, "serving"
+        );
+        notify(&[sd_notify::NotifyState::Ready]);
+    };
     let fatal = std::sync::atomic::AtomicBool::new(false);
+    // Caught from here on, so that one that comes early is not lost.
+    let signalled = signalled();
     let stop = async {
         tokio::select! {
-            () = signalled() => {}
+            () = signalled => {}
             why = store_failed => {
                 error!(why, "the store failed: exiting, so that the next start recovers");
                 fatal.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -213,7 +215,7 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
         }
         notify(&[sd_notify::NotifyState::Stopping]);
     };
-    serve::serve(Arc::new(ca), listeners, stop).await.map_err(Failure::failed)?;
+    serve::serve(Arc::new(ca), listeners, started, stop).await.map_err(Failure::failed)?;
     if fatal.into_inner() {
         return Err(Failure::failed("the store failed; the log says why"));
     }
@@ -226,53 +228,9 @@ async fn listen(config: &Config) -> io::Result<Listeners> {
         enrollment: serve::bind(config.enrollment_listen).await?,
         nodes: serve::bind(config.node_listen).await?,
         http: serve::bind(config.http_listen).await?,
-        admin: admin_listener(&config.admin_socket, config.operator_group.as_deref())?,
+        admin: admin_socket::listen(&config.admin_socket, config.operator_group.as_deref())?,
         operator_group: config.operator_group.is_some(),
     })
-}
-
-/// Binds the operator's socket: 0600, or 0660 with the operator group. Made in a folder of its own
-/// and moved into place, so that it never stands there with another mode.
-fn admin_listener(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
-    let named = |e: io::Error| {
-        io::Error::new(e.kind(), format!("operator's socket {}: {e}", path.display()))
-    };
-    let gid = group.map(group_id).transpose().map_err(named)?;
-    let parent = path.parent().unwrap_or_else(|| Path::new("/"));
-    std::fs::create_dir_all(parent).map_err(named)?;
-    let private = parent.join(".ca-admin.new");
-    if private.exists() {
-        // Left by a server that was killed between two of these lines.
-        std::fs::remove_dir_all(&private).map_err(named)?;
-    }
-    durable::make_folder(&private, Access { mode: 0o700, ..Access::PRIVATE }).map_err(named)?;
-    let made = private.join("socket");
-    let bound = UnixListener::bind(&made).and_then(|listener| {
-        let mode = if gid.is_some() { 0o660 } else { 0o600 };
-        if let Some(gid) = gid {
-            std::os::unix::fs::chown(&made, None, Some(gid))?;
-        }
-        std::fs::set_permissions(&made, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        std::fs::rename(&made, path)?;
-        Ok(listener)
-    });
-    if let Err(error) = std::fs::remove_dir_all(&private) {
-        warn!(%error, folder = %private.display(), "left behind");
-    }
-    bound.map_err(named)
-}
-
-/// A group's id by name or number, from /etc/group.
-fn group_id(group: &str) -> io::Result<u32> {
-    if let Ok(gid) = group.parse() {
-        return Ok(gid);
-    }
-    let groups = std::fs::read_to_string("/etc/group")?;
-    let gid = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok()).flatten()
-    });
-    gid.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {group}")))
 }
 
 fn signalled() -> impl Future<Output = ()> {

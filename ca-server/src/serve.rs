@@ -4,7 +4,9 @@
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use raymtls_proto::v1;
+use raymtls_proto::v1::{
+    self, admin_service_server, enrollment_service_server, node_service_server,
+};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::{
@@ -13,7 +15,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::{
+    ServingStatus,
+    server::{HealthReporter, health_reporter},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -72,23 +77,31 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves until `stop` ends, then finishes what it began.
+/// Serves until `stop` ends, then finishes what it began. Calls `started` once issuers, CRLs and the
+/// server's own certificate are there and every listener is served.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(
     ca: Arc<Ca>,
     listeners: Listeners,
+    started: impl FnOnce() + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     upkeep::pass(&ca).await;
     let certificates = Certificates::make(&ca)?;
     ca.metrics.started(ca.started.unix_timestamp());
     let (health, health_service) = health_reporter();
-    set_serving(&health).await;
+    tell(&health, ServingStatus::Serving).await;
 
     let mut servers: JoinSet<Result<(), ServeError>> = JoinSet::new();
-    servers.spawn(http_server(Arc::clone(&ca), listeners.http));
+    servers.spawn({
+        let serving = http::serve(Arc::clone(&ca), listeners.http);
+        async move {
+            serving.await;
+            Ok(())
+        }
+    });
     servers.spawn({
         let health = health_service.clone();
         let incoming = start_tls(&ca, "enrollment", listeners.enrollment, &certificates.enrollment);
@@ -116,14 +129,16 @@ pub async fn serve(
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
-    let upkeep = tokio::spawn(keep_up(Arc::clone(&ca), certificates, health));
+    let upkeep = tokio::spawn(keep_up(Arc::clone(&ca), certificates, health.clone()));
+    started();
 
     let ended = tokio::select! {
         () = stop => Ok(()),
         ended = servers.join_next() => first_error(ended),
     };
-    ca.stop();
     upkeep.abort();
+    tell(&health, ServingStatus::NotServing).await;
+    ca.stop();
     info!("stopping: finishing the calls in flight");
     if tokio::time::timeout(DRAIN_TIME_MAX, drain(&mut servers)).await.is_err() {
         warn!("some calls did not end in time and are cut off");
@@ -157,12 +172,6 @@ fn bounded() -> Server {
         .max_connection_age_grace(CALL_TIME_MAX)
 }
 
-async fn http_server(ca: Arc<Ca>, listener: TcpListener) -> Result<(), ServeError> {
-    let router = http::router(Arc::clone(&ca));
-    axum::serve(listener, router).with_graceful_shutdown(stopped(ca)).await?;
-    Ok(())
-}
-
 async fn stopped(ca: Arc<Ca>) {
     ca.stopped().await;
 }
@@ -185,14 +194,18 @@ fn first_error(
     }
 }
 
-async fn set_serving(health: &HealthReporter) {
-    use v1::{
-        admin_service_server::AdminServiceServer,
-        enrollment_service_server::EnrollmentServiceServer, node_service_server::NodeServiceServer,
-    };
-    health.set_serving::<EnrollmentServiceServer<Enrollment>>().await;
-    health.set_serving::<NodeServiceServer<Node>>().await;
-    health.set_serving::<AdminServiceServer<Admin>>().await;
+/// Services that health is told of, by name; the empty one is the server as a whole.
+const SERVICES: [&str; 4] = [
+    "",
+    enrollment_service_server::SERVICE_NAME,
+    node_service_server::SERVICE_NAME,
+    admin_service_server::SERVICE_NAME,
+];
+
+async fn tell(health: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
 }
 
 /// The listeners' TLS configurations and when their certificate ends.
@@ -246,7 +259,7 @@ async fn keep_up(ca: Arc<Ca>, mut certificates: Certificates, health: HealthRepo
             error!(%error, "the server's own certificate could not be renewed");
         }
         if !ca.store.is_serving() {
-            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            tell(&health, ServingStatus::NotServing).await;
         }
     }
 }
@@ -259,4 +272,83 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use hyper_util::rt::TokioIo;
+    use tokio::{net::UnixStream, sync::oneshot};
+    use tonic::transport::Endpoint;
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus as Said,
+        health_client::HealthClient,
+    };
+
+    use super::*;
+    use crate::{admin_socket, store::Authority, upkeep::tests::new_ca};
+
+    async fn health(socket: &Path) -> HealthClient<tonic::transport::Channel> {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://ca.invalid");
+        HealthClient::new(endpoint.connect_with_connector(connector).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn started_is_said_when_all_is_there_and_stopping_is_told_to_whoever_watches() {
+        let (ca, _) = new_ca().await;
+        assert!(ca.authority(&Authority::Control).unwrap().crls_der().is_empty());
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("ca-admin.sock");
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listeners = Listeners {
+            enrollment: bind(loopback).await.unwrap(),
+            nodes: bind(loopback).await.unwrap(),
+            http: bind(loopback).await.unwrap(),
+            admin: admin_socket::listen(&socket, None).unwrap(),
+            operator_group: false,
+        };
+        let (started, has_started) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn({
+            let ca = Arc::clone(&ca);
+            async move {
+                let seen = Arc::clone(&ca);
+                let started = move || {
+                    let crls = seen.authority(&Authority::Control).unwrap().crls_der().len();
+                    let certificate = seen
+                        .metrics
+                        .text()
+                        .lines()
+                        .any(|line| line.contains("certificate") && !line.ends_with(" 0"));
+                    started.send((crls, certificate)).unwrap();
+                };
+                serve(ca, listeners, started, async { drop(stopped.await) }).await
+            }
+        });
+        assert_eq!(has_started.await.unwrap(), (2, true), "CRLs and the server's certificate");
+
+        let mut watched = Vec::new();
+        for service in SERVICES {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            let mut client = health(&socket).await;
+            let mut said = client.watch(request).await.unwrap().into_inner();
+            let first = said.message().await.unwrap().unwrap();
+            assert_eq!(first.status(), Said::Serving, "{service:?}");
+            watched.push((service, said));
+        }
+        stop.send(()).unwrap();
+        for (service, said) in &mut watched {
+            let next = tokio::time::timeout(Duration::from_secs(5), said.message()).await;
+            let next = next.expect("nothing was said").unwrap().unwrap();
+            assert_eq!(next.status(), Said::NotServing, "{service:?}");
+        }
+        drop(watched);
+        serving.await.unwrap().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! TLS under the gRPC listeners: TLS 1.3 only, no tickets (a resumed session would skip the client
-//! verifier), one provider, one clock. Each handshake runs in a task of its own with a time limit
-//! and a bound on how many run at once, so that a stalled one holds up nobody.
+//! verifier), one provider, one clock. Each handshake runs in a task of its own, so that a stalled
+//! one holds up no other; once a listener has as many of them at once as it may, the next ones wait
+//! until one is through or its time is up (`HANDSHAKES_MAX`, `HANDSHAKE_TIME_MAX`).
 
 use std::{
     io,

@@ -207,6 +207,7 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/ray-mtls");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         // The other tests of this process make nothing but what has a mode of its own.
         let before = umask(Mode::RWXG | Mode::RWXO);
         let made = make_parents(&path);

@@ -10,6 +10,7 @@
 pub mod address;
 pub mod bundle;
 pub mod clock;
+pub mod digest;
 pub mod durable;
 pub mod identity;
 pub mod join;

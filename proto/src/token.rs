@@ -7,6 +7,8 @@ use secrecy::{ExposeSecret, SecretBox};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::digest::sha256;
+
 /// Public half of a token: 16 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -86,9 +88,7 @@ impl BootstrapToken {
     /// random bits but a lever for denial of service.
     #[must_use]
     pub fn secret_hash(&self) -> [u8; 32] {
-        let digest =
-            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.secret.expose_secret());
-        digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+        sha256(self.secret.expose_secret())
     }
 
     /// `id.secret`, for the join file and the request.

@@ -65,7 +65,7 @@ enrol() {
   join=$(host_dir "$name")/join
   install -m 0600 "$CA_DIR/join/$2" "$join"
   shift 2
-  run 60 "$LOGS/agent-$name.log" "the enrolment of $name" in_host "$name" node-agent enroll --join "$join" \
+  run 90 "$LOGS/agent-$name.log" "the enrolment of $name" in_host "$name" node-agent enroll --join "$join" \
     --name "$name" --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" --ray-group "$RAY_GID" "$@"
 }
 

@@ -20,6 +20,8 @@ one_host_up() {
   trap one_host_exit EXIT
   trap 'exit 130' INT TERM
   clear_up
+  # Ours from here on: a folder that somebody else made at this name is not taken.
+  mkdir -m 0700 "$RAY_TEMP" || die "cannot make $RAY_TEMP, the folder of Ray's sockets: remove what is there"
   install -d -m 0700 "$STATE"
   install -d "$LOGS" "$STATE/bin" "$STATE/lib" "$(host_dir ca)" "$(host_dir head)/home"
 
@@ -102,10 +104,15 @@ host_pids() {
   local process
   for process in /proc/[0-9]*; do
     if grep -qzxF -- "$MARK" "$process/environ" 2>/dev/null || is_daemon "$process/cmdline" ||
-      [ -n "$(find "$process/fd" -lname "$RAY_TEMP/*" -print -quit 2>/dev/null)" ]; then
+      { is_ray "$process/exe" && [ -n "$(find "$process/fd" -lname "$RAY_TEMP/*" -print -quit 2>/dev/null)" ]; }; then
       printf '%s\n' "${process#/proc/}"
     fi
   done
+}
+
+# Not whoever reads a log: Ray's own programs, or the Python that runs its workers.
+is_ray() {
+  case $(readlink "$1" 2>/dev/null) in "$VENV"/* | */python3*) return 0 ;; *) return 1 ;; esac
 }
 
 is_daemon() {

@@ -19,6 +19,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ca_server::{
     admin::{Operator, clusters, nodes, tokens},
+    admin_socket,
     ca::{Ca, Endpoints},
     init,
     keys::kek::Kek,
@@ -36,14 +37,12 @@ use raymtls_proto::{
 };
 use tempfile::TempDir;
 use time::OffsetDateTime;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::oneshot,
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 /// Trust domain of every test.
 pub const TRUST_DOMAIN: &str = "ray.example";
+/// The operator's socket in the folder of a deployment.
+pub const ADMIN_SOCKET: &str = "admin.sock";
 
 /// A CA and everything it stands on.
 pub struct Deployment {
@@ -54,6 +53,8 @@ pub struct Deployment {
     pub enrollment: SocketAddr,
     pub nodes: SocketAddr,
     pub operator: Operator,
+    /// The operator's socket is open to this group.
+    group: Option<String>,
     serving: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -68,14 +69,19 @@ pub struct Member {
 impl Deployment {
     /// A new CA, serving, without clusters.
     pub async fn start() -> Self {
+        Self::start_for_group(None).await
+    }
+
+    /// The same with the operator's socket open to a group.
+    pub async fn start_for_group(group: Option<String>) -> Self {
         let clock = SettableClock::new(start_time());
         let folder = tempfile::tempdir().unwrap();
         let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
         init::init(&dir, &kek, &TRUST_DOMAIN.parse().unwrap(), &clock).await.unwrap();
-        Self::serve(folder, clock).await
+        Self::serve(folder, clock, group).await
     }
 
-    async fn serve(folder: TempDir, clock: SettableClock) -> Self {
+    async fn serve(folder: TempDir, clock: SettableClock, group: Option<String>) -> Self {
         let engine = SledEngine::open(&init::store_dir(&folder.path().join("ca"))).unwrap();
         let store = Arc::new(KvStore::open(Box::new(engine), clock.now()).unwrap());
         let kek = Kek::read(&folder.path().join("kek")).unwrap();
@@ -89,21 +95,23 @@ impl Deployment {
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as _;
         let ca = Ca::load(dyn_store, Arc::new(clock.clone()), kek, endpoints).await.unwrap();
         let ca = Arc::new(ca);
-        let socket = folder.path().join("admin.sock");
-        let _ = std::fs::remove_file(&socket);
+        let socket = folder.path().join(ADMIN_SOCKET);
         let listeners = Listeners {
             enrollment,
             nodes,
             http: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            admin: UnixListener::bind(&socket).unwrap(),
-            operator_group: false,
+            admin: admin_socket::listen(&socket, group.as_deref()).unwrap(),
+            operator_group: group.is_some(),
         };
+        let (started, has_started) = oneshot::channel::<()>();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = Arc::clone(&ca);
         let task = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
-            serve::serve(serving, listeners, stop).await.unwrap();
+            let started = || started.send(()).unwrap();
+            serve::serve(serving, listeners, started, stop).await.unwrap();
         });
+        has_started.await.unwrap();
         Self {
             clock,
             folder,
@@ -112,6 +120,7 @@ impl Deployment {
             enrollment: addresses.0,
             nodes: addresses.1,
             operator: Operator::on_socket(Some(0), 0, false),
+            group,
             serving: Some((stop, task)),
         }
     }
@@ -119,9 +128,9 @@ impl Deployment {
     /// Stops serving and serves again from the same folder, on other ports.
     pub async fn restart(mut self) -> Self {
         self.stop().await;
-        let Self { folder, clock, ca, store, .. } = self;
+        let Self { folder, clock, ca, store, group, .. } = self;
         drop((ca, store));
-        Self::serve(folder, clock).await
+        Self::serve(folder, clock, group).await
     }
 
     pub async fn stop(&mut self) {

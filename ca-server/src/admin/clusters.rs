@@ -56,8 +56,7 @@ pub async fn create(
     };
     ca.store.create_cluster(now, operator.actor.clone(), record).await?;
     ca.load_authority(&scope).await.map_err(|error| failed(&error))?;
-    let live = ca.authority(&scope)?;
-    upkeep::tend(ca, &scope, &live).await.map_err(into_store)?;
+    upkeep::tend(ca, &scope).await.map_err(into_store)?;
     info!(%cluster, actor = operator.actor, "cluster created");
     show(ca, operator, &request.cluster).await
 }
@@ -98,8 +97,7 @@ pub async fn set(
         info!(%cluster, actor = operator.actor, "settings changed");
         let scope = Authority::Cluster(cluster);
         // A longer leaf life may want the next issuer now.
-        let live = ca.authority(&scope)?;
-        upkeep::tend(ca, &scope, &live).await.map_err(into_store)?;
+        upkeep::tend(ca, &scope).await.map_err(into_store)?;
     }
     Ok(v1::SetClusterResponse { before: Some(before), after: Some(after), notes })
 }

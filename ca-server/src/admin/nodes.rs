@@ -77,8 +77,7 @@ pub async fn revoke(
     info!(%cluster, node = request.name, actor = operator.actor, reason, "node revoked");
     let mut notes = notes(&revoked.node, unix_ms(now));
     for authority in [Authority::Control, Authority::Cluster(cluster)] {
-        let live = ca.authority(&authority)?;
-        if let Err(error) = upkeep::tend(ca, &authority, &live).await {
+        if let Err(error) = upkeep::tend(ca, &authority).await {
             // The revocation stands; the next pass signs them.
             warn!(authority = authority.cluster(), %error, "CRLs not signed yet");
             notes.push("the CRLs could not be signed yet: tried again within a minute".to_owned());

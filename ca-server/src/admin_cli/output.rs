@@ -67,7 +67,7 @@ impl Screen {
     pub(super) fn show(&mut self, view: &impl View) -> io::Result<()> {
         let text = match self.format {
             Format::Table => view.text(self.now),
-            Format::Json => serde_json::to_string_pretty(view)? + "\n",
+            Format::Json => escaped(&serde_json::to_string_pretty(view)?) + "\n",
         };
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
@@ -96,6 +96,22 @@ impl Screen {
             | Failure::Output(_) => self.say(&format!("error: {failure}")),
         }
     }
+}
+
+/// JSON with everything that would steer a terminal escaped. JSON's own characters are plain ASCII, so
+/// what is escaped here stands inside a string, where `\u` means the same to every reader.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || is_printable(c) {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
 }
 
 /// Rows of equal length, printed with aligned columns. A cell may come from a node's claims: what
@@ -163,16 +179,34 @@ pub(super) fn yes_no(is: bool) -> &'static str {
 
 /// Text in which no character steers a terminal.
 pub(super) fn printable(text: &str) -> String {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if steers(c) { '?' } else { c }).collect()
+    text.chars().map(|c| if is_printable(c) { c } else { '?' }).collect()
+}
+
+/// Neither a control character, nor one that breaks lines, joins nothing or turns the direction of
+/// writing.
+fn is_printable(c: char) -> bool {
+    let turns = matches!(
+        c,
+        '\u{61c}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}'
+            | '\u{feff}'
+    );
+    !c.is_control() && !turns
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_steers_no_terminal_and_reads_back_the_same() {
+        let claim = "a\u{9b}31mb\u{202e}c\u{1b}d";
+        let json = escaped(&serde_json::to_string_pretty(&claim).unwrap());
+        assert!(json.chars().all(is_printable), "{json:?}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), claim);
+    }
 
     #[test]
     fn columns_are_aligned_and_no_line_ends_in_spaces() {

@@ -281,21 +281,36 @@ async fn withdraw(
     }
 }
 
+/// The command that enrols with the join file just written, whole.
 fn next_step(args: &Create) -> String {
-    let file = args
-        .out
-        .file_name()
-        .map_or_else(|| args.out.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let once = match args.role {
-        Role::Driver => " --role driver --once",
-        Role::Head => " --role head",
-        Role::Worker => "",
-    };
-    let shared = if args.shared_address { " --shared-address" } else { "" };
-    format!(
-        "node-agent enroll --join {file} --state-dir /var/lib/ray-mtls/agent --tls-dir \
-         /var/lib/ray-mtls/tls{once}{shared}"
-    )
+    let file = args.out.file_name().map_or_else(|| "FILE".into(), |name| name.to_string_lossy());
+    let mut words = vec!["node-agent enroll --join".to_owned(), quoted(&file)];
+    words.push(format!("--role {}", args.role));
+    if let [name] = args.nodes.as_slice()
+        && !name.ends_with('*')
+    {
+        words.push(format!("--name {name}"));
+    }
+    words.extend(args.dns_names.iter().map(|name| format!("--dns {name}")));
+    if args.shared_address {
+        words.push("--shared-address".to_owned());
+    }
+    words.push(match args.role {
+        Role::Driver => "--once --tls-dir ./ray-mtls".to_owned(),
+        Role::Head | Role::Worker => "--ray-group GROUP --state-dir /var/lib/ray-mtls/agent \
+                                      --tls-dir /var/lib/ray-mtls/tls"
+            .to_owned(),
+    });
+    words.join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// A token without its secret.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use raymtls_proto::identity::ClusterId;
+use raymtls_proto::{digest::sha256, identity::ClusterId};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use thiserror::Error;
 use time::{Duration, OffsetDateTime};
@@ -13,7 +13,7 @@ use super::{
     kek::{Kek, KekError},
     profile::{Contents, ISSUER_LIFE_MIN, Profile, ROOT_LIFE},
     random,
-    signer::{SignError, Signer, subject_key_id},
+    signer::{SignError, Signer},
 };
 use crate::store::{
     Authority,
@@ -103,7 +103,7 @@ impl LiveAuthority {
             .iter()
             .map(|issuer| {
                 check_signature(authority, Place::Issuer, issuer, root)?;
-                unwrap_signer(kek, authority, Place::Issuer, issuer).map(Arc::new)
+                unwrap_signer(kek, authority, Place::Issuer, issuer, root).map(Arc::new)
             })
             .collect::<Result<_, AuthorityError>>()?;
         Ok(Self { root_der: root.certificate_der.clone(), issuers, crls_der: Vec::new() })
@@ -158,7 +158,7 @@ pub fn create(
     contents
         .check(certificate.der(), &spki_of(&signer), signer.facts())
         .map_err(SignError::from)?;
-    let root = wrap_signer(kek, authority, Place::Root, &signer);
+    let root = wrap_signer(kek, authority, Place::Root, &signer, &signer);
     let issuer = issuer_below(kek, authority, &signer, now, leaf_life)?;
     Ok(NewAuthority { root, issuer })
 }
@@ -202,7 +202,7 @@ pub fn unwrap_root(
     authority: &Authority,
     root: &CaKey,
 ) -> Result<Signer, AuthorityError> {
-    unwrap_signer(kek, authority, Place::Root, root)
+    unwrap_signer(kek, authority, Place::Root, root, root)
 }
 
 /// The name is built from what is asked for, as it was at wrapping: what lies beside the ciphertext
@@ -212,9 +212,10 @@ fn unwrap_signer(
     authority: &Authority,
     place: Place,
     wrapped: &CaKey,
+    root: &CaKey,
 ) -> Result<Signer, AuthorityError> {
-    let key_id = subject_key_id(&wrapped.certificate_der).map_err(SignError::from)?;
-    let pkcs8 = kek.unwrap(&key_name(authority, place, &key_id), &wrapped.wrapped_key)?;
+    let name = key_name(authority, place, &wrapped.certificate_der, &root.certificate_der);
+    let pkcs8 = kek.unwrap(&name, &wrapped.wrapped_key)?;
     let key = KeyPair::try_from(pkcs8.as_slice())?;
     Ok(Signer::new(wrapped.certificate_der.clone(), key)?)
 }
@@ -236,7 +237,7 @@ fn issuer_below(
     let contents = ca_contents(Profile::Issuer, authority, &key, now, issuer_life(leaf_life));
     let signed = root.sign(&contents, &key.subject_public_key_info(), now)?;
     let signer = Signer::new(signed.certificate_der, key)?;
-    Ok(wrap_signer(kek, authority, Place::Issuer, &signer))
+    Ok(wrap_signer(kek, authority, Place::Issuer, &signer, root))
 }
 
 fn ca_contents(
@@ -277,16 +278,26 @@ impl Place {
     }
 }
 
-fn scope(authority: &Authority) -> String {
+/// An authority's name, in names of keys and in words.
+pub(crate) fn scope(authority: &Authority) -> String {
     match authority {
         Authority::Control => "control".to_owned(),
         Authority::Cluster(cluster) => format!("cluster/{cluster}"),
     }
 }
 
-/// Name a key is wrapped under: one authority, one place in it, one key.
-fn key_name(authority: &Authority, place: Place, key_id: &[u8]) -> String {
-    format!("{}/{}/{}", scope(authority), place.word(), hex::encode(key_id))
+/// Name a key is wrapped under: one authority, one place in it, one certificate, under one root. So
+/// whoever can write the store and does not have the KEK can neither move a key nor put a root of
+/// their own above it.
+fn key_name(
+    authority: &Authority,
+    place: Place,
+    certificate_der: &[u8],
+    root_der: &[u8],
+) -> String {
+    let hash = |der| hex::encode(sha256(der));
+    let (certificate, root) = (hash(certificate_der), hash(root_der));
+    format!("{}/{}/{certificate}/under/{root}", scope(authority), place.word())
 }
 
 fn check_signature(
@@ -302,8 +313,14 @@ fn check_signature(
     certificate.verify_signature(Some(root.public_key())).map_err(|_| foreign())
 }
 
-fn wrap_signer(kek: &Kek, authority: &Authority, place: Place, signer: &Signer) -> CaKey {
-    let key_name = key_name(authority, place, signer.key_id());
+fn wrap_signer(
+    kek: &Kek,
+    authority: &Authority,
+    place: Place,
+    signer: &Signer,
+    root: &Signer,
+) -> CaKey {
+    let key_name = key_name(authority, place, signer.certificate_der(), root.certificate_der());
     CaKey {
         certificate_der: signer.certificate_der().to_vec(),
         wrapped_key: kek.wrap(&key_name, signer.issuer().key().serialized_der()),
@@ -386,6 +403,39 @@ mod tests {
         for wrong in [&a_root, &b.issuers[0], &mixed(&b_root, &a_root)] {
             assert!(unwrap_root(&kek, &authority, wrong).is_err());
         }
+    }
+
+    /// Whoever can write the store, without the KEK, puts a root of their own above our issuer's key.
+    #[test]
+    fn a_root_of_somebody_else_above_our_issuer_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let kek = Kek::create(&folder.path().join("kek")).unwrap();
+        let ours = cluster(&kek, "a");
+        let authority = Authority::Cluster("a".parse().unwrap());
+        let key = KeyPair::generate().unwrap();
+        let contents = ca_contents(Profile::Root, &authority, &key, now(), ROOT_LIFE);
+        let root_der = contents.params().self_signed(&key).unwrap().der().to_vec();
+        let thief = Signer::new(root_der.clone(), key).unwrap();
+        let issuer = unwrap_signer(
+            &kek,
+            &authority,
+            Place::Issuer,
+            &ours.issuers[0],
+            ours.root.as_ref().unwrap(),
+        );
+        let issuer_key = issuer.unwrap();
+        let issuer_key = issuer_key.issuer().key();
+        let life = issuer_life(Duration::days(1));
+        let contents = ca_contents(Profile::Issuer, &authority, issuer_key, now(), life);
+        let spki_der = issuer_key.subject_public_key_info();
+        let issuer_der = thief.sign(&contents, &spki_der, now()).unwrap().certificate_der;
+        let forged = ClusterRecord {
+            root: Some(CaKey { certificate_der: root_der, ..ours.root.clone().unwrap() }),
+            issuers: vec![CaKey { certificate_der: issuer_der, ..ours.issuers[0].clone() }],
+            ..ours
+        };
+        let loaded = LiveAuthority::cluster(&kek, &"a".parse().unwrap(), &forged);
+        assert!(matches!(loaded, Err(AuthorityError::Kek(_))), "{loaded:?}");
     }
 
     #[test]

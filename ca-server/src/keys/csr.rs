@@ -1,7 +1,7 @@
 //! What is taken from a certificate request: its public key, once it is proved that the caller has
 //! the private one. Everything else a request could ask for makes it invalid.
 
-use aws_lc_rs::digest::{SHA256, digest};
+use raymtls_proto::digest::sha256;
 use x509_parser::{
     certification_request::X509CertificationRequest, cri_attributes::ParsedCriAttribute,
     oid_registry::OID_SIG_ECDSA_WITH_SHA256, prelude::FromDer, x509::SubjectPublicKeyInfo,
@@ -90,7 +90,7 @@ impl Csr {
 /// SHA-256 of a DER SubjectPublicKeyInfo.
 #[must_use]
 pub fn key_hash(spki_der: &[u8]) -> [u8; 32] {
-    digest(&SHA256, spki_der).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    sha256(spki_der)
 }
 
 fn parse(csr_der: &[u8]) -> Result<X509CertificationRequest<'_>, Refusal> {

@@ -2,7 +2,7 @@
 //! key and every cluster's Ray token with AES-256-GCM. A copy of the data folder alone is worth
 //! nothing.
 
-use std::{fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path};
+use std::{fmt, path::Path};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use raymtls_proto::durable::{self, Access};
@@ -10,6 +10,10 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::random;
+use crate::trusted_file::{self, FileFault};
+
+/// Longest file, in bytes: 64 digits and what an editor may put after them.
+const FILE_LEN_MAX: usize = 128;
 
 /// The key-encryption key.
 pub struct Kek(RandomizedNonceKey);
@@ -17,9 +21,17 @@ pub struct Kek(RandomizedNonceKey);
 /// Why the KEK or what it wraps is of no use.
 #[derive(Debug, Error)]
 pub enum KekError {
-    /// The file cannot be read or made.
+    /// The file cannot be made.
     #[error("key-encryption key: {0}")]
     File(#[from] std::io::Error),
+    /// It cannot be read, or is not to be believed.
+    #[error("the key-encryption key {path}: {fault}")]
+    Fault {
+        /// Its path.
+        path: String,
+        /// What is wrong with it.
+        fault: FileFault,
+    },
     /// Others may read it.
     #[error(
         "the key-encryption key {path} may be read by others (mode {mode:04o}): run `chmod 600` \
@@ -63,18 +75,15 @@ impl Kek {
     /// # Errors
     /// See [`KekError`].
     pub fn read(path: &Path) -> Result<Self, KekError> {
-        let named =
-            |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-        let file = File::open(path).map_err(named)?;
-        let mode = file.metadata().map_err(named)?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KekError::Exposed { path: path.display().to_string(), mode });
-        }
-        let mut text = Zeroizing::new(String::with_capacity(128));
-        file.take(128).read_to_string(&mut text).map_err(named)?;
+        let named = || path.display().to_string();
+        let text = trusted_file::read(path, 0o077, FILE_LEN_MAX).map_err(|fault| match fault {
+            FileFault::Exposed(mode) => KekError::Exposed { path: named(), mode },
+            FileFault::TooLong(_) | FileFault::NotText => KekError::Damaged(named()),
+            FileFault::System(_) | FileFault::Owner(_) => KekError::Fault { path: named(), fault },
+        })?;
         let mut bytes = Zeroizing::new([0; 32]);
         hex::decode_to_slice(text.trim_end(), &mut *bytes)
-            .map_err(|_| KekError::Damaged(path.display().to_string()))?;
+            .map_err(|_| KekError::Damaged(named()))?;
         Ok(Self::new(&bytes))
     }
 
@@ -154,5 +163,31 @@ mod tests {
         assert!(matches!(Kek::read(&path), Err(KekError::Exposed { mode: 0o640, .. })));
         durable::replace(&path, b"abcd\n", Access::PRIVATE).unwrap();
         assert!(matches!(Kek::read(&path), Err(KekError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_kek_with_more_behind_it_than_is_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kek");
+        Kek::create(&path).unwrap();
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str(&" ".repeat(FILE_LEN_MAX));
+        text.push('x');
+        durable::replace(&path, text.as_bytes(), Access::PRIVATE).unwrap();
+        assert!(matches!(Kek::read(&path), Err(KekError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_kek_of_another_user_is_refused_in_words() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can give a file away");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kek");
+        Kek::create(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(4_321), None).unwrap();
+        let error = Kek::read(&path).unwrap_err().to_string();
+        assert!(error.contains("belongs to uid 4321"), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
+use raymtls_proto::digest::sha256;
 
 use super::{
     StoreError, layout,
@@ -193,8 +194,7 @@ impl<'a> View<'a> {
 /// The hash that the next record carries: SHA-256 of the record's bytes as stored.
 #[must_use]
 pub fn audit_hash(encoded: &[u8]) -> [u8; 32] {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, encoded);
-    digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    sha256(encoded)
 }
 
 /// The audit head of an empty log.

@@ -5,6 +5,7 @@
 mod certificates;
 mod enroll;
 mod issuers;
+mod operator;
 mod renew;
 mod revoke;
 mod sync;
