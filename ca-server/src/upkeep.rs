@@ -102,6 +102,8 @@ fn into_store(refusal: Refusal) -> CaError {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use raymtls_proto::{
         clock::{Clock, SettableClock},
         v1::{self, create_cluster_request::Life, enroll_request::Credential},
