@@ -6,28 +6,26 @@ use std::{collections::BTreeMap, process::Command};
 use ca_server::store::{Authority, Store, records::CertificateRecord};
 use raymtls_proto::{
     bundle::{certificates_to_pem, crls_to_pem},
-    clock::Clock,
     durable::{self, Access},
     identity::ClusterId,
     v1::CertificateKind,
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-
-use crate::Deployment;
 
 /// Certificates given to one run of openssl.
 const BATCH: usize = 200;
 
-/// Judges every certificate on record that has not expired, against its profile.
-pub async fn every_certificate(deployment: &Deployment) {
+/// Judges every certificate on record that has not expired, against its profile. Returns how many.
+pub async fn every_certificate(store: &dyn Store, now: OffsetDateTime) -> usize {
     let mut judged = 0;
-    for cluster in deployment.store.clusters().await.unwrap() {
+    for cluster in store.clusters().await.unwrap() {
         let id: ClusterId = cluster.cluster.parse().unwrap();
         let mut by_authority: BTreeMap<Authority, Vec<CertificateRecord>> = BTreeMap::new();
         let mut page = String::new();
         loop {
-            let rows = deployment.store.certificates(id.clone(), None, page).await.unwrap();
+            let rows = store.certificates(id.clone(), None, page).await.unwrap();
             for record in rows.rows {
                 let authority = match record.kind() {
                     CertificateKind::AgentIdentity | CertificateKind::AdminIdentity => {
@@ -45,28 +43,40 @@ pub async fn every_certificate(deployment: &Deployment) {
             }
         }
         for (authority, records) in by_authority {
-            judged += judge(deployment, &authority, &records).await;
+            judged += judge(store, now, &authority, &records).await;
         }
     }
     assert!(judged > 0, "a story that issued nothing has nothing to judge");
+    judged
 }
 
 async fn judge(
-    deployment: &Deployment,
+    store: &dyn Store,
+    now: OffsetDateTime,
     authority: &Authority,
     records: &[CertificateRecord],
 ) -> usize {
-    let live = deployment.ca.authority(authority).unwrap();
-    let issuers: Vec<_> = live.issuers().iter().map(|i| i.certificate_der().clone()).collect();
-    let now = deployment.clock.now();
-    let now_ms = now.unix_timestamp() * 1_000;
-    let valid: Vec<_> = records.iter().filter(|record| record.not_after_ms > now_ms).collect();
+    let (root, issuers) = match authority {
+        Authority::Control => {
+            let control = store.control().await.unwrap().unwrap();
+            (control.root.unwrap(), control.issuers)
+        }
+        Authority::Cluster(cluster) => {
+            let cluster = store.cluster(cluster.clone()).await.unwrap();
+            (cluster.root.unwrap(), cluster.issuers)
+        }
+    };
+    let issuers: Vec<_> =
+        issuers.into_iter().map(|issuer| CertificateDer::from(issuer.certificate_der)).collect();
+    let now_unix = now.unix_timestamp();
+    let valid: Vec<_> =
+        records.iter().filter(|record| record.not_after_ms > now_unix * 1_000).collect();
     for record in &valid {
-        webpki_check(record, &live.root_der, &issuers, now.unix_timestamp());
+        webpki_check(record, &root.certificate_der, &issuers, now_unix);
     }
-    let crls = deployment.store.crls(authority.clone()).await.unwrap().unwrap();
+    let crls = store.crls(authority.clone()).await.unwrap().unwrap();
     for chunk in valid.chunks(BATCH) {
-        openssl_check(chunk, &live.root_der, &issuers, &crls.crls_der, now.unix_timestamp());
+        openssl_check(chunk, &root.certificate_der, &issuers, &crls.crls_der, now_unix);
     }
     valid.len()
 }

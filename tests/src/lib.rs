@@ -142,7 +142,7 @@ impl Deployment {
 
     /// Has every certificate judged, the audit log checked, and stops.
     pub async fn finish(mut self) {
-        judge::every_certificate(&self).await;
+        judge::every_certificate(&*self.store, self.clock.now()).await;
         self.store.verify_audit_chain().await.unwrap();
         self.stop().await;
     }

@@ -16,7 +16,9 @@ mod crash {
 
 use std::{sync::Arc, time::Duration};
 
-use ca_server::failpoint::Point;
+use ca_server::{failpoint::Point, store::Store};
+use raymtls_proto::clock::{Clock, SystemClock};
+use raymtls_tests::judge;
 use tokio::time::{sleep, timeout};
 
 use crash::{deployment::Deployment, ledger::Ledger, load};
@@ -61,6 +63,9 @@ async fn killed_at_any_moment_the_ca_loses_nothing_it_acknowledged() {
     load::settle(&deployment, &ledger).await;
     server.kill().await;
     ledger.check_all(&deployment).await;
+    let store = deployment.store();
+    judge::every_certificate(&store, SystemClock.now()).await;
+    store.close().await;
     eprintln!("{}", ledger.summary());
     assert!(ledger.acknowledged() > 500, "too little load to show anything: {}", ledger.summary());
 }
