@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::{IsTerminal, Write},
+    io::{BufRead, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -18,20 +18,24 @@ use raymtls_proto::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    agent::Agent,
+    agent::{ActError, Agent},
     api::{Answer, Ask, ErrorKind, Renewed},
     client::CallLimits,
     config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, group_id},
     enroll::{self, Enrolled},
     exec,
     failure::Failure,
+    keyfolder::KeyFolderError,
+    keys::KeyError,
     process, socket,
-    statedir::read_if_there,
+    statedir::{StateError, read_if_there},
     status::{self, Status},
 };
 
 /// How often `status --watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest answer that is read from a person, in bytes.
+const ANSWER_LEN_MAX: u64 = 64;
 /// Exit code of a wrong command line.
 const EXIT_USAGE: u8 = 64;
 
@@ -339,7 +343,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
     let config = chosen.complete().map_err(Failure::config)?;
     process::harden();
     block_on(async {
-        let agent = Agent::open(config, Arc::new(SystemClock)).map_err(Failure::config)?;
+        let agent = Agent::open(config, Arc::new(SystemClock)).map_err(open_failure)?;
         let node = agent.node();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), cluster = %node.cluster, node = %node.node,
@@ -348,6 +352,43 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         let stop = stop_signal()?;
         agent.run(stop).await
     })
+}
+
+/// Why the daemon cannot start. The service manager does not try again after a failure of
+/// configuration, so that is only what an operator must put right.
+fn open_failure(error: ActError) -> Failure {
+    let is_config = match &error {
+        ActError::State(error) => match error {
+            StateError::Io(_) | StateError::Locked(_) => false,
+            StateError::Key(error) => is_damage(error),
+            StateError::NotEnrolled(_)
+            | StateError::Damaged { .. }
+            | StateError::Exposed { .. } => true,
+        },
+        ActError::KeyFolder(error) => match error {
+            KeyFolderError::Io(_) => false,
+            KeyFolderError::Key(error) => is_damage(error),
+            KeyFolderError::Group { .. }
+            | KeyFolderError::Path(_)
+            | KeyFolderError::Exposed { .. }
+            | KeyFolderError::Place { .. }
+            | KeyFolderError::Foreign { .. }
+            | KeyFolderError::Damaged { .. } => true,
+        },
+        ActError::Key(error) => is_damage(error),
+        ActError::Call(_)
+        | ActError::Verify(_)
+        | ActError::ControlCrl(_)
+        | ActError::TooManyFolders(_) => false,
+    };
+    if is_config { Failure::config(error) } else { error.into() }
+}
+
+fn is_damage(error: &KeyError) -> bool {
+    match error {
+        KeyError::Damaged(_) => true,
+        KeyError::Read { .. } | KeyError::Library(_) => false,
+    }
 }
 
 /// Ready when the service manager or a person wants the daemon to end.
@@ -430,10 +471,8 @@ fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
 }
 
 async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
-    if !args.yes && !confirmed()? {
-        return Err(Failure::Usage(
-            "the node would leave its cluster for good: say --yes".to_owned(),
-        ));
+    if !args.yes {
+        consent().await?;
     }
     let answer = socket::ask(&args.ask.socket, Ask::Leave).await.map_err(Failure::failed)?;
     let Answer::Left { message } = answer else { return Err(unexpected(answer)) };
@@ -443,16 +482,35 @@ async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
     }
 }
 
-/// Asks at a terminal; elsewhere nobody could answer.
-fn confirmed() -> Result<bool, Failure> {
-    use std::io::BufRead;
+/// Comes back once a person typed yes; elsewhere nobody could.
+async fn consent() -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Ok(false);
+        return Err(Failure::Usage(
+            "the node stays: there is no terminal to ask on; add --yes to leave its cluster for good"
+                .to_owned(),
+        ));
     }
-    eprint!("Leave the cluster for good? Its name and addresses become free. [y/N] ");
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(Failure::failed)?;
-    Ok(line.trim().eq_ignore_ascii_case("y"))
+    eprint!(
+        "The node leaves its cluster for good: its name and addresses become free.\n\
+         type yes to do it: "
+    );
+    let answer = tokio::task::spawn_blocking(|| read_answer(std::io::stdin().lock()))
+        .await
+        .map_err(Failure::failed)?;
+    agreed(&answer.map_err(Failure::failed)?)
+}
+
+fn read_answer(input: impl BufRead) -> std::io::Result<String> {
+    let mut answer = String::new();
+    input.take(ANSWER_LEN_MAX).read_line(&mut answer)?;
+    Ok(answer)
+}
+
+fn agreed(answer: &str) -> Result<(), Failure> {
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Failure::Failed("the node stays: the answer was not yes".to_owned()))
 }
 
 /// An answer that is an error, or not one to this question.
@@ -502,4 +560,45 @@ fn print(text: &str) -> Result<(), Failure> {
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
     print(&format!("{text}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_an_operator_must_put_right_is_configuration() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = || "p".to_owned();
+        let state = |error: StateError| ActError::from(error);
+        let tls = |error: KeyFolderError| ActError::from(error);
+        let read = |error| KeyError::Read { path: path(), error };
+        let table: [(&str, ActError, bool); 12] = [
+            ("disk full", state(full().into()), false),
+            ("locked", state(StateError::Locked(path())), false),
+            ("key unreadable", state(read(full()).into()), false),
+            ("not enrolled", state(StateError::NotEnrolled(path())), true),
+            ("damaged", state(StateError::Damaged { path: path(), why: path() }), true),
+            ("exposed", state(StateError::Exposed { path: path(), why: path() }), true),
+            ("key damaged", state(KeyError::Damaged(path()).into()), true),
+            ("TLS folder: disk full", tls(full().into()), false),
+            ("TLS folder: group", tls(KeyFolderError::Group { path: path(), gid: 7 }), true),
+            ("TLS folder: exposed", tls(KeyFolderError::Exposed { path: path(), why: "" }), true),
+            ("a key", ActError::Key(read(full())), false),
+            ("too many folders", ActError::TooManyFolders(16), false),
+        ];
+        for (name, error, is_config) in table {
+            assert_eq!(matches!(open_failure(error), Failure::Config(_)), is_config, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_whole_word_agrees() {
+        assert!(agreed("yes\n").is_ok());
+        for no in ["", "\n", "y\n", "YES\n", "yes please\n", "no\n"] {
+            assert!(matches!(agreed(no), Err(Failure::Failed(_))), "{no:?}");
+        }
+        let endless = std::io::repeat(b'y');
+        assert_eq!(read_answer(std::io::BufReader::new(endless)).unwrap().len(), 64);
+    }
 }

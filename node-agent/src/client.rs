@@ -364,15 +364,18 @@ impl Dialler {
         }
     }
 
+    /// What the answer itself says comes first: the last dial may have been another call's.
     fn call_error(&self, status: &Status) -> CallError {
-        if let Some(failure) = self.last_failure() {
+        let reason = Reason::of(status);
+        if reason.is_none()
+            && let Some(failure) = self.last_failure()
+        {
             return if failure.untrusted {
                 CallError::Untrusted(failure.text)
             } else {
                 CallError::Away(failure.text)
             };
         }
-        let reason = Reason::of(status);
         if reason.is_none() && is_transport(status.code()) {
             return CallError::Away(with_sources(status));
         }
@@ -404,13 +407,7 @@ fn tls_config(
     clock: Arc<dyn Clock>,
 ) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let roots = Arc::new(verify::root_store(&target.control_roots)?);
-    let crls = target.control_crls.iter().cloned().map(CertificateRevocationListDer::from);
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
-        .with_crls(crls)
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(|e| e.to_string())?;
+    let verifier = server_verifier(&target.control_roots, &target.control_crls)?;
     let builder = ClientConfig::builder_with_details(provider, Arc::new(TlsTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| e.to_string())?
@@ -424,6 +421,24 @@ fn tls_config(
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// What judges the CA's server. It also judges whether roots and CRLs are of use for that.
+///
+/// # Errors
+/// The verifier's words.
+pub(crate) fn server_verifier(
+    roots: &[CertificateDer<'_>],
+    crls_der: &[Vec<u8>],
+) -> Result<Arc<WebPkiServerVerifier>, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = Arc::new(verify::root_store(roots)?);
+    let crls = crls_der.iter().cloned().map(CertificateRevocationListDer::from);
+    WebPkiServerVerifier::builder_with_provider(roots, provider)
+        .with_crls(crls)
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|e| e.to_string())
 }
 
 /// Whether a handshake failed because of who answered, not because of the network.
@@ -454,4 +469,29 @@ fn with_sources(status: &Status) -> String {
 
 fn bounded_text(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::clock::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_in_the_answer_counts_before_a_dial_that_failed() {
+        let root = rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap();
+        let target = Target {
+            endpoints: Vec::new(),
+            trust_domain: "ray.example".parse().unwrap(),
+            control_roots: vec![root.cert.der().clone()],
+            control_crls: Vec::new(),
+        };
+        let clock = Arc::new(SystemClock);
+        let dialler = Dialler::new(&target, None, CallLimits::default(), clock).unwrap();
+        dialler.remember(Some(DialFailure { text: "refused".to_owned(), untrusted: false }));
+        let refusal = dialler.call_error(&Reason::Revoked.status("says the test", None));
+        assert_eq!(refusal.word(), "REVOKED");
+        let no_reason = dialler.call_error(&Status::unavailable("transport error"));
+        assert_eq!(no_reason.word(), "CA_AWAY");
+    }
 }

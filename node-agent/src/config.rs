@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{client::CallLimits, statedir::read_if_there};
+use crate::{client::CallLimits, state::Pauses, statedir::read_if_there};
 
 /// The configuration file that is read where none is named, if it is there.
 pub const CONFIG_PATH: &str = "/etc/ray-mtls/agent.toml";
@@ -19,7 +19,7 @@ pub const CONFIG_PATH: &str = "/etc/ray-mtls/agent.toml";
 pub const STATE_DIR: &str = "/var/lib/ray-mtls/agent";
 /// Default TLS folder.
 pub const TLS_DIR: &str = "/var/lib/ray-mtls/tls";
-/// Default socket.
+/// Default socket, in a folder of its own: a ca-server of the same host may have another user.
 pub const SOCKET: &str = "/run/ray-mtls/agent.sock";
 const HOOKS_DIR: &str = "/etc/ray-mtls/hooks.d";
 const HTTP_LISTEN: &str = "127.0.0.1:7447";
@@ -140,6 +140,7 @@ impl Partial {
             hooks_dir: Some(self.hooks_dir.unwrap_or_else(|| HOOKS_DIR.into())),
             http_listen: parse_listen(&http_listen)?,
             limits: CallLimits::default(),
+            pauses: Pauses::default(),
             tick: TICK,
         })
     }
@@ -167,6 +168,8 @@ pub struct Config {
     pub http_listen: Option<SocketAddr>,
     /// Bounds of calls to the CA.
     pub limits: CallLimits,
+    /// Pauses that are longer than a backoff.
+    pub pauses: Pauses,
     /// Longest sleep of the loop.
     pub tick: Duration,
 }
@@ -184,6 +187,7 @@ impl Config {
             hooks_dir: None,
             http_listen: None,
             limits: CallLimits::default(),
+            pauses: Pauses::default(),
             tick: Duration::from_millis(20),
         }
     }

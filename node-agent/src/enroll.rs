@@ -31,7 +31,7 @@ use crate::{
     keys::PrivateKey,
     moment::Moment,
     state::backoff,
-    statedir::{Identity, NodeFile, StateDir, WaitingKey},
+    statedir::{Identity, NodeFile, StateDir, StateError, WaitingKey},
     verify,
 };
 
@@ -112,21 +112,20 @@ pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled
         (Err(JoinError::Read(_)), Some(_)) if !options.join.exists() => None,
         (Err(error), _) => return Err(Failure::config(error)),
     };
-    if let (Some(join), Some((node, _))) = (&join, &known)
-        && node.cluster != join.cluster
-    {
-        return Err(Failure::Config(format!(
-            "{} is enrolled in cluster {}, the join file is for {}: give another --state-dir and \
-             --tls-dir, or remove this one",
-            state.path().display(),
-            node.cluster,
-            join.cluster
-        )));
+    if let (Some(join), Some((node, _))) = (&join, &known) {
+        refuse_differences(node, &other_cluster(join, node))?;
     }
-    if let Some((node, identity)) = &known
-        && is_served(node, identity, options.limits, &clock).await?
-    {
-        return finish(options, &state, clock, true).await;
+    if let Some((node, identity)) = &known {
+        let served = ask_whether_served(node, identity, options.limits, &clock).await?;
+        if served != Served::No {
+            refuse_differences(node, &other_binding(options, node))?;
+            let spent = join.as_ref().map(|join| join.token.id()) == node.token_id.as_ref();
+            let token = match served {
+                Served::Yes if spent => Token::Spent,
+                Served::Yes | Served::Unknown | Served::No => Token::Unused,
+            };
+            return finish(options, &state, clock, Done::Before(token)).await;
+        }
     }
     let Some(join) = join else {
         return Err(Failure::Config(format!(
@@ -137,12 +136,106 @@ pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled
     };
     let lock = state.lock().map_err(Failure::failed)?;
     let key = state.waiting_key(WaitingKey::Enrolment).map_err(Failure::failed)?;
-    let (node, identity) = obtain_identity(options, &join, key, &clock).await?;
+    let mut tries = Tries::new(options.timeout);
+    let (node, identity) = obtain_identity(options, &join, key, &mut tries, &clock).await?;
     state.put_node(&node).map_err(Failure::failed)?;
     state.put_identity(&identity).map_err(Failure::failed)?;
     progress(&format!("enrolled as {} in cluster {}", node.node, node.cluster));
     drop(lock);
-    finish(options, &state, clock, false).await
+    finish(options, &state, clock, Done::Now).await
+}
+
+/// When this machine was enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Now,
+    Before(Token),
+}
+
+/// Whether the token of the join file is known to have done its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Spent,
+    Unused,
+}
+
+/// What the CA says of an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    Yes,
+    No,
+    /// It is away, which proves nothing against the identity.
+    Unknown,
+}
+
+/// What a join file for another cluster differs in.
+fn other_cluster(join: &JoinFile, node: &NodeFile) -> Vec<String> {
+    let mut differences = Vec::new();
+    if join.trust_domain != node.trust_domain {
+        differences.push(format!("the join file is of deployment {}", join.trust_domain));
+    }
+    if join.cluster != node.cluster {
+        differences.push(format!("the join file is for cluster {}", join.cluster));
+    }
+    differences
+}
+
+/// What the command asks for that the CA did not bind to this node, or bound otherwise.
+fn other_binding(options: &Options, node: &NodeFile) -> Vec<String> {
+    let mut differences = Vec::new();
+    if !is_named(node.node.as_str(), options.name.as_str()) {
+        differences.push(format!("name {} is asked for", options.name));
+    }
+    if options.role != node.role {
+        differences.push(format!("role {} is asked for", options.role));
+    }
+    let asked: Vec<_> = options.addresses.iter().map(|address| address.ip()).collect();
+    for address in asked.iter().filter(|address| !node.addresses.contains(address)) {
+        differences.push(format!("address {address} is asked for and not bound"));
+    }
+    // One more is bound than was asked for: the one the connection came from.
+    let bound: Vec<_> = node.addresses.iter().filter(|a| !asked.contains(a)).collect();
+    if bound.len() > 1 {
+        let list = bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        differences.push(format!("addresses {list} are bound and not asked for"));
+    }
+    // Who asks for no DNS name gets all the token has.
+    let names: Vec<_> = options.dns_names.iter().map(ToString::to_string).collect();
+    for name in names.iter().filter(|name| !node.dns_names.contains(name)) {
+        differences.push(format!("DNS name {name} is asked for and not bound"));
+    }
+    for name in node.dns_names.iter().filter(|name| !names.is_empty() && !names.contains(name)) {
+        differences.push(format!("DNS name {name} is bound and not asked for"));
+    }
+    differences
+}
+
+/// Whether a node got its name by asking for `asked`: as it is, or shortened and with a suffix.
+fn is_named(node: &str, asked: &str) -> bool {
+    let base = asked.get(..SHORTENED_LEN).unwrap_or(asked).trim_end_matches('-');
+    let generated = node.rsplit_once('-').is_some_and(|(beginning, suffix)| {
+        beginning == base
+            && suffix.len() == SUFFIX_LEN
+            && suffix.bytes().all(|b| b.is_ascii_hexdigit())
+    });
+    node == asked || generated
+}
+
+fn refuse_differences(node: &NodeFile, differences: &[String]) -> Result<(), Failure> {
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let addresses = node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(Failure::Usage(format!(
+        "this machine is enrolled as {} ({}, {addresses}) of cluster {} of {}, but {}; the join \
+         file was not used: run `node-agent leave` first to enrol again in its place, or give \
+         another --state-dir and --tls-dir to enrol beside it",
+        node.node,
+        node.role,
+        node.cluster,
+        node.trust_domain,
+        differences.join(", ")
+    )))
 }
 
 /// The node and identity of an enrolment that was completed.
@@ -154,29 +247,29 @@ fn known_node(state: &StateDir) -> Result<Option<(NodeFile, Identity)>, Failure>
     Ok(matches.then_some((node, identity)))
 }
 
-/// Whether the CA still serves this identity. A CA that is away proves nothing against it.
-async fn is_served(
+/// Whether the CA still serves this identity.
+async fn ask_whether_served(
     node: &NodeFile,
     identity: &Identity,
     limits: CallLimits,
     clock: &Arc<dyn Clock>,
-) -> Result<bool, Failure> {
+) -> Result<Served, Failure> {
     if identity.facts.not_after <= clock.now() {
         progress("the identity of this node has expired: enrolling again");
-        return Ok(false);
+        return Ok(Served::No);
     }
     let client = NodeClient::new(&target_of(node), identity, limits, clock.clone())
         .map_err(Failure::config)?;
     match client.sync(v1::SyncRequest::default()).await {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(Served::Yes),
         Err(error) => match error.reaction() {
             Reaction::Reenrol | Reaction::Stop => {
                 progress(&format!(
                     "the identity of this node is of no use ({error}): enrolling again"
                 ));
-                Ok(false)
+                Ok(Served::No)
             }
-            Reaction::Retry | Reaction::NewKeyFolder => Ok(true),
+            Reaction::Retry | Reaction::NewKeyFolder => Ok(Served::Unknown),
         },
     }
 }
@@ -186,13 +279,15 @@ async fn finish(
     options: &Options,
     state: &StateDir,
     clock: Arc<dyn Clock>,
-    already: bool,
+    done: Done,
 ) -> Result<Enrolled, Failure> {
-    let lock = match state.lock() {
-        Ok(lock) => lock,
+    let lock = match (state.lock(), done) {
+        (Ok(lock), _) => lock,
         // A running daemon does the rest by itself.
-        Err(_) if already => return already_running(options, state),
-        Err(error) => return Err(Failure::failed(error)),
+        (Err(StateError::Locked(_)), Done::Before(token)) => {
+            return already_running(options, state, token);
+        }
+        (Err(error), _) => return Err(Failure::failed(error)),
     };
     let mut config = Config::in_process(options.state_dir.clone(), options.tls_dir.clone());
     config.limits = options.limits;
@@ -203,6 +298,10 @@ async fn finish(
     let folder = status.key_folders.iter().find(|folder| folder.current);
     let folder = folder.ok_or_else(|| Failure::Failed("no key folder was made".to_owned()))?;
     let tls_dir = std::path::absolute(&options.tls_dir).map_err(Failure::failed)?;
+    let (already, token) = match done {
+        Done::Now => (false, Token::Spent),
+        Done::Before(token) => (true, token),
+    };
     Ok(Enrolled {
         already,
         cluster: status.cluster.clone(),
@@ -215,11 +314,11 @@ async fn finish(
         leaf_not_after: folder.leaf.not_after,
         key_folder: tls_dir.join(&folder.name),
         ray_env: tls_dir.join("ray.env"),
-        join_file: dispose(&options.join, options.keep_join_file)?,
+        join_file: dispose(options, token)?,
     })
 }
 
-fn already_running(options: &Options, state: &StateDir) -> Result<Enrolled, Failure> {
+fn already_running(options: &Options, state: &StateDir, token: Token) -> Result<Enrolled, Failure> {
     let (node, identity) = known_node(state)?
         .ok_or_else(|| Failure::Config("the enrolment on the disk is damaged".to_owned()))?;
     let tls = TlsDir::prepare(&options.tls_dir, options.ray_gid.or(node.ray_gid))
@@ -241,22 +340,38 @@ fn already_running(options: &Options, state: &StateDir) -> Result<Enrolled, Fail
         leaf_not_after: folder.facts.not_after.into(),
         key_folder: tls.folder_path(folder.number),
         ray_env: tls.env_path(),
-        join_file: dispose(&options.join, options.keep_join_file)?,
+        join_file: dispose(options, token)?,
     })
 }
 
-/// A driver elsewhere: key and leaf on the disk, the identity in memory and gone afterwards.
+/// A driver elsewhere: key and leaf on the disk, the identity in memory and gone afterwards. Its key
+/// waits in the TLS folder until all is done: a run cut short anywhere is begun again with it, and
+/// the token is not lost.
 async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled, Failure> {
     let join = read_join(&options.join).map_err(Failure::config)?;
     let tls = TlsDir::prepare(&options.tls_dir, options.ray_gid).map_err(Failure::config)?;
     tls.sweep().map_err(Failure::config)?;
-    let key = PrivateKey::generate().map_err(Failure::failed)?;
-    let (node, identity) = obtain_identity(options, &join, key, &clock).await?;
+    let purpose = format!("token {} node {}", join.token.id(), options.name);
+    let identity_key = tls.once_key(&purpose).map_err(Failure::failed)?;
+    let mut tries = Tries::new(options.timeout);
+    let (node, identity) =
+        obtain_identity(options, &join, identity_key, &mut tries, &clock).await?;
     let client = NodeClient::new(&target_of(&node), &identity, options.limits, clock.clone())
         .map_err(Failure::failed)?;
     let key = PrivateKey::generate().map_err(Failure::failed)?;
-    let leaf = fetch_leaf(&client, &node, &key, None, &*clock).await?;
-    let answer = client.sync(v1::SyncRequest::default()).await.map_err(ActError::from)?;
+    let leaf = loop {
+        match fetch_leaf(&client, &node, &key, None, &*clock).await {
+            Ok(leaf) => break leaf,
+            Err(ActError::Call(error)) => tries.pause(&error).await?,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let answer = loop {
+        match client.sync(v1::SyncRequest::default()).await {
+            Ok(answer) => break answer,
+            Err(error) => tries.pause(&error).await?,
+        }
+    };
     let with_token = answer.settings.as_ref().is_none_or(|settings| settings.ray_token);
     match &answer.ray_token {
         Some(token) => {
@@ -265,7 +380,7 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
         }
         None if with_token => {
             return Err(Failure::Failed(
-                "the CA did not deliver Ray's token: try again".to_owned(),
+                "the CA did not deliver Ray's token: run the same command again".to_owned(),
             ));
         }
         None => {}
@@ -275,6 +390,7 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
         tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle).map_err(Failure::failed)?;
     tls.point_current(number).map_err(Failure::failed)?;
     tls.put_env(number, with_token).map_err(Failure::failed)?;
+    tls.drop_once_key().map_err(Failure::failed)?;
     Ok(Enrolled {
         already: false,
         cluster: node.cluster.to_string(),
@@ -287,8 +403,41 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
         leaf_not_after: folder.facts.not_after.into(),
         key_folder: tls.folder_path(number),
         ray_env: tls.env_path(),
-        join_file: dispose(&options.join, options.keep_join_file)?,
+        join_file: dispose(options, Token::Spent)?,
     })
+}
+
+/// How often and how long calls are tried: one bound for all calls of a command.
+#[derive(Debug)]
+struct Tries {
+    timeout: Duration,
+    deadline: tokio::time::Instant,
+    /// Failed calls so far.
+    failed: u32,
+}
+
+impl Tries {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, deadline: tokio::time::Instant::now() + timeout, failed: 0 }
+    }
+
+    /// Waits before the next try, where that can help and the time is not up.
+    async fn pause(&mut self, error: &CallError) -> Result<(), Failure> {
+        let Some(wait) = wait_before_retry(error, self.failed) else {
+            return Err(enrolment_failure(error));
+        };
+        if tokio::time::Instant::now() + wait > self.deadline {
+            return Err(Failure::Failed(format!(
+                "not enrolled within {} s: {error}; run the same command again, it goes on with \
+                 the same key",
+                self.timeout.as_secs()
+            )));
+        }
+        progress(&format!("{error}; trying again in {:.1} s", wait.as_secs_f64()));
+        tokio::time::sleep(wait).await;
+        self.failed += 1;
+        Ok(())
+    }
 }
 
 /// Spends the token for this key, trying again where that can help, until the time is up.
@@ -296,6 +445,7 @@ async fn obtain_identity(
     options: &Options,
     join: &JoinFile,
     key: PrivateKey,
+    tries: &mut Tries,
     clock: &Arc<dyn Clock>,
 ) -> Result<(NodeFile, Identity), Failure> {
     let target = Target {
@@ -307,26 +457,11 @@ async fn obtain_identity(
     let mut client =
         EnrollmentClient::new(&target, options.limits, clock.clone()).map_err(Failure::config)?;
     let csr_der = key.csr_der().map_err(Failure::failed)?;
-    let deadline = tokio::time::Instant::now() + options.timeout;
-    let mut attempt = 0;
     let answer = loop {
-        let error = match client.enroll(request(options, join, csr_der.clone())).await {
+        match client.enroll(request(options, join, csr_der.clone())).await {
             Ok(answer) => break answer,
-            Err(error) => error,
-        };
-        let Some(wait) = wait_before_retry(&error, attempt) else {
-            return Err(enrolment_failure(&error));
-        };
-        if tokio::time::Instant::now() + wait > deadline {
-            return Err(Failure::Failed(format!(
-                "not enrolled within {} s: {error}; run the same command again, it goes on with \
-                 the same key",
-                options.timeout.as_secs()
-            )));
+            Err(error) => tries.pause(&error).await?,
         }
-        progress(&format!("{error}; trying again in {:.1} s", wait.as_secs_f64()));
-        tokio::time::sleep(wait).await;
-        attempt += 1;
     };
     let node = node_of(options, join, &answer)?;
     let identity = accept_identity(answer.identity, key, &node, &**clock)?;
@@ -378,6 +513,7 @@ fn node_of(
         node_endpoints: join.node_endpoints.clone(),
         control_roots: join.control_roots.clone(),
         ray_gid: options.ray_gid,
+        token_id: Some(join.token.id().clone()),
     })
 }
 
@@ -433,9 +569,13 @@ fn target_of(node: &NodeFile) -> Target {
     }
 }
 
-fn dispose(path: &Path, keep: bool) -> Result<&'static str, Failure> {
-    if keep {
-        return Ok("kept");
+/// Removes the join file once its token is spent; another one may still be needed elsewhere.
+fn dispose(options: &Options, token: Token) -> Result<&'static str, Failure> {
+    let path = options.join.as_path();
+    match token {
+        Token::Spent if options.keep_join_file => return Ok("kept"),
+        Token::Unused if path.exists() => return Ok("kept: its token was not used"),
+        Token::Spent | Token::Unused => {}
     }
     match std::fs::remove_file(path) {
         Ok(()) => Ok("removed"),
@@ -451,3 +591,8 @@ fn dispose(path: &Path, keep: bool) -> Result<&'static str, Failure> {
 fn progress(text: &str) {
     tracing::info!("{text}");
 }
+
+/// Hexadecimal digits a name ends with that the CA generated.
+const SUFFIX_LEN: usize = 8;
+/// The CA shortens longer names to this before the suffix; a dash at the end goes as well.
+const SHORTENED_LEN: usize = 63 - 1 - SUFFIX_LEN;

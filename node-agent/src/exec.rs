@@ -1,11 +1,21 @@
 //! `exec`: becomes a program that finds Ray's files in its environment. It runs as its caller, and
-//! reads no key itself; it looks whether the caller can.
+//! uses no key itself; it looks whether the caller can read the files and whether the leaf is valid.
 
-use std::{ffi::OsString, fs::File, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{
+    ffi::OsString, fs::File, io, os::unix::process::CommandExt, path::Path, process::Command,
+};
+
+use raymtls_proto::{
+    bundle,
+    clock::{Clock, SystemClock},
+    leaf::LeafFacts,
+};
+use time::OffsetDateTime;
 
 use crate::{
     api::{Answer, Ask},
     failure::Failure,
+    moment::Moment,
     rayenv::{RayEnv, is_owned},
     socket,
     statedir::read_if_there,
@@ -42,7 +52,7 @@ pub fn env_from_file(path: &Path) -> Result<RayEnv, Failure> {
 /// Becomes the program. Returns only if that failed.
 #[must_use]
 pub fn become_program(env: &RayEnv, program: &[OsString]) -> Failure {
-    if let Err(failure) = readable(env) {
+    if let Err(failure) = readable(env).and_then(|()| valid(env, SystemClock.now())) {
         return failure;
     }
     let Some((name, arguments)) = program.split_first() else {
@@ -66,12 +76,116 @@ fn readable(env: &RayEnv) -> Result<(), Failure> {
     for path in files {
         if let Err(error) = File::open(path) {
             let uid = rustix::process::geteuid().as_raw();
+            let at = match closed_folder(path) {
+                Some(folder) => format!("the folder {} is closed to it", folder.display()),
+                None => error.to_string(),
+            };
             return Err(Failure::Failed(format!(
-                "uid {uid} cannot read {}: {error}; nothing was started: run `node-agent run` \
-                 with --ray-group, and the program as a member of that group",
+                "uid {uid} cannot read {}: {at}; nothing was started: run `node-agent run` with \
+                 --ray-group, and the program as a member of that group",
                 path.display()
             )));
         }
     }
     Ok(())
+}
+
+/// The uppermost folder on the way to a file that the caller may not enter.
+fn closed_folder(path: &Path) -> Option<&Path> {
+    let mut ways: Vec<&Path> = path.ancestors().collect();
+    ways.reverse();
+    ways.into_iter().find_map(|way| match std::fs::symlink_metadata(way) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => way.parent(),
+        Ok(_) | Err(_) => None,
+    })
+}
+
+/// Ray would start with a leaf that is over, and nobody would talk to it.
+fn valid(env: &RayEnv, now: OffsetDateTime) -> Result<(), Failure> {
+    let path = env.server_cert.as_path();
+    let bad =
+        |why: String| Failure::Failed(format!("{}: {why}; nothing was started", path.display()));
+    let pem = read_if_there(path).map_err(Failure::failed)?.unwrap_or_default();
+    let certificates =
+        bundle::certificates_from_pem(&pem).map_err(|e| bad(format!("unreadable leaf: {e}")))?;
+    let leaf = certificates.first().ok_or_else(|| bad("it holds no leaf".to_owned()))?;
+    let facts = LeafFacts::parse(leaf).map_err(|e| bad(e.to_string()))?;
+    if now >= facts.not_after {
+        let end = Moment::from(facts.not_after);
+        return Err(bad(format!(
+            "the leaf ended at {end}, {}: see `node-agent status` why it was not renewed, or run \
+             `node-agent enroll` again where no agent runs",
+            end.relative(now)
+        )));
+    }
+    if now < facts.not_before {
+        let begin = Moment::from(facts.not_before);
+        return Err(bad(format!(
+            "the leaf is valid from {begin} and now is {}: put the clock of this machine right",
+            Moment::from(now)
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+    use raymtls_proto::durable::{Access, create};
+
+    use super::*;
+
+    #[test]
+    fn a_leaf_outside_its_time_starts_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(&[1; 16]));
+        let (begin, life) = (OffsetDateTime::UNIX_EPOCH, Duration::from_secs(100));
+        (params.not_before, params.not_after) = (begin, begin + life);
+        let certificate = params.self_signed(&key).unwrap();
+        let pem = bundle::certificates_to_pem(&[certificate.der().clone()]);
+        let env = RayEnv::of_folder(folder.path(), None);
+        assert!(valid(&env, begin).is_err());
+        create(&env.server_cert, pem.as_bytes(), Access::PUBLIC).unwrap();
+        let second = Duration::from_secs(1);
+        for (name, now, good) in [
+            ("before not_before", begin - second, false),
+            ("at not_before", begin, true),
+            ("before not_after", begin + life - second, true),
+            ("at not_after", begin + life, false),
+        ] {
+            let judged = valid(&env, now);
+            assert_eq!(judged.is_ok(), good, "{name}: {judged:?}");
+            if let Err(failure) = judged {
+                assert!(failure.to_string().contains("nothing was started"), "{failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_closed_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let closed = folder.path().join("closed");
+        let key = closed.join("tls/k1/tls.key");
+        raymtls_proto::durable::make_parents(key.parent().unwrap()).unwrap();
+        create(&key, b"x", Access::PUBLIC).unwrap();
+        assert_eq!(closed_folder(&key), None);
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
+            assert_eq!(closed_folder(&key), Some(closed.as_path()));
+            return;
+        }
+        // Root enters everything: look as somebody else, in a thread of its own.
+        let seen = std::thread::spawn(move || {
+            use rustix::{process::Uid, thread::set_thread_res_uid};
+            let (root, nobody) = (Uid::ROOT, Uid::from_raw(65_534));
+            set_thread_res_uid(root, nobody, root).unwrap();
+            closed_folder(&key).map(Path::to_path_buf)
+        });
+        assert_eq!(seen.join().unwrap(), Some(closed));
+    }
 }

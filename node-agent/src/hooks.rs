@@ -1,5 +1,8 @@
 //! Hooks: programs of the operator, run after files changed. Each has a bounded time and an
 //! environment of a few known variables. A failing hook is logged and changes nothing.
+//!
+//! As with run-parts, a hook's name is of letters, digits, `-` and `_`: what editors and packages
+//! leave behind (`10-reload~`, `10-reload.dpkg-old`) is not run.
 
 use std::{
     io,
@@ -8,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal};
 use tokio::{process::Command, sync::mpsc};
 
 use crate::config::is_ours_alone;
@@ -67,7 +71,8 @@ impl Hooks {
         Self(Some(sender))
     }
 
-    /// Runs the hooks for an event, later and elsewhere.
+    /// Runs the hooks for an event, later and elsewhere. A `key_folder` that is none of `k<N>` is not
+    /// told to them.
     pub fn tell(&self, event: Event, key_folder: &Path) {
         let Some(sender) = &self.0 else { return };
         if sender.try_send((event, key_folder.to_path_buf())).is_err() {
@@ -85,7 +90,7 @@ async fn run_all(folder: &Path, event: Event, key_folder: &Path) {
         }
     };
     for hook in hooks {
-        match run_one(&hook, event, key_folder).await {
+        match run_one(&hook, event, key_folder, HOOK_TIME_MAX).await {
             Ok(()) => tracing::debug!(hook = %hook.display(), event = event.word(), "hook done"),
             Err(error) => {
                 tracing::error!(hook = %hook.display(), event = event.word(), %error, "hook failed");
@@ -96,46 +101,92 @@ async fn run_all(folder: &Path, event: Event, key_folder: &Path) {
 
 /// The executables of the folder in the order of their names. No folder: no hooks.
 fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    use std::os::unix::fs::PermissionsExt;
     if !folder.exists() {
         return Ok(Vec::new());
     }
     refuse_writable(folder)?;
-    let mut hooks = Vec::new();
-    for entry in std::fs::read_dir(folder)?.take(HOOKS_MAX) {
-        let path = entry?.path();
-        let metadata = std::fs::metadata(&path)?;
-        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
-            hooks.push(path);
-        }
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        paths.push(entry?.path());
     }
-    hooks.sort();
+    paths.sort();
+    let mut hooks: Vec<_> = paths.into_iter().filter(|path| is_hook(path)).collect();
+    if hooks.len() > HOOKS_MAX {
+        tracing::warn!(folder = %folder.display(), "only the first {HOOKS_MAX} hooks are run");
+        hooks.truncate(HOOKS_MAX);
+    }
     Ok(hooks)
 }
 
-async fn run_one(hook: &Path, event: Event, key_folder: &Path) -> io::Result<()> {
+/// One bad entry costs itself, not the others.
+fn is_hook(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            tracing::warn!(hook = %path.display(), %error, "not run: it cannot be looked at");
+            return false;
+        }
+    };
+    if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+        return false;
+    }
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let named =
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(|b| fits(*b)));
+    if !named {
+        tracing::warn!(
+            hook = %path.display(),
+            "not run: a hook's name is of letters, digits, - and _"
+        );
+    }
+    named
+}
+
+async fn run_one(
+    hook: &Path,
+    event: Event,
+    key_folder: &Path,
+    time_max: Duration,
+) -> io::Result<()> {
     refuse_writable(hook)?;
-    let mut child = Command::new(hook)
+    let mut command = Command::new(hook);
+    command
         .env_clear()
         .env("PATH", PATH)
         .env("RAYMTLS_EVENT", event.word())
-        .env("RAYMTLS_KEY_FOLDER", key_folder)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    match tokio::time::timeout(HOOK_TIME_MAX, child.wait()).await {
+        .process_group(0)
+        .kill_on_drop(true);
+    if is_key_folder(key_folder) {
+        command.env("RAYMTLS_KEY_FOLDER", key_folder);
+    }
+    let mut child = command.spawn()?;
+    let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    match tokio::time::timeout(time_max, child.wait()).await {
         Ok(ended) => {
             let ended = ended?;
             if ended.success() { Ok(()) } else { Err(io::Error::other(ended.to_string())) }
         }
         Err(_) => {
-            child.kill().await?;
-            let text = format!("it ran longer than {} s and was killed", HOOK_TIME_MAX.as_secs());
+            // With everything it started: the group is its own and cannot be another's while the
+            // hook is not waited for.
+            if let Some(group) = group {
+                rustix::process::kill_process_group(group, Signal::KILL)?;
+            }
+            child.wait().await?;
+            let text = format!("it ran longer than {} s and was killed", time_max.as_secs());
             Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
     }
+}
+
+/// The token's event has the TLS folder, which is none.
+fn is_key_folder(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|n| n.strip_prefix('k'));
+    name.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn refuse_writable(path: &Path) -> io::Result<()> {
@@ -169,7 +220,7 @@ mod tests {
         let out = folder.path().join("out");
         let text = format!("#!/bin/sh\nenv | sort > {}\n", out.display());
         let hook = hook(folder.path(), "10-note", &text);
-        run_one(&hook, Event::LeafRenewed, Path::new("/t/k3")).await.unwrap();
+        run_one(&hook, Event::LeafRenewed, Path::new("/t/k3"), HOOK_TIME_MAX).await.unwrap();
         let seen = std::fs::read_to_string(out).unwrap();
         assert!(seen.contains("RAYMTLS_EVENT=leaf-renewed\nRAYMTLS_KEY_FOLDER=/t/k3\n"), "{seen}");
         assert!(!seen.contains("HOME=") && !seen.contains("CARGO"), "{seen}");
@@ -180,7 +231,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let hook = hook(folder.path(), "bad", "#!/bin/sh\nexit 0\n");
         std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o777)).unwrap();
-        let error = run_one(&hook, Event::LeafRenewed, Path::new("/t/k3")).await.unwrap_err();
+        let error = run_one(&hook, Event::LeafRenewed, Path::new("/t/k3"), HOOK_TIME_MAX)
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(list(folder.path()).is_err());
@@ -195,5 +248,62 @@ mod tests {
         let names: Vec<_> = list(folder.path()).unwrap();
         assert_eq!(names, [folder.path().join("10"), folder.path().join("20")]);
         assert_eq!(list(Path::new("/nonexistent/hooks")).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn names_are_those_of_run_parts_and_one_bad_entry_costs_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["10-a", "20_B", "30.sh", "40~", "50.dpkg-old"] {
+            hook(folder.path(), name, "#!/bin/sh\n");
+        }
+        std::os::unix::fs::symlink("nowhere", folder.path().join("00-gone")).unwrap();
+        let hooks = list(folder.path()).unwrap();
+        assert_eq!(hooks, [folder.path().join("10-a"), folder.path().join("20_B")]);
+    }
+
+    #[test]
+    fn the_first_by_name_are_run_where_there_are_too_many() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in (0..HOOKS_MAX + 8).rev() {
+            hook(folder.path(), &format!("{number:03}"), "#!/bin/sh\n");
+            create(&folder.path().join(format!("{number:03}-note")), b"", Access::PUBLIC).unwrap();
+        }
+        let hooks = list(folder.path()).unwrap();
+        assert_eq!(hooks.len(), HOOKS_MAX);
+        assert_eq!(hooks[HOOKS_MAX - 1], folder.path().join(format!("{:03}", HOOKS_MAX - 1)));
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_takes_too_long_is_killed_with_all_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("pid");
+        let text = format!("#!/bin/sh\nsleep 600 &\necho $! > {}\nwait\n", out.display());
+        let hook = hook(folder.path(), "slow", &text);
+        let time_max = Duration::from_secs(1);
+        let error =
+            run_one(&hook, Event::LeafRenewed, Path::new("/t/k3"), time_max).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let pid: i32 = std::fs::read_to_string(out).unwrap().trim().parse().unwrap();
+        for _ in 0..100 {
+            // Gone, or dead and not yet waited for by whoever inherited it.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.is_empty() || stat.contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("what the hook started is still there");
+    }
+
+    #[tokio::test]
+    async fn an_event_without_a_key_folder_names_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let text = format!("#!/bin/sh\nenv > {}\n", out.display());
+        let hook = hook(folder.path(), "note", &text);
+        let tls = Path::new("/var/lib/ray-mtls/tls");
+        run_one(&hook, Event::RayTokenChanged, tls, HOOK_TIME_MAX).await.unwrap();
+        let seen = std::fs::read_to_string(out).unwrap();
+        assert!(!seen.contains("RAYMTLS_KEY_FOLDER"), "{seen}");
     }
 }

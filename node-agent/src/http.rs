@@ -1,4 +1,5 @@
 //! Plain HTTP on loopback: `/metrics`, `/livez`, `/readyz`. It reads the status and changes nothing.
+//! Few connections at once, one request each, none of them for long.
 
 use std::{
     io,
@@ -7,9 +8,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
@@ -17,9 +24,21 @@ use prometheus_client::{
 };
 use raymtls_proto::clock::Clock;
 use time::OffsetDateTime;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+};
 
 use crate::status::Status;
+
+/// Connections at once; the next ones wait.
+const CONNECTIONS_MAX: usize = 16;
+/// A request's headers must be there after this long.
+const HEADERS_TIME_MAX: Duration = Duration::from_secs(5);
+/// The answer must be taken after this long.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(15);
+/// Pause after a failed accept (out of file descriptors), so that the loop neither spins nor dies.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Shared {
@@ -44,14 +63,56 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, clock
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(shared);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "metrics and health ended");
+    accept_all(listener, router, HEADERS_TIME_MAX).await;
+}
+
+async fn accept_all(listener: TcpListener, router: Router, headers_time_max: Duration) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "metrics and health cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            let answering = answer(stream, router, headers_time_max);
+            if tokio::time::timeout(CONNECTION_TIME_MAX, answering).await.is_err() {
+                tracing::debug!("an HTTP connection was cut off");
+            }
+            drop(place);
+        });
     }
 }
 
-/// Ready means that what starts now finds a valid leaf.
+/// One request, then the place is free again.
+async fn answer(stream: TcpStream, router: Router, headers_time_max: Duration) {
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(headers_time_max)
+        .keep_alive(false);
+    let service = TowerToHyperService::new(router);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "an HTTP connection ended badly");
+    }
+}
+
+/// Ready means that what starts now finds a valid leaf, and Ray's token unless it is off.
 async fn ready(State(shared): State<Shared>) -> (StatusCode, String) {
-    let until = shared.status.borrow().files_work_until;
+    let (is_ready, until) = {
+        let status = shared.status.borrow();
+        (status.is_ready(), status.files_work_until)
+    };
+    if until.is_some() && !is_ready {
+        let text = "Ray's token is not there yet\n".to_owned();
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
     match until.filter(|until| until.time() > shared.clock.now()) {
         Some(until) => (StatusCode::OK, format!("files work until {until}\n")),
         None => (StatusCode::SERVICE_UNAVAILABLE, "there is no valid leaf\n".to_owned()),
@@ -111,4 +172,52 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     let mut text = String::new();
     encode(&mut text, &registry).expect("writing to a String");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    async fn serving(headers_time_max: Duration) -> SocketAddr {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/livez", get(async || "ok\n"));
+        tokio::spawn(accept_all(listener, router, headers_time_max));
+        address
+    }
+
+    /// Sends a request and reads until the other end closes.
+    async fn ask(address: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded_in_number_and_time_and_are_not_kept() {
+        let headers_time_max = Duration::from_millis(500);
+        let address = serving(headers_time_max).await;
+        // The answer ends though the caller did not ask to close.
+        let answer = tokio::time::timeout(SOON, ask(address)).await.expect("kept alive");
+        assert!(answer.ends_with("ok\n"), "{answer}");
+
+        let began = Instant::now();
+        let mut mute = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+            mute.push(stream);
+        }
+        let answer = tokio::time::timeout(SOON, ask(address)).await;
+        assert!(answer.expect("the mute hold all places").ends_with("ok\n"));
+        assert!(began.elapsed() >= headers_time_max, "more connections at once than said");
+    }
 }

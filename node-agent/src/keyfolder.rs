@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::{
     keys::{KeyError, PrivateKey},
     rayenv::{self, RayEnv, RayEnvError},
-    statedir::{make_parents, read_if_there, sweep_temporaries},
+    statedir::{fault_of_parent, read_if_there, sweep_temporaries},
 };
 
 /// Most key folders at one time.
@@ -31,6 +31,13 @@ const CRLS: &str = "crl.pem";
 const CURRENT: &str = "current";
 const ENV: &str = "ray.env";
 const TOKEN: &str = "ray_token";
+const ONCE_KEY: &str = ".enroll-once.key";
+/// Files of a key folder.
+const FOLDER_FILES: [&str; 4] = [KEY, LEAF, ROOTS, CRLS];
+/// Files and links beside the key folders.
+const FILES: [&str; 8] = [KEY, LEAF, ROOTS, CRLS, CURRENT, ENV, TOKEN, ONCE_KEY];
+/// What a file system of its own begins with.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// What is wrong with the TLS folder.
 #[derive(Debug, Error)]
@@ -65,6 +72,25 @@ pub enum KeyFolderError {
         path: String,
         /// What is wrong.
         why: &'static str,
+    },
+    /// Others may put another one in its place.
+    #[error("the TLS folder {path} {why}")]
+    Place {
+        /// The folder.
+        path: String,
+        /// What is wrong, and the next step.
+        why: String,
+    },
+    /// Somebody keeps other things there.
+    #[error(
+        "{path} is not a TLS folder of node-agent: it holds {entry:?} and no key folder; \
+         name a folder of its own with --tls-dir"
+    )]
+    Foreign {
+        /// The folder.
+        path: String,
+        /// One of the things in it.
+        entry: String,
     },
     /// A key folder is not whole.
     #[error("key folder {name} is damaged: {why}")]
@@ -110,17 +136,28 @@ pub struct TlsDir {
 }
 
 impl TlsDir {
-    /// Makes the folder if it is missing, and refuses one that others can write.
+    /// Makes the folder if it is missing. Refuses one that others can write or replace, and one that
+    /// holds other things and no key folder of ours. A stray file beside key folders is left alone:
+    /// it must not stop an agent that renews them.
     ///
     /// # Errors
     /// See [`KeyFolderError`].
     pub fn prepare(path: &Path, gid: Option<u32>) -> Result<Self, KeyFolderError> {
-        let path = rayenv::plain(&std::path::absolute(path)?)?;
+        // Without a slash at the end, which would follow a symbolic link.
+        let path: PathBuf = std::path::absolute(path)?.components().collect();
+        let path = rayenv::plain(&path)?;
         if let Some(parent) = path.parent() {
-            make_parents(parent)?;
+            durable::make_parents(parent)?;
+        }
+        let misplaced = |why| KeyFolderError::Place { path: path.display().to_string(), why };
+        if let Some(why) = fault_of_parent(&path)? {
+            return Err(misplaced(why));
+        }
+        if path.is_symlink() {
+            return Err(misplaced("is a symbolic link: name the folder itself".to_owned()));
         }
         durable::make_folder(&path, Access { mode: 0o755, uid: None, gid: None })?;
-        let metadata = std::fs::metadata(&path)?;
+        let metadata = std::fs::symlink_metadata(&path)?;
         use std::os::unix::fs::MetadataExt;
         let exposed = |why| KeyFolderError::Exposed { path: path.display().to_string(), why };
         if metadata.uid() != rustix::process::geteuid().as_raw() {
@@ -129,6 +166,7 @@ impl TlsDir {
         if metadata.mode() & 0o022 != 0 {
             return Err(exposed("may be written by others"));
         }
+        refuse_foreign(&path)?;
         if let Some(gid) = gid.filter(|gid| !may_give(*gid)) {
             return Err(KeyFolderError::Group { path: path.display().to_string(), gid });
         }
@@ -159,14 +197,18 @@ impl TlsDir {
     /// # Errors
     /// The system's.
     pub fn sweep(&self) -> Result<(), KeyFolderError> {
-        sweep_temporaries(&self.path)?;
+        sweep_temporaries(&self.path, &FILES)?;
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
+            // Of the entry itself: a link is no folder, wherever it points.
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(".k") && entry.file_type()?.is_dir() {
+            if is_half_way(&name) {
                 std::fs::remove_dir_all(entry.path())?;
-            } else if number_of(&name).is_some() && entry.file_type()?.is_dir() {
-                sweep_temporaries(&entry.path())?;
+            } else if number_of(&name).is_some() {
+                sweep_temporaries(&entry.path(), &FOLDER_FILES)?;
             }
         }
         Ok(())
@@ -363,6 +405,38 @@ impl TlsDir {
         Ok(true)
     }
 
+    /// The key of an identity that is kept nowhere else, on the disk before this returns, so that a
+    /// next run for the same `purpose` goes on with it. For another purpose there is another key.
+    ///
+    /// # Errors
+    /// The system's, or the crypto library's.
+    pub fn once_key(&self, purpose: &str) -> Result<PrivateKey, KeyFolderError> {
+        let path = self.path.join(ONCE_KEY);
+        let text = read_if_there(&path)?.map(zeroize::Zeroizing::new).unwrap_or_default();
+        // PEM allows text before its first line.
+        let known = std::str::from_utf8(&text).ok().and_then(|text| text.split_once('\n'));
+        let known = known.filter(|(line, _)| *line == purpose);
+        if let Some(key) = known.and_then(|(_, pem)| PrivateKey::from_pem(pem)) {
+            return Ok(key);
+        }
+        let key = PrivateKey::generate()?;
+        let mut text = zeroize::Zeroizing::new(String::with_capacity(4096));
+        text.push_str(purpose);
+        text.push('\n');
+        text.push_str(&key.to_pem());
+        durable::replace(&path, text.as_bytes(), Access::PRIVATE)?;
+        Ok(key)
+    }
+
+    /// Removes that key.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn drop_once_key(&self) -> Result<(), KeyFolderError> {
+        std::fs::remove_file(self.path.join(ONCE_KEY))?;
+        Ok(durable::sync_folder(&self.path)?)
+    }
+
     /// Gives what is there to Ray's group where it was made for another one.
     ///
     /// # Errors
@@ -442,10 +516,144 @@ fn may_give(gid: u32) -> bool {
     rustix::process::geteuid().is_root() || own == gid || member()
 }
 
+/// Whether a folder is ours, or empty enough to become ours.
+fn refuse_foreign(path: &Path) -> Result<(), KeyFolderError> {
+    let mut foreign = None;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if number_of(&name).is_some() && entry.path().join(KEY).exists() {
+            return Ok(());
+        }
+        if !is_own_name(&name) {
+            foreign = Some(name);
+        }
+    }
+    match foreign {
+        None => Ok(()),
+        Some(entry) => Err(KeyFolderError::Foreign { path: path.display().to_string(), entry }),
+    }
+}
+
+fn is_own_name(name: &str) -> bool {
+    let temporary = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    FILES.contains(&name)
+        || temporary.is_some_and(|name| FILES.contains(&name))
+        || number_of(name).is_some()
+        || is_half_way(name)
+        || name == LOST_AND_FOUND
+}
+
+/// `.k<N>.new` and `.k<N>.old`: a key folder not yet or no longer in its place.
+fn is_half_way(name: &str) -> bool {
+    let number = name
+        .strip_prefix(".k")
+        .and_then(|name| name.strip_suffix(".new").or_else(|| name.strip_suffix(".old")));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// N of `k<N>`.
 fn number_of(name: &str) -> Option<u32> {
     let digits = name.strip_prefix('k')?;
     (!digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()))
         .then(|| digits.parse().ok())
         .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn touch(path: &Path) {
+        durable::make_parents(path.parent().unwrap()).unwrap();
+        durable::create(path, b"x", Access::PRIVATE).unwrap();
+    }
+
+    #[test]
+    fn the_sweep_takes_our_own_names_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let tls = TlsDir::prepare(&folder.path().join("tls"), None).unwrap();
+        let at = |name: &str| tls.path().join(name);
+        let kept = [
+            ".kube/config",
+            ".keys/k",
+            ".k.new/k",
+            ".k1x.new/k",
+            ".k1.bak/k",
+            ".notes.tmp",
+            "k1/.notes.tmp",
+            "elsewhere/k",
+        ];
+        let swept = [".k2.new/tls.key", ".k0.old/tls.key", ".ray.env.tmp", "k1/.tls.crt.tmp"];
+        for name in kept.iter().chain(&swept) {
+            touch(&at(name));
+        }
+        symlink(at("elsewhere"), at(".k3.new")).unwrap();
+        tls.sweep().unwrap();
+        for name in kept {
+            assert!(at(name).exists(), "{name}");
+        }
+        for name in swept {
+            assert!(!at(name).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_refused_and_left_as_it_is() {
+        let table: [(&str, &[&str], bool); 8] = [
+            ("empty", &[], true),
+            ("a home", &[".kube/config", ".profile"], false),
+            ("a temporary of another program", &[".session.tmp"], false),
+            ("a folder that happens to be called k1", &["k1/notes", "README"], false),
+            ("our files, no key folder yet", &["ray_token", ".k1.new/tls.key"], true),
+            ("ours", &["k1/tls.key", "ray.env"], true),
+            ("ours with a stray file", &["k1/tls.key", "ray.env~"], true),
+            ("a file system of its own", &["lost+found/x"], true),
+        ];
+        for (name, entries, good) in table {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("tls");
+            durable::make_parents(&path).unwrap();
+            entries.iter().for_each(|entry| touch(&path.join(entry)));
+            let prepared = TlsDir::prepare(&path, None);
+            assert_eq!(prepared.is_ok(), good, "{name}");
+            assert!(entries.iter().all(|entry| path.join(entry).exists()), "{name}");
+            if let Err(error) = prepared {
+                assert!(error.to_string().contains("a folder of its own"), "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_others_can_replace_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tls");
+        for (mode, good) in [(0o755, true), (0o1777, true), (0o777, false), (0o775, false)] {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(TlsDir::prepare(&path, None).is_ok(), good, "{mode:o}");
+        }
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let link = folder.path().join("link");
+        symlink(&path, &link).unwrap();
+        for link in [link.clone(), link.join("")] {
+            let error = TlsDir::prepare(&link, None).unwrap_err().to_string();
+            assert!(error.contains("symbolic link"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_key_for_once_is_the_same_for_the_same_purpose_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let tls = TlsDir::prepare(&folder.path().join("tls"), None).unwrap();
+        let key = |purpose: &str| tls.once_key(purpose).unwrap().spki_der();
+        let first = key("token 1 node d1");
+        assert_eq!(key("token 1 node d1"), first);
+        assert_ne!(key("token 2 node d1"), first);
+        let path = tls.path().join(ONCE_KEY);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        tls.drop_once_key().unwrap();
+        assert!(!path.exists());
+    }
 }

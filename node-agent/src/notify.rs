@@ -4,14 +4,11 @@ use sd_notify::NotifyState;
 
 use crate::status::Status;
 
-/// Ready when there is a valid leaf, and one line of status.
+/// Ready when what starts now finds all it needs, and one line of status.
 pub(crate) fn status(status: &Status) {
-    let line = match &status.files_work_until {
-        Some(until) => format!("{}; files work until {until}", status.standing),
-        None => format!("{}; no valid leaf", status.standing),
-    };
+    let line = line(status);
     let mut states = vec![NotifyState::Status(&line)];
-    if status.files_work_until.is_some() {
+    if status.is_ready() {
         states.push(NotifyState::Ready);
     }
     let _ = sd_notify::notify(&states);
@@ -20,4 +17,13 @@ pub(crate) fn status(status: &Status) {
 /// The daemon is on its way out.
 pub(crate) fn stopping() {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+}
+
+fn line(status: &Status) -> String {
+    let standing = &status.standing;
+    match &status.files_work_until {
+        None => format!("{standing}; no valid leaf"),
+        Some(_) if !status.is_ready() => format!("{standing}; no Ray token yet"),
+        Some(until) => format!("{standing}; files work until {until}"),
+    }
 }

@@ -1,5 +1,5 @@
-//! The agent's socket: who may ask what is decided by the uid the kernel reports for the peer. Both
-//! ends are here; what an answer says is decided in `agent`.
+//! The agent's socket: who may ask what, and who waits behind whom, is decided by the uid the kernel
+//! reports for the peer. Both ends are here; what an answer says is decided in `agent`.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use crate::{
@@ -21,10 +21,14 @@ use crate::{
     api::{Answer, Ask, ErrorKind, LINE_LEN_MAX, Request, VERSION},
 };
 
-/// Most connections at one time.
-const CONNECTIONS_MAX: usize = 64;
+/// Most connections at one time of those who may ask more than the status.
+const KNOWN_MAX: usize = 60;
+/// Most connections at one time of all others together.
+const STRANGERS_MAX: usize = 4;
 /// How long a caller has to send its line, and to take the answer.
 const LINE_TIME_MAX: Duration = Duration::from_secs(5);
+/// The same for a stranger, whose place others wait for.
+const STRANGER_LINE_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long an answer may take: a call to the CA lies in it, and one may be under way before it.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(90);
 
@@ -69,6 +73,11 @@ impl Allowed {
             Ask::Renew | Ask::Leave => owner,
         }
     }
+
+    /// Whether a caller of this uid may ask for nothing but the status.
+    fn is_stranger(&self, uid: u32) -> bool {
+        !self.may(uid, Ask::ExecFolder)
+    }
 }
 
 /// Listens at `path`, in the place of a socket nobody listens on any more.
@@ -77,7 +86,7 @@ impl Allowed {
 /// Another agent answers there, or the system's.
 pub async fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path.parent() {
-        crate::statedir::make_parents(parent)?;
+        raymtls_proto::durable::make_parents(parent)?;
     }
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         let taken = |why: &str| io::Error::new(io::ErrorKind::AddrInUse, why.to_owned());
@@ -97,35 +106,88 @@ pub async fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers callers for as long as it is polled.
 pub async fn serve(listener: UnixListener, handle: Handle, allowed: Allowed) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let uid_of = |stream: &UnixStream| Ok(stream.peer_cred()?.uid());
+    serve_peers(listener, handle, allowed, uid_of).await;
+}
+
+pub(crate) async fn serve_peers(
+    listener: UnixListener,
+    handle: Handle,
+    allowed: Allowed,
+    uid_of: impl Fn(&UnixStream) -> io::Result<u32>,
+) {
+    let places = Places::new();
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handle = handle.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = serve_one(stream, &handle, allowed).await {
-                        tracing::debug!(%error, "a caller of the socket went away");
-                    }
-                    drop(place);
-                });
-            }
+        let accepted = listener.accept().await;
+        let peer = accepted.and_then(|(stream, _)| Ok((uid_of(&stream)?, stream)));
+        let (uid, stream) = match peer {
+            Ok(peer) => peer,
             Err(error) => {
                 tracing::warn!(%error, "the agent's socket cannot accept");
                 tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
             }
-        }
+        };
+        let Some(place) = places.take(allowed.is_stranger(uid)) else {
+            tracing::debug!(uid, "no place for another caller of the socket");
+            continue;
+        };
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve_one(stream, uid, &handle, allowed, place.line_time).await {
+                tracing::debug!(%error, uid, "a caller of the socket went away");
+            }
+            drop(place);
+        });
     }
 }
 
-async fn serve_one(stream: UnixStream, handle: &Handle, allowed: Allowed) -> io::Result<()> {
-    let uid = stream.peer_cred()?.uid();
+/// Strangers have places of their own, so that they cannot take those of root, agent and Ray.
+#[derive(Debug)]
+struct Places {
+    known: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    line_time: Duration,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            known: Arc::new(Semaphore::new(KNOWN_MAX)),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+        }
+    }
+
+    /// A place, if one is free: who waited here would hold up all who come after.
+    fn take(&self, stranger: bool) -> Option<Place> {
+        let (places, line_time) = if stranger {
+            (&self.strangers, STRANGER_LINE_TIME_MAX)
+        } else {
+            (&self.known, LINE_TIME_MAX)
+        };
+        let permit = places.clone().try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, line_time })
+    }
+}
+
+async fn serve_one(
+    stream: UnixStream,
+    uid: u32,
+    handle: &Handle,
+    allowed: Allowed,
+    line_time: Duration,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
-    let line = tokio::time::timeout(LINE_TIME_MAX, read_line(reader)).await??;
+    let line = tokio::time::timeout(line_time, read_line(reader)).await??;
     let answer = answer(&line, uid, handle, allowed).await;
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
-    tokio::time::timeout(LINE_TIME_MAX, writer.write_all(&text)).await?
+    tokio::time::timeout(line_time, writer.write_all(&text)).await?
 }
 
 async fn answer(line: &[u8], uid: u32, handle: &Handle, allowed: Allowed) -> Answer {

@@ -2,10 +2,12 @@
 //! from the random part of a certificate's own serial, so it is drawn once per certificate, and
 //! backoff takes its random number as an argument.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use raymtls_proto::serial::Serial;
 use time::OffsetDateTime;
+
+use crate::keyfolder::FOLDERS_MAX;
 
 /// How long after its issue an identity is renewed, at the latest.
 pub const IDENTITY_RENEWED_AFTER: Duration = Duration::from_secs(24 * 3_600);
@@ -13,8 +15,6 @@ pub const IDENTITY_RENEWED_AFTER: Duration = Duration::from_secs(24 * 3_600);
 pub const LEAF_RENEWED_AFTER_PART: u32 = 3;
 /// Jitter moves a renewal earlier by up to this part of the time until it.
 pub const JITTER_PART: u32 = 10;
-/// How long an agent that was refused waits before it asks again: it may have been reinstated.
-pub const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// First bound of the backoff.
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Largest bound of the backoff.
@@ -23,6 +23,27 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 /// Longest sleep without a look at the facts.
 const WAIT_MAX: Duration = Duration::from_secs(3_600);
+
+/// How long what is not a matter of seconds waits before it is tried again, each spread.
+#[derive(Clone, Copy, Debug)]
+pub struct Pauses {
+    /// After the CA refused this node, or one act of it: an operator may have put it right.
+    pub refused: Duration,
+    /// After the identity proved to be worth nothing: seldom put right without an enrolment.
+    pub reenrol: Duration,
+    /// Between two new key folders for `exec`.
+    pub exec_folder: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self {
+            refused: Duration::from_secs(60),
+            reenrol: Duration::from_secs(600),
+            exec_folder: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Where this node stands with the CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +56,6 @@ pub enum Standing {
         reason: String,
         /// The CA's sentence.
         message: String,
-        /// When it is asked again.
-        retry_at: OffsetDateTime,
     },
     /// The identity is worth nothing any more.
     ReenrolNeeded {
@@ -104,6 +123,11 @@ impl Life {
     pub fn is_over(&self, now: OffsetDateTime) -> bool {
         now >= self.not_after
     }
+
+    /// One more life after its end: nobody waits for the next certificate of this key any more.
+    fn forgotten_at(&self) -> Option<OffsetDateTime> {
+        self.not_after.checked_add(self.not_after - self.issued)
+    }
 }
 
 /// One key folder.
@@ -115,6 +139,30 @@ pub struct FolderFacts {
     pub life: Life,
     /// The CA renews its key no more (KEY_TOO_OLD).
     pub key_too_old: bool,
+}
+
+/// What is asked of the CA. Each waits by itself after it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Fetch the next identity.
+    RenewIdentity,
+    /// Make a key folder and point `current` at it.
+    NewFolder,
+    /// Fetch the next leaf for the key of a folder.
+    RenewLeaf(u32),
+    /// Report, and wait at the CA for what changes.
+    Sync,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RenewIdentity => f.write_str("renewal of the identity"),
+            Self::NewFolder => f.write_str("a new key folder"),
+            Self::RenewLeaf(number) => write!(f, "renewal of k{number}"),
+            Self::Sync => f.write_str("Sync"),
+        }
+    }
 }
 
 /// All that the decision depends on.
@@ -134,12 +182,14 @@ pub struct Facts {
     pub env_names: Option<u32>,
     /// A new key folder was asked for.
     pub folder_wanted: bool,
-    /// No call to the CA before this moment (backoff).
-    pub call_not_before: Option<OffsetDateTime>,
+    /// The CA's clock, as it was heard last and has gone on since; absent before the first answer.
+    pub ca_now: Option<OffsetDateTime>,
     /// A Sync waits at the CA.
     pub sync_waiting: bool,
-    /// No Sync before this moment.
-    pub sync_not_before: Option<OffsetDateTime>,
+    /// No call at all before this moment: the CA is away, or does not serve this node.
+    pub calls_not_before: Option<OffsetDateTime>,
+    /// These calls not before these moments.
+    pub held: Vec<(Call, OffsetDateTime)>,
 }
 
 /// What to do.
@@ -149,53 +199,101 @@ pub enum Action {
     IdentityOver,
     /// Delete a key folder that nobody can use any more.
     RemoveFolder(u32),
-    /// Fetch the next identity.
-    RenewIdentity,
-    /// Make a key folder and point `current` at it.
-    NewFolder,
-    /// Fetch the next leaf for the key of a folder.
-    RenewLeaf(u32),
-    /// Report, and wait at the CA for what changes.
-    Sync,
+    /// Ask the CA.
+    Call(Call),
     /// Nothing until then.
     Wait(OffsetDateTime),
 }
 
-/// Decides. What works without the CA comes first, then what ends first.
+/// Decides. What works without the CA comes first, then what ends first; a call that is held back
+/// holds back no other.
 #[must_use]
 pub fn next_action(now: OffsetDateTime, facts: &Facts) -> Action {
     if let Some(folder) = facts.folders.iter().find(|folder| is_disposable(now, facts, folder)) {
         return Action::RemoveFolder(folder.number);
     }
-    match &facts.standing {
-        Standing::Left | Standing::ReenrolNeeded { .. } => {
-            return Action::Wait(wake(now, facts, None));
+    let is_over = facts.identity.is_over(now);
+    let due = match &facts.standing {
+        Standing::Left => Vec::new(),
+        Standing::ReenrolNeeded { .. } if is_over => Vec::new(),
+        Standing::Enrolled | Standing::Refused { .. } if is_over => return Action::IdentityOver,
+        // Whether the CA serves this node again is asked with what changes nothing.
+        Standing::Refused { .. } | Standing::ReenrolNeeded { .. } => due_sync(facts).collect(),
+        Standing::Enrolled => due_calls(now, facts),
+    };
+    let mut retries = Vec::new();
+    for call in due {
+        match facts.not_before(call).filter(|at| now < *at) {
+            None => return Action::Call(call),
+            Some(at) => retries.push(at),
         }
-        Standing::Refused { retry_at, .. } if now < *retry_at => {
-            return Action::Wait(wake(now, facts, Some(*retry_at)));
-        }
-        Standing::Enrolled | Standing::Refused { .. } => {}
     }
-    if facts.identity.is_over(now) {
-        return Action::IdentityOver;
+    Action::Wait(wake(now, facts, &retries))
+}
+
+impl Facts {
+    fn not_before(&self, call: Call) -> Option<OffsetDateTime> {
+        let own = self.held.iter().filter(|(held, _)| *held == call).map(|(_, at)| *at);
+        own.chain(self.calls_not_before).max()
     }
-    if let Some(retry_at) = facts.call_not_before.filter(|at| now < *at) {
-        return Action::Wait(wake(now, facts, Some(retry_at)));
-    }
+}
+
+/// What ends first comes first; what nothing ends without comes last.
+fn due_calls(now: OffsetDateTime, facts: &Facts) -> Vec<Call> {
+    let leaves = facts.folders.iter().filter(|folder| is_due(now, folder));
+    let mut due: Vec<_> =
+        leaves.map(|leaf| (leaf.life.not_after, Call::RenewLeaf(leaf.number))).collect();
     if facts.renewal_pending || now >= facts.identity.renew_at {
-        return Action::RenewIdentity;
+        due.push((facts.identity.not_after, Call::RenewIdentity));
     }
-    if needs_folder(now, facts) {
-        return Action::NewFolder;
-    }
-    if let Some(folder) = most_urgent(now, facts) {
-        return Action::RenewLeaf(folder.number);
-    }
-    match facts.sync_not_before.filter(|at| now < *at) {
-        _ if facts.sync_waiting => Action::Wait(wake(now, facts, None)),
-        Some(at) => Action::Wait(wake(now, facts, Some(at))),
-        None => Action::Sync,
-    }
+    let room = facts.folders.len() < FOLDERS_MAX;
+    let needed = folder_needed_at(now, facts);
+    due.extend(needed.filter(|_| room).map(|at| (at, Call::NewFolder)));
+    due.sort_by_key(|(ends, _)| *ends);
+    let wished = facts.folder_wanted && needed.is_none() && room;
+    let wished = wished.then_some(Call::NewFolder);
+    due.into_iter().map(|(_, call)| call).chain(wished).chain(due_sync(facts)).collect()
+}
+
+fn due_sync(facts: &Facts) -> impl Iterator<Item = Call> {
+    (!facts.sync_waiting).then_some(Call::Sync).into_iter()
+}
+
+fn is_due(now: OffsetDateTime, folder: &FolderFacts) -> bool {
+    !folder.key_too_old && !folder.life.is_over(now) && now >= folder.life.renew_at
+}
+
+/// From when on what starts finds no valid leaf, where the current folder cannot help it.
+fn folder_needed_at(now: OffsetDateTime, facts: &Facts) -> Option<OffsetDateTime> {
+    let current = facts.folders.iter().find(|folder| Some(folder.number) == facts.current);
+    let Some(current) = current else { return Some(now) };
+    let life = current.life;
+    (life.is_over(now) || current.key_too_old).then_some(life.not_after)
+}
+
+/// Not `current`, not in `ray.env`, and long over by both clocks: one of them may have jumped. Where
+/// a folder is needed and there is no room, over is enough.
+fn is_disposable(now: OffsetDateTime, facts: &Facts, folder: &FolderFacts) -> bool {
+    let Some(ca_now) = facts.ca_now.filter(|_| facts.standing == Standing::Enrolled) else {
+        return false;
+    };
+    let number = Some(folder.number);
+    let crowded = facts.folders.len() >= FOLDERS_MAX && folder_needed_at(now, facts).is_some();
+    let from = if crowded { Some(folder.life.not_after) } else { folder.life.forgotten_at() };
+    number != facts.current
+        && number != facts.env_names
+        && from.is_some_and(|from| now.min(ca_now) >= from)
+}
+
+/// The next moment at which the answer may be another one.
+fn wake(now: OffsetDateTime, facts: &Facts, retries: &[OffsetDateTime]) -> OffsetDateTime {
+    let lives = facts.folders.iter().map(|folder| folder.life).chain([facts.identity]);
+    lives
+        .flat_map(|life| [Some(life.renew_at), Some(life.not_after), life.forgotten_at()])
+        .flatten()
+        .chain(retries.iter().copied())
+        .filter(|moment| *moment > now)
+        .fold(now + WAIT_MAX, OffsetDateTime::min)
 }
 
 /// Bound of the `attempt`-th retry (from 0), doubled each time; the wait is a random part of it
@@ -206,35 +304,10 @@ pub fn backoff(attempt: u32, random: f64) -> Duration {
     bound.mul_f64(random.clamp(0.0, 1.0)).max(BACKOFF_FLOOR)
 }
 
-/// Expired, not `current`, and not in `ray.env`.
-fn is_disposable(now: OffsetDateTime, facts: &Facts, folder: &FolderFacts) -> bool {
-    let number = Some(folder.number);
-    folder.life.is_over(now) && number != facts.current && number != facts.env_names
-}
-
-/// Asked for, none there, or the current one can be renewed no more.
-fn needs_folder(now: OffsetDateTime, facts: &Facts) -> bool {
-    let current = facts.folders.iter().find(|folder| Some(folder.number) == facts.current);
-    facts.folder_wanted
-        || current.is_none_or(|folder| folder.life.is_over(now) || folder.key_too_old)
-}
-
-/// Of the leaves that are due and not over, the one that ends first.
-fn most_urgent(now: OffsetDateTime, facts: &Facts) -> Option<&FolderFacts> {
-    let due = |folder: &&FolderFacts| {
-        !folder.key_too_old && !folder.life.is_over(now) && now >= folder.life.renew_at
-    };
-    facts.folders.iter().filter(due).min_by_key(|folder| folder.life.not_after)
-}
-
-/// The next moment at which the answer may be another one.
-fn wake(now: OffsetDateTime, facts: &Facts, retry_at: Option<OffsetDateTime>) -> OffsetDateTime {
-    let lives = facts.folders.iter().map(|folder| folder.life).chain([facts.identity]);
-    lives
-        .flat_map(|life| [life.renew_at, life.not_after])
-        .chain(retry_at)
-        .filter(|moment| *moment > now)
-        .fold(now + WAIT_MAX, OffsetDateTime::min)
+/// About as long, so that a fleet that was told the same thing does not come back as one herd.
+#[must_use]
+pub fn spread(about: Duration, random: f64) -> Duration {
+    about.mul_f64(0.8 + 0.4 * random.clamp(0.0, 1.0))
 }
 
 fn part_of(issued: OffsetDateTime, not_after: OffsetDateTime, part: u32) -> Duration {
@@ -248,178 +321,4 @@ fn jitter(serial: Serial, most: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use time::macros::datetime;
-
-    use super::*;
-
-    const T0: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
-    const HOUR: Duration = Duration::from_secs(3_600);
-    const TICK: Duration = Duration::from_secs(1);
-
-    fn serial() -> Serial {
-        Serial::new(0, [0; 10])
-    }
-
-    fn folder(number: u32) -> FolderFacts {
-        let life = Life::of_leaf(serial(), T0, T0 + 48 * HOUR);
-        FolderFacts { number, life, key_too_old: false }
-    }
-
-    fn facts() -> Facts {
-        Facts {
-            standing: Standing::Enrolled,
-            identity: Life::of_identity(serial(), T0, T0 + 30 * 24 * HOUR),
-            renewal_pending: false,
-            folders: vec![folder(1)],
-            current: Some(1),
-            env_names: Some(1),
-            folder_wanted: false,
-            call_not_before: None,
-            sync_waiting: true,
-            sync_not_before: None,
-        }
-    }
-
-    fn refused(retry_at: OffsetDateTime) -> Standing {
-        Standing::Refused { reason: "REVOKED".into(), message: String::new(), retry_at }
-    }
-
-    #[test]
-    fn the_next_action_at_each_boundary() {
-        type Change = fn(&mut Facts);
-        let leaf_due = T0 + 16 * HOUR;
-        let table: &[(&str, OffsetDateTime, Change, Action)] = &[
-            ("fresh", T0, |_| {}, Action::Wait(T0 + HOUR)),
-            ("no sync waits", T0, |f| f.sync_waiting = false, Action::Sync),
-            (
-                "sync held back",
-                T0,
-                |f| (f.sync_waiting, f.sync_not_before) = (false, Some(T0 + TICK)),
-                Action::Wait(T0 + TICK),
-            ),
-            ("before the leaf is due", leaf_due - TICK, |_| {}, Action::Wait(leaf_due)),
-            ("at a third of the leaf", leaf_due, |_| {}, Action::RenewLeaf(1)),
-            (
-                "due, in backoff",
-                leaf_due,
-                |f| f.call_not_before = Some(f.folders[0].life.renew_at + TICK),
-                Action::Wait(leaf_due + TICK),
-            ),
-            (
-                "at the end of the backoff",
-                leaf_due,
-                |f| f.call_not_before = Some(f.folders[0].life.renew_at),
-                Action::RenewLeaf(1),
-            ),
-            ("identity due first", T0 + 24 * HOUR, |_| {}, Action::RenewIdentity),
-            ("renewal cut short", T0, |f| f.renewal_pending = true, Action::RenewIdentity),
-            ("no folder", T0, |f| f.folders.clear(), Action::NewFolder),
-            ("current points nowhere", T0, |f| f.current = None, Action::NewFolder),
-            ("folder asked for", T0, |f| f.folder_wanted = true, Action::NewFolder),
-            ("key too old", leaf_due, |f| f.folders[0].key_too_old = true, Action::NewFolder),
-            (
-                "older folder's key too old",
-                leaf_due - TICK,
-                |f| {
-                    f.folders.push(FolderFacts { key_too_old: true, ..folder(2) });
-                    f.folders[1].life.renew_at = T0;
-                },
-                Action::Wait(leaf_due),
-            ),
-            (
-                "the one that ends first",
-                leaf_due,
-                |f| {
-                    f.folders.push(folder(2));
-                    f.folders[1].life.not_after -= TICK;
-                },
-                Action::RenewLeaf(2),
-            ),
-            (
-                "current at its end",
-                T0 + 48 * HOUR,
-                |f| f.identity.renew_at = T0 + 100 * HOUR,
-                Action::NewFolder,
-            ),
-            (
-                "old folder at its end",
-                T0 + HOUR,
-                |f| {
-                    f.folders.push(folder(2));
-                    f.folders[1].life.not_after = T0 + HOUR;
-                },
-                Action::RemoveFolder(2),
-            ),
-            (
-                "old folder before its end, renewed",
-                T0 + HOUR - TICK,
-                |f| {
-                    f.folders.push(folder(2));
-                    f.folders[1].life.renew_at = T0;
-                    f.folders[1].life.not_after = T0 + HOUR;
-                },
-                Action::RenewLeaf(2),
-            ),
-            (
-                "old folder at its end, named by ray.env",
-                T0 + HOUR,
-                |f| {
-                    f.folders.push(folder(2));
-                    f.folders[1].life.not_after = T0 + HOUR;
-                    f.env_names = Some(2);
-                },
-                Action::Wait(T0 + 2 * HOUR),
-            ),
-            ("refused", T0, |f| f.standing = refused(T0 + TICK), Action::Wait(T0 + TICK)),
-            (
-                "refused, asked again",
-                T0,
-                |f| (f.standing, f.sync_waiting) = (refused(T0), false),
-                Action::Sync,
-            ),
-            ("left", leaf_due, |f| f.standing = Standing::Left, Action::Wait(leaf_due + HOUR)),
-            (
-                "re-enrol needed",
-                leaf_due,
-                |f| {
-                    f.standing = Standing::ReenrolNeeded {
-                        reason: "IDENTITY_UNKNOWN".into(),
-                        message: String::new(),
-                    };
-                },
-                Action::Wait(leaf_due + HOUR),
-            ),
-            ("identity over", T0 + 30 * 24 * HOUR, |_| {}, Action::IdentityOver),
-        ];
-        for (name, now, change, wanted) in table {
-            let mut facts = facts();
-            change(&mut facts);
-            assert_eq!(next_action(*now, &facts), *wanted, "{name}");
-        }
-    }
-
-    #[test]
-    fn jitter_only_moves_a_renewal_earlier_and_never_by_more_than_its_part() {
-        let at = |random| Life::of_leaf(Serial::new(0, random), T0, T0 + 30 * HOUR).renew_at;
-        assert_eq!(at([0; 10]), T0 + 10 * HOUR);
-        assert_eq!(at([0xff; 10]), T0 + 9 * HOUR);
-        assert_eq!(at([7; 10]), at([7; 10]));
-    }
-
-    #[test]
-    fn a_short_identity_is_renewed_at_a_third_and_a_long_one_daily() {
-        let renewed = |life| Life::of_identity(serial(), T0, T0 + life).renew_at;
-        assert_eq!(renewed(3 * HOUR), T0 + HOUR);
-        assert_eq!(renewed(30 * 24 * HOUR), T0 + 24 * HOUR);
-    }
-
-    #[test]
-    fn backoff_doubles_up_to_its_bound_and_never_spins() {
-        assert_eq!(backoff(0, 1.0), BACKOFF_MIN);
-        assert_eq!(backoff(3, 1.0), 8 * BACKOFF_MIN);
-        assert_eq!(backoff(3, 0.5), 4 * BACKOFF_MIN);
-        assert_eq!(backoff(u32::MAX, 1.0), BACKOFF_MAX);
-        assert!(backoff(0, 0.0) >= BACKOFF_FLOOR);
-    }
-}
+mod tests;

@@ -13,32 +13,28 @@
 use std::{
     fs::File,
     io::{self, Read},
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use prost::Message;
 use raymtls_proto::{
     bundle,
     durable::{self, Access},
-    identity::{ClusterId, NodeName, Role, Subject, TrustDomain},
     leaf::LeafFacts,
     serial::Serial,
     v1,
 };
 use rustix::fs::FlockOperation;
-use rustls::pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-pub(crate) use raymtls_proto::durable::make_parents;
-
 use crate::keys::{KeyError, PrivateKey};
+pub use crate::{memory::Memory, nodefile::NodeFile};
 
-/// Format of `node.toml` this code writes.
-const FORMAT: u32 = 1;
+/// All files of the folder that are replaced.
+const FILES: [&str; 6] =
+    ["identity.pem", "enroll.key", "renew.key", "node.toml", "sync.pb", "status.json"];
+
 /// Longest file read back, in bytes: a bundle may hold many CRLs.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
 
@@ -76,114 +72,6 @@ pub enum StateError {
         /// What is wrong with its owner or mode.
         why: String,
     },
-}
-
-/// What enrolment bound to this node, and how to reach the CA.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeFile {
-    /// The deployment.
-    pub trust_domain: TrustDomain,
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// This node.
-    pub node: NodeName,
-    /// What it is for.
-    pub role: Role,
-    /// Addresses the CA bound to it.
-    pub addresses: Vec<IpAddr>,
-    /// DNS names the CA bound to it.
-    pub dns_names: Vec<String>,
-    /// `host:port` of the CA's node listeners, tried in order.
-    pub node_endpoints: Vec<String>,
-    /// What the CA's certificate must chain to.
-    pub control_roots: Vec<CertificateDer<'static>>,
-    /// Group that may read the Ray leaf key, as given at enrolment.
-    pub ray_gid: Option<u32>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct NodeText {
-    format: u32,
-    trust_domain: TrustDomain,
-    cluster: ClusterId,
-    node: NodeName,
-    role: Role,
-    addresses: Vec<IpAddr>,
-    dns_names: Vec<String>,
-    node_endpoints: Vec<String>,
-    ray_gid: Option<u32>,
-    // Last: a file cut short does not parse.
-    control_roots: String,
-}
-
-impl NodeFile {
-    /// Who the identity speaks for.
-    #[must_use]
-    pub fn agent(&self) -> Subject {
-        Subject::Agent(self.cluster.clone(), self.node.clone())
-    }
-
-    /// Who the Ray leaf speaks for.
-    #[must_use]
-    pub fn ray(&self) -> Subject {
-        match self.role {
-            Role::Head | Role::Worker => Subject::RayNode(self.cluster.clone(), self.node.clone()),
-            Role::Driver => Subject::RayDriver(self.cluster.clone(), self.node.clone()),
-        }
-    }
-
-    /// DNS names its Ray leaf has: a driver's has none.
-    #[must_use]
-    pub fn leaf_dns_names(&self) -> &[String] {
-        match self.role {
-            Role::Head | Role::Worker => &self.dns_names,
-            Role::Driver => &[],
-        }
-    }
-
-    /// What its Ray leaf is for.
-    #[must_use]
-    pub fn purpose(&self) -> v1::LeafPurpose {
-        match self.role {
-            Role::Head | Role::Worker => v1::LeafPurpose::Node,
-            Role::Driver => v1::LeafPurpose::Driver,
-        }
-    }
-
-    fn to_text(&self) -> String {
-        let text = NodeText {
-            format: FORMAT,
-            trust_domain: self.trust_domain.clone(),
-            cluster: self.cluster.clone(),
-            node: self.node.clone(),
-            role: self.role,
-            addresses: self.addresses.clone(),
-            dns_names: self.dns_names.clone(),
-            node_endpoints: self.node_endpoints.clone(),
-            ray_gid: self.ray_gid,
-            control_roots: bundle::certificates_to_pem(&self.control_roots),
-        };
-        toml::to_string(&text).expect("names, addresses and strings are valid TOML")
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let text: NodeText = toml::from_str(text).map_err(|e| e.message().to_owned())?;
-        if text.format != FORMAT {
-            return Err(format!("format {}, this program reads format {FORMAT}", text.format));
-        }
-        Ok(Self {
-            trust_domain: text.trust_domain,
-            cluster: text.cluster,
-            node: text.node,
-            role: text.role,
-            addresses: text.addresses,
-            dns_names: text.dns_names,
-            node_endpoints: text.node_endpoints,
-            ray_gid: text.ray_gid,
-            control_roots: bundle::certificates_from_pem(text.control_roots.as_bytes())
-                .map_err(|e| e.to_string())?,
-        })
-    }
 }
 
 /// An agent identity: its key and its chain.
@@ -240,7 +128,7 @@ impl StateDir {
     pub fn prepare(path: &Path) -> Result<Self, StateError> {
         let path = std::path::absolute(path)?;
         if let Some(parent) = path.parent() {
-            make_parents(parent)?;
+            durable::make_parents(parent)?;
         }
         durable::make_folder(&path, Access { mode: 0o700, uid: None, gid: None })?;
         Self::open(&path)
@@ -263,6 +151,9 @@ impl StateDir {
             why: why.to_owned(),
         };
         use std::os::unix::fs::MetadataExt;
+        if let Some(why) = fault_of_parent(&path)? {
+            return Err(exposed(&why));
+        }
         if metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(exposed("belongs to another user: run the agent as its owner"));
         }
@@ -307,8 +198,7 @@ impl StateDir {
     /// # Errors
     /// The system's.
     pub fn sweep(&self) -> Result<(), StateError> {
-        sweep_temporaries(&self.0)?;
-        Ok(())
+        Ok(sweep_temporaries(&self.0, &FILES)?)
     }
 
     /// What enrolment bound to the node; `None` before it.
@@ -362,14 +252,15 @@ impl StateDir {
         self.drop_waiting(&identity.key.spki_der())
     }
 
-    /// The key that waits for its certificate, made and on the disk before this returns.
+    /// The key that waits for its certificate, made and on the disk before this returns. A damaged one
+    /// is set aside: it costs a try, not the node.
     ///
     /// # Errors
-    /// The system's, or damage.
+    /// The system's.
     pub fn waiting_key(&self, purpose: WaitingKey) -> Result<PrivateKey, StateError> {
         let path = self.0.join(purpose.file());
-        if path.exists() {
-            return Ok(PrivateKey::load(&path)?);
+        if let Some(key) = load_waiting(&path)? {
+            return Ok(key);
         }
         let key = PrivateKey::generate()?;
         durable::create(&path, key.to_pem().as_bytes(), Access::PRIVATE)?;
@@ -385,26 +276,22 @@ impl StateDir {
     /// Drops waiting keys that became this identity.
     ///
     /// # Errors
-    /// The system's, or damage.
+    /// The system's.
     pub fn drop_waiting(&self, spki_der: &[u8]) -> Result<(), StateError> {
         for purpose in [WaitingKey::Enrolment, WaitingKey::Renewal] {
             let path = self.0.join(purpose.file());
-            if path.exists() && PrivateKey::load(&path)?.spki_der() == spki_der {
+            if load_waiting(&path)?.is_some_and(|key| key.spki_der() == spki_der) {
                 std::fs::remove_file(&path)?;
             }
         }
         Ok(durable::sync_folder(&self.0)?)
     }
 
-    /// What the CA said last. Unreadable memory is no memory: the CA is asked for everything again.
+    /// What the CA said last, as far as it can be read.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        read_if_there(&self.0.join("sync.pb"))
-            .ok()
-            .flatten()
-            .and_then(|bytes| v1::SyncResponse::decode(bytes.as_slice()).ok())
-            .map(Memory)
-            .unwrap_or_default()
+        let bytes = read_if_there(&self.0.join("sync.pb")).ok().flatten().unwrap_or_default();
+        Memory::decode(&bytes)
     }
 
     /// Keeps what the CA said.
@@ -412,8 +299,7 @@ impl StateDir {
     /// # Errors
     /// The system's.
     pub fn put_memory(&self, memory: &Memory) -> Result<(), StateError> {
-        let bytes = memory.0.encode_to_vec();
-        Ok(durable::replace(&self.0.join("sync.pb"), &bytes, Access::PRIVATE)?)
+        Ok(durable::replace(&self.0.join("sync.pb"), &memory.encode(), Access::PRIVATE)?)
     }
 
     /// Where the daemon's status stands when the daemon is gone.
@@ -441,65 +327,6 @@ impl WaitingKey {
     }
 }
 
-/// The last answer of the CA in each of its parts, without the Ray token, which lies in the TLS
-/// folder for Ray to read.
-#[derive(Clone, Default)]
-pub struct Memory(v1::SyncResponse);
-
-impl Memory {
-    /// The version all parts are of.
-    #[must_use]
-    pub fn version(&self) -> Option<v1::SyncVersion> {
-        self.0.version
-    }
-
-    /// The cluster's settings.
-    #[must_use]
-    pub fn settings(&self) -> Option<&v1::Settings> {
-        self.0.settings.as_ref()
-    }
-
-    /// What Ray must trust.
-    #[must_use]
-    pub fn bundle(&self) -> Option<&v1::TrustBundle> {
-        self.0.bundle.as_ref()
-    }
-
-    /// What the CA revoked of its own certificates.
-    #[must_use]
-    pub fn control_crls(&self) -> &[Vec<u8>] {
-        self.0.control_crl.as_ref().map_or(&[], |crl| &crl.crls_der)
-    }
-
-    /// Takes over the parts an answer has.
-    pub fn merge(&mut self, answer: &v1::SyncResponse) {
-        let known = &mut self.0;
-        known.version = answer.version.or(known.version);
-        known.settings = answer.settings.clone().or_else(|| known.settings.take());
-        known.bundle = answer.bundle.clone().or_else(|| known.bundle.take());
-        known.control_crl = answer.control_crl.clone().or_else(|| known.control_crl.take());
-        known.server_time_unix = answer.server_time_unix;
-    }
-
-    /// Takes over settings and bundle that came with another answer.
-    pub fn learn(&mut self, settings: Option<v1::Settings>, bundle: Option<v1::TrustBundle>) {
-        let known = &mut self.0;
-        known.settings = settings.or_else(|| known.settings.take());
-        known.bundle = bundle.or_else(|| known.bundle.take());
-    }
-
-    /// Makes the next Sync ask for everything.
-    pub fn forget_version(&mut self) {
-        self.0.version = None;
-    }
-}
-
-impl std::fmt::Debug for Memory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Memory({:?})", self.0.version)
-    }
-}
-
 /// When the CA issued a certificate: the serial says it to the millisecond, notBefore is backdated.
 #[must_use]
 pub fn issued_at(facts: &LeafFacts) -> OffsetDateTime {
@@ -510,17 +337,66 @@ pub fn issued_at(facts: &LeafFacts) -> OffsetDateTime {
         .unwrap_or(facts.not_before)
 }
 
-/// Removes `.NAME.tmp` files of a folder.
-pub(crate) fn sweep_temporaries(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|e| naming(folder, &e))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') && name.ends_with(".tmp") && !entry.file_type()?.is_dir() {
-            std::fs::remove_file(entry.path())?;
+/// A key that waits for its certificate, if there is one that can be read.
+fn load_waiting(path: &Path) -> Result<Option<PrivateKey>, StateError> {
+    match PrivateKey::load(path) {
+        Ok(key) => Ok(Some(key)),
+        Err(KeyError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(KeyError::Read { error, .. }) if error.kind() == io::ErrorKind::InvalidData => {
+            set_aside(path)
+        }
+        Err(KeyError::Damaged(_)) => set_aside(path),
+        Err(error @ (KeyError::Read { .. } | KeyError::Library(_))) => Err(error.into()),
+    }
+}
+
+fn set_aside(path: &Path) -> Result<Option<PrivateKey>, StateError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    std::fs::rename(path, &aside).map_err(|e| naming(path, &e))?;
+    tracing::warn!(
+        key = %path.display(), set_aside = %Path::new(&aside).display(),
+        "a key that waited for its certificate is damaged: another is made"
+    );
+    Ok(None)
+}
+
+/// Removes the `.NAME.tmp` that a crash left of these files, and nothing else: the folder may be one
+/// that somebody named by mistake.
+pub(crate) fn sweep_temporaries(folder: &Path, names: &[&str]) -> io::Result<()> {
+    for name in names {
+        let path = folder.join(format!(".{name}.tmp"));
+        match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => std::fs::remove_file(&path).map_err(|e| naming(&path, &e))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(naming(&path, &e)),
         }
     }
     Ok(())
+}
+
+/// What is wrong with the folder that `path` lies in: whoever writes there can put another folder in
+/// the place of `path`.
+pub(crate) fn fault_of_parent(path: &Path) -> io::Result<Option<String>> {
+    use std::os::unix::fs::MetadataExt;
+    let Some(parent) = path.parent() else { return Ok(None) };
+    let metadata = std::fs::metadata(parent).map_err(|e| naming(parent, &e))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode());
+    let named = parent.display();
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Ok(Some(format!(
+            "lies in {named}, which belongs to uid {owner}, who can put another folder in its \
+             place: name one that lies in a folder of root or of the agent's user"
+        )));
+    }
+    let sticky = mode & 0o1000 != 0;
+    Ok((mode & 0o022 != 0 && !sticky).then(|| {
+        format!(
+            "lies in {named}, where others may write and put another folder in its place: run \
+             `chmod go-w {named}`, or name one that lies elsewhere"
+        )
+    }))
 }
 
 /// A bounded read; `None` where there is no file.
@@ -540,4 +416,57 @@ fn naming(path: &Path, error: &io::Error) -> io::Error {
 
 fn damaged(path: &Path, why: impl ToString) -> StateError {
     StateError::Damaged { path: path.display().to_string(), why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::prepare(&folder.path().join("state")).unwrap();
+        (folder, state)
+    }
+
+    #[test]
+    fn only_our_own_temporaries_are_swept() {
+        let (_folder, state) = state();
+        for name in [".sync.pb.tmp", ".backup.tmp", ".node.toml.tmp.old"] {
+            durable::create(&state.path().join(name), b"x", Access::PRIVATE).unwrap();
+        }
+        std::fs::create_dir(state.path().join(".node.toml.tmp")).unwrap();
+        state.sweep().unwrap();
+        assert!(!state.path().join(".sync.pb.tmp").exists());
+        for kept in [".backup.tmp", ".node.toml.tmp.old", ".node.toml.tmp"] {
+            assert!(state.path().join(kept).exists(), "{kept}");
+        }
+    }
+
+    #[test]
+    fn a_folder_others_can_replace_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (mode, good) in [(0o755, true), (0o1777, true), (0o777, false), (0o775, false)] {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let prepared = StateDir::prepare(&folder.path().join("state"));
+            assert_eq!(prepared.is_ok(), good, "{mode:o}: {prepared:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_waiting_key_is_set_aside_and_made_anew() {
+        for content in [&b"no key"[..], b"", b"\xff\xfe"] {
+            let (_folder, state) = state();
+            let path = state.path().join("renew.key");
+            durable::create(&path, content, Access::PRIVATE).unwrap();
+            state.drop_waiting(b"some key").unwrap();
+            assert!(!path.exists());
+            durable::create(&path, content, Access::PRIVATE).unwrap();
+            let key = state.waiting_key(WaitingKey::Renewal).unwrap();
+            let again = state.waiting_key(WaitingKey::Renewal).unwrap();
+            assert_eq!(again.spki_der(), key.spki_der());
+            assert_eq!(std::fs::read(state.path().join("renew.key.damaged")).unwrap(), content);
+        }
+    }
 }

@@ -42,6 +42,9 @@ pub struct Status {
     pub key_folders: Vec<FolderStatus>,
     /// Until when what starts now finds a valid leaf, if nothing is renewed any more.
     pub files_work_until: Option<Moment>,
+    /// Whether Ray's token is there; absent where it is off.
+    #[serde(default)]
+    pub has_ray_token: Option<bool>,
     /// `ray.env` of this node.
     pub ray_env: String,
     /// What the operator set for the cluster.
@@ -56,6 +59,14 @@ pub struct Status {
     pub renewals: u64,
     /// What is wrong and does not stop the agent.
     pub problems: Vec<String>,
+}
+
+impl Status {
+    /// Whether what starts now finds all it needs: a valid leaf, and Ray's token unless it is off.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.files_work_until.is_some() && self.has_ray_token != Some(false)
+    }
 }
 
 /// Contact with the CA.
@@ -165,11 +176,22 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
         ];
         let marks: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, mark)| *mark).collect();
         let name = format!("key folder {}", folder.name);
-        line(&name, format!("{}  {}", certificate(&folder.leaf, now), marks.join(", ")).trim_end());
+        let leaf = if folder.key_too_old {
+            ends(&folder.leaf, now)
+        } else {
+            certificate(&folder.leaf, now)
+        };
+        line(&name, format!("{leaf}  {}", marks.join(", ")).trim_end());
     }
     match status.files_work_until {
         Some(until) => line("files work until", &format!("{until} ({})", until.relative(now))),
         None => line("files work until", "there is no valid leaf"),
+    }
+    if status.has_ray_token == Some(false) {
+        line(
+            "Ray token",
+            "MISSING: the CA has not delivered it yet, Ray is not started without it",
+        );
     }
     line("ray.env", &status.ray_env);
     if let Some(settings) = &status.settings {
@@ -210,13 +232,19 @@ fn contact(ca: &Contact, now: OffsetDateTime) -> String {
 }
 
 fn certificate(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
-    format!(
-        "{}  ends {} ({}), renewed {}",
-        certificate.serial,
-        certificate.not_after,
-        certificate.not_after.relative(now),
-        certificate.renew_at.relative(now)
-    )
+    format!("{}, {}", ends(certificate, now), renewal(certificate.renew_at, now))
+}
+
+fn ends(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
+    let not_after = certificate.not_after;
+    format!("{}  ends {not_after} ({})", certificate.serial, not_after.relative(now))
+}
+
+fn renewal(at: Moment, now: OffsetDateTime) -> String {
+    if at.time() > now {
+        return format!("renewal due {}", at.relative(now));
+    }
+    format!("RENEWAL OVERDUE since {at} ({})", at.relative(now))
 }
 
 fn join(words: &[String]) -> String {
@@ -225,7 +253,24 @@ fn join(words: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
+
+    #[test]
+    fn a_renewal_that_is_overdue_is_said_to_be() {
+        let at = Moment::from(datetime!(2026-11-24 08:00 UTC));
+        for (now, text) in [
+            (datetime!(2026-11-24 07:58 UTC), "renewal due in 2m"),
+            (datetime!(2026-11-24 08:00 UTC), "RENEWAL OVERDUE since 2026-11-24T08:00:00Z (now)"),
+            (
+                datetime!(2026-11-24 08:01 UTC),
+                "RENEWAL OVERDUE since 2026-11-24T08:00:00Z (1m ago)",
+            ),
+        ] {
+            assert_eq!(renewal(at, now), text);
+        }
+    }
 
     #[test]
     fn the_split_holds_only_between_two_users() {

@@ -81,6 +81,7 @@ pub(crate) struct Knobs {
     pub(crate) directives: Vec<v1::Directive>,
     pub(crate) version: u64,
     pub(crate) mode: v1::Mode,
+    pub(crate) control_crls: Vec<Vec<u8>>,
 }
 
 pub(crate) struct TestCa {
@@ -96,6 +97,8 @@ pub(crate) struct TestCa {
     identities: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     pub(crate) enrolments: AtomicUsize,
     pub(crate) leaves: AtomicUsize,
+    /// Times a leaf was asked for, refused or not.
+    pub(crate) leaf_calls: AtomicUsize,
     pub(crate) syncs: AtomicUsize,
     /// Bytes of application data that reached the server after its handshakes.
     pub(crate) bytes: AtomicUsize,
@@ -130,6 +133,7 @@ impl TestCa {
                 directives: Vec::new(),
                 version: 1,
                 mode: v1::Mode::Files,
+                control_crls: Vec::new(),
             }),
             domain: "ray.example".parse().unwrap(),
             control_root_der,
@@ -139,6 +143,7 @@ impl TestCa {
             identities: Mutex::default(),
             enrolments: AtomicUsize::new(0),
             leaves: AtomicUsize::new(0),
+            leaf_calls: AtomicUsize::new(0),
             syncs: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
         });
@@ -286,7 +291,8 @@ impl TestCa {
         params.subject_alt_names =
             vec![SanType::URI(subject.uri(&self.domain).try_into().unwrap())];
         params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
-        for name in request.dns_names.iter().map(String::as_str).chain(["localhost"]) {
+        let localhost = (!driver).then_some("localhost");
+        for name in request.dns_names.iter().map(String::as_str).chain(localhost) {
             params.subject_alt_names.push(SanType::DnsName(name.try_into().unwrap()));
         }
         params.extended_key_usages =
@@ -359,6 +365,7 @@ impl NodeService for TestCa {
         &self,
         request: Request<v1::IssueLeafRequest>,
     ) -> Result<Response<v1::IssueLeafResponse>, Status> {
+        self.leaf_calls.fetch_add(1, Ordering::SeqCst);
         self.node_refusal()?;
         if let Some(reason) = self.with(|k| k.refuse_leaf) {
             return Err(reason.status("says the test", None));
@@ -389,7 +396,7 @@ impl NodeService for TestCa {
             settings: Some(self.settings()),
             bundle: Some(self.bundle()),
             ray_token: self.with(|k| k.ray_token).then(|| v1::RayToken { token: b"t0ken".into() }),
-            control_crl: Some(v1::ControlCrl { crls_der: vec![] }),
+            control_crl: Some(v1::ControlCrl { crls_der: self.with(|k| k.control_crls.clone()) }),
             directives: self.with(|k| k.directives.clone()),
             server_time_unix: self.clock.now().unix_timestamp(),
         })

@@ -1,7 +1,13 @@
 //! The join file: all a machine needs to enrol, in one file of mode 0600. It carries the control
 //! root itself, so the node verifies the CA with a stock verifier before it sends the token.
 
-use std::{fs::File, io::Read, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    fs::File,
+    io::Read,
+    net::Ipv6Addr,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
 
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
@@ -20,6 +26,8 @@ const FORMAT: u32 = 1;
 const FILE_LEN_MAX: u64 = 64 * 1024;
 /// Most endpoints of one kind.
 const ENDPOINTS_MAX: usize = 16;
+/// Longest host name (RFC 1035 2.3.4).
+const HOST_LEN_MAX: usize = 255;
 
 /// A join file, read and found whole.
 #[derive(Debug)]
@@ -52,6 +60,15 @@ pub enum JoinError {
     Exposed {
         /// Permission bits.
         mode: u32,
+    },
+    /// Somebody else made it.
+    #[error(
+        "the join file belongs to uid {uid}, who is neither root nor the user who reads it: \
+         whoever wrote it decides which CA this machine trusts; run `chown` on it if it is yours"
+    )]
+    Owner {
+        /// Whose it is.
+        uid: u32,
     },
     /// Not a plain file, or too long to be one of ours.
     #[error("the join file is not a plain file of at most {FILE_LEN_MAX} bytes")]
@@ -93,7 +110,11 @@ impl JoinFile {
         if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
             return Err(JoinError::NotPlain);
         }
-        let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777;
+        let uid = metadata.uid();
+        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+            return Err(JoinError::Owner { uid });
+        }
+        let mode = metadata.mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(JoinError::Exposed { mode });
         }
@@ -126,6 +147,10 @@ impl JoinFile {
         for endpoints in [&parsed.enrollment_endpoints, &parsed.node_endpoints] {
             if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
                 let wanted = format!("1 to {ENDPOINTS_MAX} endpoints of each kind are wanted");
+                return Err(JoinError::Damaged(wanted));
+            }
+            if let Some(odd) = endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
+                let wanted = format!("endpoint {odd:?} is not of the form host:port");
                 return Err(JoinError::Damaged(wanted));
             }
         }
@@ -161,6 +186,21 @@ impl JoinFile {
         let body = toml::to_string(&text).expect("strings and lists of strings are valid TOML");
         format!("# Ray mTLS join file: holds a secret. Use it once, then delete it.\n{body}").into()
     }
+}
+
+/// `host:port`, where an IPv6 address stands in brackets.
+fn is_endpoint(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_fits = match in_brackets {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_';
+            (1..=HOST_LEN_MAX).contains(&host.len()) && host.bytes().all(fits)
+        }
+    };
+    let port_fits = port.bytes().all(|b| b.is_ascii_digit());
+    host_fits && port_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 #[cfg(test)]
@@ -214,6 +254,46 @@ mod tests {
         for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(JoinFile::read(&path).is_ok(), good, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can give a file away");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("join");
+        let text = sample().to_text();
+        let access = crate::durable::Access { mode: 0o600, uid: Some(4_321), gid: None };
+        crate::durable::create(&path, text.expose_secret().as_bytes(), access).unwrap();
+        assert!(matches!(JoinFile::read(&path), Err(JoinError::Owner { uid: 4_321 })));
+    }
+
+    #[test]
+    fn an_endpoint_is_host_and_port() {
+        for (text, good) in [
+            ("ca:7443", true),
+            ("ca-1.example.org:7443", true),
+            ("10.77.0.4:1", true),
+            ("[fd00::1]:65535", true),
+            ("ca", false),
+            ("ca:", false),
+            (":7443", false),
+            ("ca:0", false),
+            ("ca:65536", false),
+            ("ca:+7443", false),
+            ("fd00::1:7443", false),
+            ("[ca]:7443", false),
+            ("https://ca:7443", false),
+            ("user@ca:7443", false),
+            ("ca :7443", false),
+        ] {
+            let mut file = sample();
+            file.node_endpoints.push(text.to_owned());
+            let parsed = JoinFile::parse(file.to_text().expose_secret());
+            assert_eq!(parsed.is_ok(), good, "{text}");
         }
     }
 }

@@ -1,20 +1,17 @@
 //! What the daemon answers over its socket.
 
-use std::time::Duration;
-
-use raymtls_proto::{reason::Reaction, v1};
+use raymtls_proto::{reason::Reason, v1};
 use tokio::time::Instant;
 
 use super::{ActError, Agent};
 use crate::{
     api::{Answer, Ask, ErrorKind, ExecFolder, Renewed},
+    client::CallError,
     keyfolder::{FOLDERS_MAX, folder_name},
-    state::{IDENTITY_RENEWED_AFTER, Standing},
+    state::{Call, IDENTITY_RENEWED_AFTER, Standing},
     statedir::issued_at,
 };
 
-/// At most one new key folder for `exec` in this time.
-const EXEC_FOLDER_PAUSE: Duration = Duration::from_secs(10);
 /// Key folders `exec` leaves free for a key that grew too old.
 const FOLDERS_KEPT_FREE: usize = 1;
 
@@ -49,14 +46,18 @@ impl Agent {
             None => match self.new_folder().await {
                 Ok(_) => None,
                 Err(error) => {
-                    self.failed(&error);
+                    self.failed(Some(Call::NewFolder), &error);
                     Some(format!("no new key folder: {error}"))
                 }
             },
         };
         let Some(number) = self.newest_valid(self.clock.now()) else {
             let why = note.unwrap_or_default();
-            return Answer::error(ErrorKind::Failed, format!("there is no valid leaf; {why}"));
+            let kind = match &self.standing {
+                Standing::Refused { .. } | Standing::ReenrolNeeded { .. } => ErrorKind::Refused,
+                Standing::Enrolled | Standing::Left => ErrorKind::Failed,
+            };
+            return Answer::error(kind, format!("there is no valid leaf; {why}"));
         };
         let env = self.tls.env_for(number, self.with_token());
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
@@ -64,7 +65,6 @@ impl Agent {
     }
 
     fn why_no_new_folder(&self) -> Option<String> {
-        let now = self.clock.now();
         match &self.standing {
             Standing::Enrolled => {}
             Standing::Refused { reason, .. } | Standing::ReenrolNeeded { reason, .. } => {
@@ -72,14 +72,14 @@ impl Agent {
             }
             Standing::Left => return Some("no new key folder: the node left".to_owned()),
         }
-        if self.folder_made_at.is_some_and(|at| now < at + EXEC_FOLDER_PAUSE) {
-            let pause = EXEC_FOLDER_PAUSE.as_secs();
-            return Some(format!("no new key folder: the last is less than {pause} s old"));
+        let pause = self.config.pauses.exec_folder;
+        if self.folder_made_at.is_some_and(|at| at.elapsed() < pause) {
+            return Some(format!("no new key folder: the last is less than {pause:?} old"));
         }
         if self.folders.len() >= FOLDERS_MAX - FOLDERS_KEPT_FREE {
             return Some(format!("no new key folder: there are {} already", self.folders.len()));
         }
-        if self.call_not_before.is_some_and(|at| Instant::now() < at) {
+        if self.calls_not_before.is_some_and(|at| Instant::now() < at) {
             let why = self.contact.last_error.as_deref().unwrap_or("the CA does not answer");
             return Some(format!("no new key folder: {why}"));
         }
@@ -93,26 +93,34 @@ impl Agent {
         if half_old || self.renewal_pending {
             match self.renew_identity().await {
                 Ok(change) => done.identity = Some(change),
-                Err(error) => return self.renewal_failed(&error),
+                Err(error) => return self.answer_failed(Some(Call::RenewIdentity), &error),
             }
         }
         let live = self.folders.iter().filter(|f| f.folder.facts.not_after > now && !f.key_too_old);
         let numbers: Vec<u32> = live.map(|f| f.folder.number).collect();
         for number in numbers {
+            let call = Call::RenewLeaf(number);
             match self.renew_leaf(number).await {
                 Ok(change) => done.key_folders.push(change),
-                Err(error) if error.is_key_too_old() => {
-                    done.failed.push(format!("{}: {error}", folder_name(number)));
+                Err(error @ ActError::Call(_)) if !error.is_key_too_old() => {
+                    return self.answer_failed(Some(call), &error);
                 }
-                Err(error) => return self.renewal_failed(&error),
+                // One bad folder says nothing of the next.
+                Err(error) => {
+                    done.failed.push(format!("{}: {error}", folder_name(number)));
+                    if !error.is_key_too_old() {
+                        self.failed(Some(call), &error);
+                    }
+                }
             }
         }
         Answer::Renewed(done)
     }
 
-    fn renewal_failed(&mut self, error: &ActError) -> Answer {
-        self.failed(error);
-        Answer::error(kind_of(error), error.to_string())
+    fn answer_failed(&mut self, call: Option<Call>, error: &ActError) -> Answer {
+        self.failed(call, error);
+        let kind = if error.is_refusal() { ErrorKind::Refused } else { ErrorKind::Failed };
+        Answer::error(kind, error.to_string())
     }
 
     async fn leave(&mut self) -> Answer {
@@ -121,10 +129,13 @@ impl Agent {
             Ok(client) => client.leave().await.map_err(ActError::from),
             Err(error) => Err(error),
         };
-        if let Err(error) = left {
-            return self.renewal_failed(&error);
+        match left {
+            Ok(_) => {}
+            // The reply to an earlier try was lost: what was wanted is so.
+            Err(ActError::Call(CallError::Refused { reason: Some(Reason::NodeLeft), .. })) => {}
+            Err(error) => return self.answer_failed(None, &error),
         }
-        self.succeeded();
+        self.answered();
         self.stand(Standing::Left);
         let until = self.files_work_until(self.clock.now()).map_or_else(
             || "no valid leaf remains".into(),
@@ -136,19 +147,5 @@ impl Agent {
                 self.node.node, self.node.cluster
             ),
         }
-    }
-}
-
-fn kind_of(error: &ActError) -> ErrorKind {
-    match error {
-        ActError::Call(call) => match call.reaction() {
-            Reaction::Stop | Reaction::Reenrol => ErrorKind::Refused,
-            Reaction::Retry | Reaction::NewKeyFolder => ErrorKind::Failed,
-        },
-        ActError::Verify(_)
-        | ActError::KeyFolder(_)
-        | ActError::State(_)
-        | ActError::Key(_)
-        | ActError::TooManyFolders(_) => ErrorKind::Failed,
     }
 }

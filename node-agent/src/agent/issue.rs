@@ -2,6 +2,7 @@
 //! something, and what comes back is judged before it replaces anything.
 
 use raymtls_proto::{clock::Clock, leaf::LeafFacts, reason::Reason, v1};
+use tokio::time::Instant;
 
 use super::{ActError, Agent, AgentFolder};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     keyfolder::FOLDERS_MAX,
     keys::PrivateKey,
     moment::Moment,
+    state::Call,
     statedir::{Identity, NodeFile, WaitingKey},
     verify::{self, VerifyError, Wanted},
 };
@@ -20,6 +22,7 @@ pub(crate) struct Leaf {
     pub(crate) chain: v1::CertificateChain,
     pub(crate) facts: LeafFacts,
     pub(crate) bundle: v1::TrustBundle,
+    pub(crate) server_time_unix: i64,
 }
 
 /// Asks for a Ray leaf for this key and judges it.
@@ -53,7 +56,7 @@ pub(crate) async fn fetch_leaf(
         now: clock.now(),
     };
     let facts = verify::leaf(&chain, &roots, &wanted)?;
-    Ok(Leaf { chain, facts, bundle })
+    Ok(Leaf { chain, facts, bundle, server_time_unix: answer.server_time_unix })
 }
 
 /// Judges an identity and puts it together with its key.
@@ -85,6 +88,8 @@ impl Agent {
         let key = self.state.waiting_key(WaitingKey::Renewal)?;
         self.renewal_pending = true;
         let answer = self.client()?.renew_identity(key.csr_der()?).await?;
+        self.answered();
+        self.hear_time(answer.server_time_unix);
         let identity = accept_identity(answer.identity, key, &self.node, &*self.clock)?;
         self.state.put_identity(&identity)?;
         let change = SerialChange {
@@ -96,7 +101,7 @@ impl Agent {
         self.renewal_pending = false;
         self.client = None;
         self.renewals += 1;
-        self.succeeded();
+        self.held.remove(&Call::RenewIdentity);
         tracing::info!(old = %change.old, serial = %change.new, not_after = %Moment::from(self.identity.facts.not_after), "identity renewed");
         Ok(change)
     }
@@ -130,7 +135,7 @@ impl Agent {
             }
         };
         // Roots before the leaf that may need them, and after it where the old leaf held them back.
-        self.learn_bundle(&leaf.bundle)?;
+        self.learn_bundle(&leaf)?;
         self.tls.replace_leaf(number, &leaf.chain)?;
         let held = self.folders.iter_mut().find(|f| f.folder.number == number);
         let held = held.expect("a folder that is renewed is in the list");
@@ -143,6 +148,7 @@ impl Agent {
         held.folder.chain = leaf.chain;
         held.folder.facts = leaf.facts;
         self.tls.put_bundle(number, &leaf.bundle)?;
+        self.held.remove(&Call::RenewLeaf(number));
         self.hooks.tell(HookEvent::LeafRenewed, &self.tls.folder_path(number));
         self.sync.report_soon();
         Ok(change)
@@ -155,15 +161,16 @@ impl Agent {
         }
         let key = PrivateKey::generate()?;
         let leaf = self.fetch(&key).await?;
-        self.learn_bundle(&leaf.bundle)?;
+        self.learn_bundle(&leaf)?;
         let number = self.tls.next_number()?;
         let folder = self.tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle)?;
         tracing::info!(key_folder = %folder.name(), serial = %folder.facts.serial, not_after = %Moment::from(folder.facts.not_after), "new key folder");
         self.folders.push(AgentFolder { folder, key_too_old: false });
         self.make_current(number)?;
-        self.folder_made_at = Some(self.clock.now());
+        self.folder_made_at = Some(Instant::now());
+        self.held.remove(&Call::NewFolder);
         if std::mem::take(&mut self.folder_wanted) {
-            self.state.put_memory(&self.memory)?;
+            self.keep(self.memory.clone())?;
         }
         self.hooks.tell(HookEvent::NewKeyFolder, &self.tls.folder_path(number));
         self.sync.report_soon();
@@ -175,18 +182,24 @@ impl Agent {
         let known = self.memory.bundle();
         let leaf = fetch_leaf(&client, &self.node, key, known, &*self.clock).await?;
         self.renewals += 1;
-        self.succeeded();
+        self.answered();
+        self.hear_time(leaf.server_time_unix);
         Ok(leaf)
     }
 
     /// Takes a bundle that came with a leaf over into every folder and the memory.
-    fn learn_bundle(&mut self, bundle: &v1::TrustBundle) -> Result<(), ActError> {
-        if self.memory.bundle() == Some(bundle) {
+    fn learn_bundle(&mut self, leaf: &Leaf) -> Result<(), ActError> {
+        if self.memory.bundle() == Some(&leaf.bundle) {
             return Ok(());
         }
-        self.write_bundle(bundle)?;
-        self.memory.learn(None, Some(bundle.clone()));
-        Ok(self.state.put_memory(&self.memory)?)
+        self.write_bundle(&leaf.bundle)?;
+        let mut memory = self.memory.clone();
+        memory.merge(&v1::SyncResponse {
+            bundle: Some(leaf.bundle.clone()),
+            server_time_unix: leaf.server_time_unix,
+            ..v1::SyncResponse::default()
+        });
+        self.keep(memory)
     }
 
     fn note_key_too_old(&mut self, number: u32, error: &ActError) {
@@ -194,6 +207,8 @@ impl Agent {
         else {
             return;
         };
+        self.answered();
+        self.held.remove(&Call::RenewLeaf(number));
         if let Some(held) = self.folders.iter_mut().find(|f| f.folder.number == number) {
             held.key_too_old = true;
             tracing::warn!(key_folder = %held.folder.name(), "its key is too old to be renewed");

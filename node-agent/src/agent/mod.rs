@@ -4,10 +4,11 @@
 
 mod answers;
 pub(crate) mod issue;
+mod outcome;
 mod sync;
 mod view;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use raymtls_proto::{clock::Clock, reason::Reaction, v1};
 use thiserror::Error;
@@ -28,7 +29,7 @@ use crate::{
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
     notify, socket,
-    state::{self, Action, Facts, FolderFacts, Life, REFUSED_RETRY, Standing},
+    state::{self, Action, Call, Facts, FolderFacts, Life, Standing},
     statedir::{
         Identity, Memory, NodeFile, StateDir, StateError, StateLock, WaitingKey, issued_at,
     },
@@ -38,8 +39,6 @@ use crate::{
 
 /// Most messages that wait for the daemon.
 const EVENTS_LEN_MAX: usize = 64;
-/// How long the loop leaves the CA alone after a Sync that brought nothing and did not wait.
-const SYNC_PAUSE: Duration = Duration::from_secs(1);
 
 /// Stands where a reason word of the CA would: this agent found out by itself.
 const IDENTITY_EXPIRED: &str = "IDENTITY_EXPIRED";
@@ -62,6 +61,9 @@ pub enum ActError {
     /// A key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The CRL would break every later call.
+    #[error("the CA's control CRL was not used: {0}")]
+    ControlCrl(String),
     /// No room for another key folder.
     #[error("there are {0} key folders already: the oldest must expire first")]
     TooManyFolders(usize),
@@ -72,19 +74,31 @@ impl ActError {
     fn is_key_too_old(&self) -> bool {
         matches!(self, Self::Call(call) if call.reaction() == Reaction::NewKeyFolder)
     }
+
+    /// The CA said no, and trying again as it is will not help.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Call(call) => match call.reaction() {
+                Reaction::Stop | Reaction::Reenrol => true,
+                Reaction::Retry | Reaction::NewKeyFolder => false,
+            },
+            Self::Verify(_)
+            | Self::KeyFolder(_)
+            | Self::State(_)
+            | Self::Key(_)
+            | Self::ControlCrl(_)
+            | Self::TooManyFolders(_) => false,
+        }
+    }
 }
 
 impl From<ActError> for Failure {
     fn from(error: ActError) -> Self {
-        let refused = match &error {
-            ActError::Call(call) => call.reaction() == Reaction::Stop,
-            ActError::Verify(_)
-            | ActError::KeyFolder(_)
-            | ActError::State(_)
-            | ActError::Key(_)
-            | ActError::TooManyFolders(_) => false,
-        };
-        if refused { Self::Refused(error.to_string()) } else { Self::Failed(error.to_string()) }
+        if error.is_refusal() {
+            Self::Refused(error.to_string())
+        } else {
+            Self::Failed(error.to_string())
+        }
     }
 }
 
@@ -145,13 +159,15 @@ pub struct Agent {
     env_names: Option<u32>,
     standing: Standing,
     contact: Contact,
-    /// Failed calls in a row.
+    /// Calls in a row that found no CA.
     failures: u32,
-    /// Monotonic: a wall clock put back must not lengthen a backoff.
-    call_not_before: Option<Instant>,
+    calls_not_before: Option<Instant>,
+    held: HashMap<Call, outcome::Held>,
+    /// What the CA's clock said, and when.
+    ca_time: Option<(OffsetDateTime, Instant)>,
     renewal_pending: bool,
     folder_wanted: bool,
-    folder_made_at: Option<OffsetDateTime>,
+    folder_made_at: Option<Instant>,
     client: Option<NodeClient>,
     sync: sync::Waiting,
     hooks: Hooks,
@@ -212,7 +228,9 @@ impl Agent {
                 next_try: None,
             },
             failures: 0,
-            call_not_before: None,
+            calls_not_before: None,
+            held: HashMap::new(),
+            ca_time: None,
             renewal_pending,
             folder_wanted: false,
             folder_made_at: None,
@@ -264,12 +282,9 @@ impl Agent {
             let step = async {
                 match state::next_action(now, &self.look(now)) {
                     Action::Wait(until) => self.wait(now, until).await,
-                    action @ (Action::IdentityOver
-                    | Action::RemoveFolder(_)
-                    | Action::RenewIdentity
-                    | Action::NewFolder
-                    | Action::RenewLeaf(_)
-                    | Action::Sync) => self.act(action).await,
+                    Action::IdentityOver => self.identity_over(),
+                    Action::RemoveFolder(number) => self.remove_folder(number),
+                    Action::Call(call) => self.call(call).await,
                 }
             };
             tokio::select! {
@@ -353,35 +368,35 @@ impl Agent {
             current: self.current,
             env_names: self.env_names,
             folder_wanted: self.folder_wanted,
-            call_not_before: self.call_not_before.map(on_the_wall),
+            ca_now: self.ca_now(),
             sync_waiting: self.sync.is_waiting(),
-            sync_not_before: self.sync.not_before.map(on_the_wall),
+            calls_not_before: self.calls_not_before.map(on_the_wall),
+            held: self.held.iter().map(|(call, held)| (*call, on_the_wall(held.until))).collect(),
         }
     }
 
-    async fn act(&mut self, action: Action) {
-        let done = match action {
-            Action::Wait(_) => Ok(()),
-            Action::IdentityOver => {
-                self.sync.end();
-                self.stand(Standing::ReenrolNeeded {
-                    reason: IDENTITY_EXPIRED.to_owned(),
-                    message: "the agent identity has expired".to_owned(),
-                });
-                Ok(())
-            }
-            Action::RemoveFolder(number) => self.remove_folder(number),
-            Action::RenewIdentity => self.renew_identity().await.map(drop),
-            Action::NewFolder => self.new_folder().await.map(drop),
-            Action::RenewLeaf(number) => self.renew_leaf(number).await.map(drop),
-            Action::Sync => self.start_sync(),
+    async fn call(&mut self, call: Call) {
+        let done = match call {
+            Call::RenewIdentity => self.renew_identity().await.map(drop),
+            Call::NewFolder => self.new_folder().await.map(drop),
+            Call::RenewLeaf(number) => match self.renew_leaf(number).await {
+                // Noted at its folder; the next look decides about a new one.
+                Err(error) if error.is_key_too_old() => Ok(()),
+                other => other.map(drop),
+            },
+            Call::Sync => self.start_sync(),
         };
-        match done {
-            Ok(()) => {}
-            // Noted at its folder; the next look decides about a new one.
-            Err(error) if error.is_key_too_old() => self.succeeded(),
-            Err(error) => self.failed(&error),
+        if let Err(error) = done {
+            self.failed(Some(call), &error);
         }
+    }
+
+    fn identity_over(&mut self) {
+        self.sync.end();
+        self.stand(Standing::ReenrolNeeded {
+            reason: IDENTITY_EXPIRED.to_owned(),
+            message: "the agent identity has expired".to_owned(),
+        });
     }
 
     /// A clock that stood wrong and was put right makes an identity valid again.
@@ -426,105 +441,20 @@ impl Agent {
         Ok(self.client.insert(client).clone())
     }
 
-    /// An answer came: whatever stood in the way is over.
-    fn succeeded(&mut self) {
-        if self.contact.reachable == Some(false) {
-            tracing::info!("the CA answers again");
-        }
-        self.failures = 0;
-        self.call_not_before = None;
-        self.contact.reachable = Some(true);
-        self.contact.last_contact = Some(self.clock.now().into());
-        self.contact.last_error = None;
-        self.contact.next_try = None;
-        if let Standing::Refused { reason, .. } = &self.standing {
-            tracing::info!(%reason, "the CA serves this node again");
-            self.standing = Standing::Enrolled;
-        }
-    }
-
-    /// Decides when to try again, or that trying is over.
-    fn failed(&mut self, error: &ActError) {
-        let now = self.clock.now();
-        let (reaction, word, retry_after) = match error {
-            ActError::Call(call) => (call.reaction(), call.word(), call.retry_after()),
-            ActError::Verify(_)
-            | ActError::KeyFolder(_)
-            | ActError::State(_)
-            | ActError::Key(_)
-            | ActError::TooManyFolders(_) => (Reaction::Retry, "LOCAL", None),
-        };
-        if let ActError::Call(call) = error {
-            self.contact.reachable = Some(matches!(call, CallError::Refused { .. }));
-        }
-        self.contact.last_error = Some(error.to_string());
-        match reaction {
-            Reaction::Retry | Reaction::NewKeyFolder => {
-                let backoff = state::backoff(self.failures, rand::random());
-                // What the CA asks for, spread so that not all come back at once.
-                let wait = retry_after.map_or(backoff, |asked| asked + backoff);
-                self.failures = self.failures.saturating_add(1);
-                self.call_not_before = Some(Instant::now() + wait);
-                self.contact.next_try = Some((now + wait).into());
-                tracing::warn!(reason = word, %error, retry_in = ?wait, "a call to the CA failed");
-            }
-            Reaction::Stop => {
-                let retry_at = now + REFUSED_RETRY;
-                self.contact.next_try = Some(retry_at.into());
-                self.sync.end();
-                self.stand(Standing::Refused {
-                    reason: word.to_owned(),
-                    message: error.to_string(),
-                    retry_at,
-                });
-            }
-            Reaction::Reenrol => {
-                self.sync.end();
-                self.stand(Standing::ReenrolNeeded {
-                    reason: word.to_owned(),
-                    message: error.to_string(),
-                });
-            }
-        }
-    }
-
-    fn stand(&mut self, standing: Standing) {
-        let changed = self.standing.word() != standing.word();
-        self.standing = standing;
-        if changed {
-            self.log_standing();
-        }
-    }
-
-    fn log_standing(&self) {
-        let until = self.files_work_until(self.clock.now());
-        let until = until.map_or_else(|| "already over".to_owned(), |at| at.to_string());
-        match &self.standing {
-            Standing::Refused { reason, message, .. } => tracing::error!(
-                %reason, why = %message, files_work_until = %until,
-                "the CA refuses this node: nothing is renewed, no file is removed"
-            ),
-            Standing::ReenrolNeeded { reason, message } => tracing::error!(
-                %reason, why = %message, files_work_until = %until,
-                "re-enrol needed: stop the agent and run `node-agent enroll` with a new join file"
-            ),
-            Standing::Enrolled | Standing::Left => {
-                tracing::info!(standing = self.standing.word(), "standing changed");
-            }
-        }
-    }
-
     fn problem(&mut self, text: String) {
         tracing::error!("{text}");
         self.problems.push(text);
     }
 
-    fn remove_folder(&mut self, number: u32) -> Result<(), ActError> {
+    fn remove_folder(&mut self, number: u32) {
         // Out of the list first: one that cannot be removed is tried again at the next start.
         self.folders.retain(|f| f.folder.number != number);
-        self.tls.remove(number)?;
-        tracing::info!(key_folder = %keyfolder::folder_name(number), "expired key folder removed");
-        Ok(())
+        self.held.remove(&Call::RenewLeaf(number));
+        let name = keyfolder::folder_name(number);
+        match self.tls.remove(number) {
+            Ok(()) => tracing::info!(key_folder = %name, "expired key folder removed"),
+            Err(error) => self.problem(format!("expired key folder {name} stays: {error}")),
+        }
     }
 
     /// Points `current` and `ray.env` at a folder.
@@ -536,9 +466,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
+    /// Whether Ray's token is on.
     fn with_token(&self) -> bool {
-        self.memory.settings().is_none_or(|settings| settings.ray_token)
+        sync::with_token(&self.memory)
     }
 
     /// Writes roots and CRLs into every folder whose leaf verifies with them.

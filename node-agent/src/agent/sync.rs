@@ -6,11 +6,23 @@ use std::time::Duration;
 use raymtls_proto::{reason::Reason, v1};
 use tokio::time::Instant;
 
-use super::{ActError, Agent, Event, SYNC_PAUSE, Task};
-use crate::{client::CallError, hooks::Event as HookEvent, state::Standing, verify};
+use super::{ActError, Agent, Event, Task};
+use crate::{
+    client::{self, CallError},
+    hooks::Event as HookEvent,
+    state::{self, Call, Standing},
+    statedir::Memory,
+    verify,
+};
 
 /// A waiting Sync is ended early for a newer report at most this often.
 const REPORT_PAUSE: Duration = Duration::from_secs(5);
+/// Least time between two Syncs, whatever the first one brought.
+const SYNC_PAUSE_MIN: Duration = Duration::from_millis(200);
+/// Most time between two Syncs where the first one brought something or waited for it.
+const SYNC_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// So many times in a row another call takes the place of ours before it is called an agent.
+const SUPERSEDED_MAX: u32 = 3;
 
 /// The call that waits at the CA.
 #[derive(Debug, Default)]
@@ -19,7 +31,8 @@ pub(super) struct Waiting {
     /// Which call; an answer of another one comes too late.
     number: u64,
     started: Option<Instant>,
-    pub(super) not_before: Option<Instant>,
+    /// Times in a row that another call took its place.
+    superseded: u32,
 }
 
 impl Waiting {
@@ -30,6 +43,11 @@ impl Waiting {
     /// Ends the waiting call, if there is one.
     pub(super) fn end(&mut self) {
         self.task = None;
+    }
+
+    /// Whether somebody else keeps calling with this identity.
+    pub(super) fn is_contested(&self) -> bool {
+        self.superseded >= SUPERSEDED_MAX
     }
 
     /// What the node holds has changed: the CA hears of it soon.
@@ -68,7 +86,7 @@ impl Agent {
     pub(crate) async fn sync_once(&mut self) -> Result<(), ActError> {
         let request = self.sync_request(Duration::ZERO);
         let answer = self.client()?.sync(request).await?;
-        self.succeeded();
+        self.answered();
         self.apply(&answer)
     }
 
@@ -79,20 +97,33 @@ impl Agent {
         self.sync.end();
         match result {
             Ok(answer) => {
-                let news = answer.version != self.memory.version();
-                let waited =
-                    self.sync.started.is_some_and(|started| started.elapsed() >= SYNC_PAUSE);
-                self.sync.not_before = (!news && !waited).then(|| Instant::now() + SYNC_PAUSE);
-                self.succeeded();
-                if let Err(error) = self.apply(&answer) {
-                    self.failed(&error);
+                self.answered();
+                self.sync.superseded = 0;
+                let pause = self.pause_after(&answer);
+                match self.apply(&answer) {
+                    Ok(()) => self.pause(Call::Sync, pause),
+                    Err(error) => self.failed(Some(Call::Sync), &error),
                 }
             }
-            // Another call of ours took its place.
-            Err(CallError::Refused { reason: Some(Reason::Superseded), .. }) => {
-                self.sync.not_before = Some(Instant::now() + SYNC_PAUSE);
-            }
-            Err(error) => self.failed(&error.into()),
+            Err(CallError::Refused { reason: Some(Reason::Superseded), .. }) => self.superseded(),
+            Err(error) => self.failed(Some(Call::Sync), &error.into()),
+        }
+    }
+
+    fn pause_after(&self, answer: &v1::SyncResponse) -> Duration {
+        let random = (SYNC_PAUSE_MAX - SYNC_PAUSE_MIN).mul_f64(rand::random());
+        let news = answer.version != self.memory.version();
+        let waited = self.sync.started.is_some_and(|at| at.elapsed() >= SYNC_PAUSE_MAX);
+        if news || waited { SYNC_PAUSE_MIN + random } else { SYNC_PAUSE_MAX + random }
+    }
+
+    /// Once that is another call of ours, or an enrolment run again; always, it is another agent.
+    fn superseded(&mut self) {
+        self.answered();
+        self.pause(Call::Sync, state::backoff(self.sync.superseded, rand::random()));
+        self.sync.superseded = self.sync.superseded.saturating_add(1);
+        if self.sync.superseded == SUPERSEDED_MAX {
+            tracing::warn!("another agent uses this identity: revoke the node if it is not yours");
         }
     }
 
@@ -129,37 +160,54 @@ impl Agent {
         self.memory.version().filter(|_| off)
     }
 
+    /// All of it or nothing: where a step fails, the next Sync asks for the same again.
     fn apply(&mut self, answer: &v1::SyncResponse) -> Result<(), ActError> {
+        self.hear_time(answer.server_time_unix);
+        self.judge(answer)?;
         if let Some(bundle) = &answer.bundle {
-            verify::bundle(bundle)?;
             self.write_bundle(bundle)?;
         }
         if let Some(token) = &answer.ray_token {
             self.apply_token(&token.token)?;
         }
-        if let Some(crl) = &answer.control_crl {
-            verify::crls(&crl.crls_der)?;
-            if crl.crls_der != self.memory.control_crls() {
-                // The next connection is judged by the new CRL.
-                self.client = None;
-            }
-        }
-        let changed = answer.version != self.memory.version();
-        self.memory.merge(answer);
+        let mut memory = self.memory.clone();
+        memory.merge(answer);
         if let Some(current) = self.current {
-            self.tls.put_env(current, self.with_token())?;
+            self.tls.put_env(current, with_token(&memory))?;
         }
+        let wanted_before = self.folder_wanted;
         for directive in &answer.directives {
             self.obey(directive);
         }
-        if changed || answer.settings.is_some() {
-            self.remember()?;
+        if memory.control_crls() != self.memory.control_crls() {
+            // The next connection is judged by the new CRL.
+            self.client = None;
+        }
+        let same = answer.version == self.memory.version();
+        if same && answer.settings.is_none() && answer.directives.is_empty() {
+            self.memory = memory;
+            return Ok(());
+        }
+        // Not kept, so not obeyed: it comes again.
+        self.keep(memory).inspect_err(|_| self.folder_wanted = wanted_before)
+    }
+
+    /// Nothing is written before all of it was judged.
+    fn judge(&self, answer: &v1::SyncResponse) -> Result<(), ActError> {
+        if let Some(bundle) = &answer.bundle {
+            verify::bundle(bundle)?;
+        }
+        if let Some(token) = &answer.ray_token {
+            verify::ray_token(&token.token)?;
+        }
+        if let Some(crl) = &answer.control_crl {
+            client::server_verifier(&self.node.control_roots, &crl.crls_der)
+                .map_err(ActError::ControlCrl)?;
         }
         Ok(())
     }
 
     fn apply_token(&mut self, token: &[u8]) -> Result<(), ActError> {
-        verify::ray_token(token)?;
         if self.tls.put_token(token)? {
             tracing::info!("Ray's token written");
             self.hooks.tell(HookEvent::RayTokenChanged, self.tls.path());
@@ -177,12 +225,20 @@ impl Agent {
         }
     }
 
-    /// A directive not yet obeyed must come again after a crash, so the version is not kept with it.
-    fn remember(&self) -> Result<(), ActError> {
-        let mut memory = self.memory.clone();
+    /// On the disk first, then in force. A directive not yet obeyed must come again after a crash, so
+    /// the version is not kept with it.
+    pub(super) fn keep(&mut self, memory: Memory) -> Result<(), ActError> {
+        let mut kept = memory.clone();
         if self.folder_wanted {
-            memory.forget_version();
+            kept.forget_version();
         }
-        Ok(self.state.put_memory(&memory)?)
+        self.state.put_memory(&kept)?;
+        self.memory = memory;
+        Ok(())
     }
+}
+
+/// Whether Ray's token is on; where the settings are not known yet it is, as by default.
+pub(super) fn with_token(memory: &Memory) -> bool {
+    memory.settings().is_none_or(|settings| settings.ray_token)
 }

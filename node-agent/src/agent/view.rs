@@ -10,12 +10,16 @@ use time::OffsetDateTime;
 
 use super::{Agent, AgentFolder};
 use crate::{
+    keyfolder::FOLDERS_MAX,
     moment::Moment,
     notify,
     state::{Life, Standing},
     statedir::{Identity, NodeFile, issued_at},
     status::{CertificateStatus, Contact, FolderStatus, SettingsStatus, SplitStatus, Status},
 };
+
+/// So many key folders are said to be many.
+const FOLDERS_MANY: usize = 12;
 
 impl Agent {
     pub(super) fn view(&self) -> Status {
@@ -32,6 +36,7 @@ impl Agent {
         status.ca = self.contact.clone();
         status.key_folders = self.folders.iter().map(|f| self.folder_status(f)).collect();
         status.files_work_until = self.files_work_until(now);
+        status.has_ray_token = self.with_token().then(|| self.tls.has_token());
         status.ray_env = self.tls.env_path().display().to_string();
         status.settings = self.memory.settings().map(settings_status);
         status.received = self.memory.version().map(version_text);
@@ -40,6 +45,7 @@ impl Agent {
         status.two_key_split = SplitStatus::of(self.config.ray_uid, agent_uid);
         status.renewals = self.renewals;
         status.problems = self.problems.clone();
+        status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
         status
     }
@@ -89,6 +95,18 @@ impl Agent {
         {
             all.push(format!("uid {uid} runs Ray and cannot read its key: give --ray-group"));
         }
+        if self.sync.is_contested() {
+            all.push(
+                "another agent uses this identity: revoke the node if it is not yours".to_owned(),
+            );
+        }
+        let in_use = self.folders.len();
+        if in_use >= FOLDERS_MANY {
+            all.push(format!(
+                "{in_use} of {FOLDERS_MAX} key folders are in use, each start by `exec` makes one: \
+                 at {FOLDERS_MAX} there is no new key; they go some time after their leaves ended"
+            ));
+        }
         let Some(settings) = self.memory.settings() else { return all };
         if settings.mode() == v1::Mode::Tunnel {
             all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
@@ -121,6 +139,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         identity: certificate_status(facts, life),
         key_folders: Vec::new(),
         files_work_until: None,
+        has_ray_token: None,
         ray_env: String::new(),
         settings: None,
         received: None,
