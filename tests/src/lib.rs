@@ -15,7 +15,7 @@
 
 pub mod judge;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use ca_server::{
     admin::{Operator, clusters, nodes, tokens},
@@ -33,8 +33,11 @@ use node_agent::{
 };
 use raymtls_proto::{
     clock::{Clock, SettableClock},
+    durable::{self, Access},
+    join::JoinFile,
     v1::{self, create_cluster_request::Life, enroll_request::Credential},
 };
+use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -178,6 +181,20 @@ impl Deployment {
 
     pub async fn token_with(&self, request: v1::CreateTokenRequest) -> String {
         tokens::create(&self.ca, &self.operator, request).await.unwrap().bootstrap_token
+    }
+
+    /// Writes a join file as `ca-admin token create` does.
+    pub fn write_join(&self, cluster: &str, token: &str, path: &Path) {
+        let target = self.target(self.enrollment);
+        let join = JoinFile {
+            trust_domain: TRUST_DOMAIN.parse().unwrap(),
+            cluster: cluster.parse().unwrap(),
+            enrollment_endpoints: target.endpoints,
+            node_endpoints: vec![self.nodes.to_string()],
+            control_roots: target.control_roots,
+            token: token.parse().unwrap(),
+        };
+        durable::create(path, join.to_text().expose_secret().as_bytes(), Access::PRIVATE).unwrap();
     }
 
     pub async fn tokens(&self, cluster: &str) -> Vec<v1::Token> {

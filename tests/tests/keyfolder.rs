@@ -15,15 +15,8 @@ use node_agent::{
     keys::PrivateKey,
     socket,
 };
-use raymtls_proto::{
-    bundle::certificates_from_pem,
-    clock::Clock,
-    durable::{self, Access},
-    join::JoinFile,
-    leaf::LeafFacts,
-    v1,
-};
-use raymtls_tests::{Deployment, TRUST_DOMAIN};
+use raymtls_proto::{bundle::certificates_from_pem, clock::Clock, leaf::LeafFacts, v1};
+use raymtls_tests::Deployment;
 use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
@@ -69,18 +62,7 @@ impl Node {
         deployment.cluster("c1", HOUR).await;
         let node = Self { deployment, agent: None };
         let token = node.deployment.token("c1", v1::Role::Worker, 1).await;
-        let target = node.deployment.target(node.deployment.enrollment);
-        let join = JoinFile {
-            trust_domain: TRUST_DOMAIN.parse().unwrap(),
-            cluster: "c1".parse().unwrap(),
-            enrollment_endpoints: target.endpoints,
-            node_endpoints: vec![node.deployment.nodes.to_string()],
-            control_roots: target.control_roots,
-            token: token.parse().unwrap(),
-        };
-        let path = node.at("join");
-        let text = secrecy::ExposeSecret::expose_secret(&join.to_text()).to_owned();
-        durable::create(&path, text.as_bytes(), Access::PRIVATE).unwrap();
+        node.deployment.write_join("c1", &token, &node.at("join"));
         let enrolled = node
             .command(&["enroll", "--name", "w1", "--address", "10.0.0.1", "--join", "join"])
             .output()

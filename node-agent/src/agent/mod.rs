@@ -341,6 +341,17 @@ impl Agent {
         for error in damaged {
             self.problem(error.to_string());
         }
+        let own = [self.node.ray().uri(&self.node.trust_domain)];
+        let (folders, others): (Vec<_>, Vec<_>) =
+            folders.into_iter().partition(|folder| folder.facts.uris == own);
+        for other in others {
+            // A Ray that was started before may still use it; nobody renews it any more.
+            let name = other.name();
+            self.problem(format!(
+                "key folder {name} is of an earlier enrolment of this machine: remove it once no Ray \
+                 process uses it"
+            ));
+        }
         self.folders =
             folders.into_iter().map(|folder| AgentFolder { folder, key_too_old: false }).collect();
         let named = self.tls.current();
