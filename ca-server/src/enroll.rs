@@ -45,6 +45,7 @@ pub async fn enroll(
         addresses: parsed.addresses,
         dns_names: parsed.dns_names,
         shared_address: parsed.shared_address,
+        once: parsed.once,
     };
 
     // 2. Token, policy, who holds what; then the signature, which costs most and is nobody's who has
@@ -111,6 +112,7 @@ struct Parsed {
     dns_names: Vec<DnsName>,
     csr_der: Vec<u8>,
     shared_address: bool,
+    once: bool,
 }
 
 impl Parsed {
@@ -134,6 +136,7 @@ impl Parsed {
             dns_names: dns_names(&request.dns_names)?,
             csr_der: request.csr_der,
             shared_address: request.shared_address,
+            once: request.once,
         })
     }
 }

@@ -161,6 +161,7 @@ mod tests {
             addresses: claimed.iter().map(|text| text.parse().unwrap()).collect(),
             dns_names: vec![],
             shared_address: false,
+            once: false,
         }
     }
 

@@ -102,6 +102,7 @@ mod tests {
             addresses: vec![],
             dns_names: vec![],
             shared_address: false,
+            once: false,
         }
     }
 

@@ -479,6 +479,7 @@ fn request(options: &Options, join: &JoinFile, csr_der: Vec<u8>) -> v1::EnrollRe
         dns_names: options.dns_names.iter().map(ToString::to_string).collect(),
         csr_der,
         shared_address: options.shared_address,
+        once: options.once,
     }
 }
 

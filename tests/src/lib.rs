@@ -274,6 +274,7 @@ pub fn ask(
         dns_names: Vec::new(),
         csr_der: key.csr_der().unwrap(),
         shared_address: false,
+        once: false,
     }
 }
 

@@ -100,6 +100,7 @@ suite! {
         nobody_is_absent_before_the_server_has_served_that_long
         a_node_that_left_frees_name_and_address
         a_token_that_may_replace_takes_over_a_live_name
+        a_driver_for_once_leaves_its_name_to_the_next
         drivers_and_shared_addresses_hold_nothing
         an_address_taken_over_is_no_longer_certified_for_its_old_node;
     identities:

@@ -129,6 +129,8 @@ pub struct EnrollAsk {
     pub dns_names: Vec<DnsName>,
     /// The addresses are shared.
     pub shared_address: bool,
+    /// No identity is kept.
+    pub once: bool,
 }
 
 /// What an enrolment comes to, before signing.

@@ -322,6 +322,9 @@ pub struct NodeRecord {
     /// Where the count of identities began.
     #[prost(int64, tag = "19")]
     pub identities_since_ms: i64,
+    /// The machine kept no identity: nobody speaks for the node any more.
+    #[prost(bool, tag = "20")]
+    pub once: bool,
 }
 
 impl NodeRecord {

@@ -132,6 +132,7 @@ impl Client {
             dns_names: vec![],
             csr_der: private.csr_der().unwrap(),
             shared_address: false,
+            once: false,
         };
         let answer = self.enrollment.enroll(request).await?;
         let chain = answer.identity.unwrap();

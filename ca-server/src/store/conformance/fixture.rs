@@ -251,6 +251,7 @@ pub(super) fn ask(token: &TokenId, number: u8) -> EnrollAsk {
         addresses: vec![],
         dns_names: vec![],
         shared_address: false,
+        once: false,
     }
 }
 

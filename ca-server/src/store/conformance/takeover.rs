@@ -112,6 +112,26 @@ pub(super) async fn a_token_that_may_replace_takes_over_a_live_name(place: &dyn 
     ca.enroll(3, again).await.unwrap();
 }
 
+pub(super) async fn a_driver_for_once_leaves_its_name_to_the_next(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let driver = ca.token_with(|token| token.role = Role::Driver.to_proto().into()).await;
+    let laptop = |number, once| EnrollAsk {
+        role: Role::Driver,
+        name: "laptop".parse().unwrap(),
+        once,
+        ..ask(&driver, number)
+    };
+    ca.enroll(0, laptop(1, true)).await.unwrap();
+    ca.enroll(1, laptop(2, false)).await.unwrap();
+    // One that keeps its identity keeps its name.
+    let taken = Refusal::NodeNameTaken("laptop".to_owned());
+    assert_eq!(refusal(ca.enroll(2, laptop(3, true)).await), taken);
+    // And no worker takes a driver's name.
+    ca.enroll(3, EnrollAsk { name: "desk".parse().unwrap(), ..laptop(4, true) }).await.unwrap();
+    let worker = EnrollAsk { name: "desk".parse().unwrap(), ..ask(&ca.token().await, 5) };
+    assert!(matches!(refusal(ca.enroll(4, worker).await), Refusal::NodeNameTaken(_)));
+}
+
 pub(super) async fn drivers_and_shared_addresses_hold_nothing(place: &dyn Place) {
     let ca = Ca::new(place).await;
     let token = ca.token_with(|token| token.shared_address = true).await;

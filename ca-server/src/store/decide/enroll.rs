@@ -147,6 +147,8 @@ fn check_name(
         NodeStatus::Left | NodeStatus::Unspecified => Ok(()),
         NodeStatus::Live if node.is_absent(view.now_ms(), view.started_ms()) => Ok(()),
         NodeStatus::Live if may_replace || same_key => Ok(()),
+        // A laptop comes again and again, each time for one leaf.
+        NodeStatus::Live if node.once && ask.role == Role::Driver => Ok(()),
         NodeStatus::Live => Err(Refusal::NodeNameTaken(name.to_string()).into()),
     }
 }
@@ -233,6 +235,7 @@ fn node_record(
         addresses: binding.addresses.iter().map(address).collect(),
         dns_names: binding.dns_names.iter().map(ToString::to_string).collect(),
         shared_address: ask.shared_address,
+        once: ask.once,
         token_id: ask.token.to_string(),
         // The name's new life begins with its first identity, not with the commit a moment later.
         enrolled_ms: identity.issued_ms,
