@@ -38,7 +38,7 @@ const EXIT_CONFIG: u8 = 78;
     version,
     about = "Certificate authority for Ray clusters",
     after_help = "Examples:\n  ca-server init --dir /var/lib/ray-mtls/ca --trust-domain ray.example\n  \
-                  ca-server serve --dir /var/lib/ray-mtls/ca --config /etc/ray-mtls/ca.toml"
+                  ca-server serve --dir /var/lib/ray-mtls/ca --config /etc/ray-mtls/ca-server.toml"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -74,7 +74,7 @@ enum Command {
                       enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
                       node_endpoints = [\"<hostname>:7444\"]\n  log_format = \"human\" or \
                       \"json\"\n\nExample:\n  ca-server serve --dir /var/lib/ray-mtls/ca --config \
-                      /etc/ray-mtls/ca.toml"
+                      /etc/ray-mtls/ca-server.toml"
     )]
     Serve {
         /// Data folder
@@ -171,13 +171,19 @@ async fn init_command(
         );
     }
     print!("control root:\n{}", bundle::certificates_to_pem(&[made.root_der]));
-    println!("next: ca-server serve --dir {}", dir.display());
+    println!(
+        "next: write a configuration with at least these lines, then serve with it\n  kek_file = \
+         {:?}\n  enrollment_endpoints = [\"HOST:7443\"]   # HOST: how nodes reach this machine\n  \
+         node_endpoints = [\"HOST:7444\"]\n  ca-server serve --dir {} --config \
+         /etc/ray-mtls/ca-server.toml",
+        kek_file.display(),
+        dir.display()
+    );
     Ok(())
 }
 
 async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let kek = Kek::read(&config.kek_file).map_err(Failure::config)?;
     let store_dir = init::store_dir(dir);
     if !store_dir.exists() {
         let text = format!(
@@ -187,6 +193,7 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
         );
         return Err(Failure::config(text));
     }
+    let kek = Kek::read(&config.kek_file).map_err(Failure::config)?;
     let engine = SledEngine::open(&store_dir).map_err(Failure::failed)?;
     let store = KvStore::open(Box::new(engine), clock.now()).map_err(Failure::failed)?;
     let store_failed = store.failed();

@@ -417,11 +417,15 @@ async fn status_command(args: StatusArgs) -> Result<(), Failure> {
             }
         }
         if !args.watch {
-            return Ok(());
+            return if live { Ok(()) } else { Err(Failure::Failed(DAEMON_DEAD.to_owned())) };
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
+
+/// The status printed before it is the last one the daemon wrote.
+const DAEMON_DEAD: &str = "the daemon does not answer: this is what it wrote last; start it with \
+                           `systemctl start node-agent` or `node-agent run`";
 
 async fn read_status(args: &StatusArgs) -> Result<(Status, bool), Failure> {
     let silent = match socket::ask(&args.ask.socket, Ask::Status).await {
@@ -440,7 +444,6 @@ async fn read_status(args: &StatusArgs) -> Result<(Status, bool), Failure> {
     let status = serde_json::from_slice(&text).map_err(|e| {
         Failure::Failed(format!("{silent}; and {} is damaged: {e}", path.display()))
     })?;
-    eprintln!("node-agent: {silent}");
     Ok((status, false))
 }
 

@@ -109,7 +109,7 @@ pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled
     let join = match (read_join(&options.join), &known) {
         (Ok(join), _) => Some(join),
         // Removed after an enrolment that succeeded.
-        (Err(JoinError::Read(_)), Some(_)) if !options.join.exists() => None,
+        (Err(JoinError::Read { .. }), Some(_)) if !options.join.exists() => None,
         (Err(error), _) => return Err(Failure::config(error)),
     };
     if let (Some(join), Some((node, _))) = (&join, &known) {
@@ -228,8 +228,9 @@ fn refuse_differences(node: &NodeFile, differences: &[String]) -> Result<(), Fai
     let addresses = node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Err(Failure::Usage(format!(
         "this machine is enrolled as {} ({}, {addresses}) of cluster {} of {}, but {}; the join \
-         file was not used: run `node-agent leave` first to enrol again in its place, or give \
-         another --state-dir and --tls-dir to enrol beside it",
+         file was not used: run `node-agent leave` first (unless it has left, or is revoked) and \
+         move the state folder and the TLS folder away, or give another --state-dir and --tls-dir \
+         to enrol beside it",
         node.node,
         node.role,
         node.cluster,
@@ -547,12 +548,14 @@ fn what_next(reason: Reason) -> &'static str {
         Reason::TokenNodeMismatch => "enrol with a --name the token allows, or make another token",
         Reason::TokenRoleMismatch => "enrol with the token's role, or make a token for this one",
         Reason::TokenClusterMismatch => "make a token for this cluster",
-        Reason::AddressNotAllowed | Reason::AddressBlocked => {
-            "an address that was revoked needs a token made after that"
-        }
-        Reason::NameNotAllowed => "give a name or --dns the token allows",
+        Reason::AddressNotAllowed => "give an --address the token allows, or make another token",
+        Reason::AddressBlocked => "make a new join file with `ca-admin token create`",
+        Reason::NameNotAllowed => "give a --name or --dns the token allows",
         Reason::ClusterEnded => "the cluster is over: create another",
-        Reason::Revoked => "the node is revoked: `ca-admin node forget` frees its name",
+        Reason::Revoked => {
+            "the name stays blocked until the node's last leaf has ended and `ca-admin node forget` \
+             was run: enrol under another --name with a new token, --state-dir and --tls-dir"
+        }
         _ => "see the CA's log",
     }
 }

@@ -66,6 +66,12 @@ pub fn become_program(env: &RayEnv, program: &[OsString]) -> Failure {
         }
     }
     command.envs(env.variables());
+    if rustix::process::geteuid().is_root() {
+        eprintln!(
+            "node-agent: this runs as root: every Ray task could read the identity key; start it as \
+             Ray's own user, for example with `sudo -u ray`"
+        );
+    }
     let error = command.exec();
     Failure::Failed(format!("cannot start {}: {error}", name.display()))
 }

@@ -141,7 +141,10 @@ impl SplitStatus {
                 let why = "Ray runs as the agent's user: any task can read the identity key";
                 (Some(false), why.to_owned())
             }
-            Some(uid) => (Some(true), format!("Ray runs as uid {uid}, the agent as {agent_uid}")),
+            Some(uid) => {
+                let why = "as long as Ray is started as it is configured to run";
+                (Some(true), format!("{why}: Ray as uid {uid}, the agent as {agent_uid}"))
+            }
         };
         Self { holds, why }
     }

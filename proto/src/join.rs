@@ -50,8 +50,13 @@ pub struct JoinFile {
 #[derive(Debug, Error)]
 pub enum JoinError {
     /// Cannot be read.
-    #[error("cannot read the join file: {0}")]
-    Read(#[from] std::io::Error),
+    #[error("cannot read the join file {path}: {error}")]
+    Read {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// The system's words.
+        error: std::io::Error,
+    },
     /// Group or others may read it.
     #[error(
         "the join file may be read by others (mode {mode:04o}): it holds a secret; \
@@ -103,10 +108,14 @@ impl JoinFile {
     /// # Errors
     /// See [`JoinError`]. No error holds any of the token.
     pub fn read(path: &Path) -> Result<Self, JoinError> {
+        let failed = |error| JoinError::Read { path: path.to_owned(), error };
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let file =
-            File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
-        let metadata = file.metadata()?;
+        let file = File::options()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
             return Err(JoinError::NotPlain);
         }
@@ -119,7 +128,7 @@ impl JoinFile {
             return Err(JoinError::Exposed { mode });
         }
         let mut text = String::new();
-        file.take(FILE_LEN_MAX).read_to_string(&mut text)?;
+        file.take(FILE_LEN_MAX).read_to_string(&mut text).map_err(failed)?;
         let text = SecretString::from(text);
         Self::parse(text.expose_secret())
     }

@@ -94,6 +94,15 @@ pub enum Authority {
     Cluster(ClusterId),
 }
 
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Control => f.write_str("control"),
+            Self::Cluster(cluster) => write!(f, "cluster/{cluster}"),
+        }
+    }
+}
+
 impl Authority {
     /// The cluster's name; empty for the control authority.
     #[must_use]
