@@ -200,7 +200,7 @@ impl Ca {
     ) -> Result<v1::CertificateChain, Refusal> {
         let issuer = self.authority(authority)?.issuer_der(issuer_key_id);
         let issuer = issuer.ok_or_else(|| {
-            error!(authority = authority.cluster(), "no issuer for a certificate on record");
+            error!(%authority, "no issuer for a certificate on record");
             Refusal::Internal
         })?;
         Ok(v1::CertificateChain { leaf_der: certificate_der, issuers_der: vec![issuer] })

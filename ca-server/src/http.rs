@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{ca::Ca, keys::authority};
+use crate::ca::Ca;
 
 /// Connections at once; the next ones wait.
 const CONNECTIONS_MAX: u32 = 64;
@@ -121,7 +121,7 @@ async fn why_not_ready(ca: &Ca) -> Option<String> {
     for (authority, live) in ca.authorities() {
         // What cannot be looked up is not known to have ended.
         if live.active().not_after() <= now && !ca.has_ended(&authority).await.unwrap_or(false) {
-            expired.push(authority::scope(&authority));
+            expired.push(authority.to_string());
         }
     }
     let more = expired.len().saturating_sub(NAMES_MAX);

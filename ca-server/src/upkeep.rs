@@ -23,7 +23,7 @@ pub const EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 pub async fn pass(ca: &Ca) {
     for (authority, _) in ca.authorities() {
         if let Err(error) = tend(ca, &authority).await {
-            error!(authority = %authority, %error, "upkeep failed; tried again in a minute");
+            error!(%authority, %error, "upkeep failed; tried again in a minute");
         }
     }
 }
@@ -69,7 +69,7 @@ async fn renew_issuer(
     let issuer = authority::create_issuer(&ca.kek, authority, &root, now, leaf_life)?;
     ca.store.add_issuer(now, authority.clone(), issuer).await?;
     ca.load_authority(authority).await?;
-    info!(authority = %authority, "the next issuer signs from now on");
+    info!(%authority, "the next issuer signs from now on");
     Ok(true)
 }
 
@@ -91,7 +91,7 @@ async fn renew_crls(ca: &Ca, authority: &Authority, live: &LiveAuthority) -> Res
         None
     };
     let set = crl::sign(in_place.as_ref(), live, root.as_ref(), &revocations, now)?;
-    info!(authority = %authority, number = set.number, "CRLs signed");
+    info!(%authority, number = set.number, "CRLs signed");
     ca.store.put_crls(now, authority.clone(), set).await?;
     ca.load_authority(authority).await
 }

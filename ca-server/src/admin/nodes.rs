@@ -79,7 +79,7 @@ pub async fn revoke(
     for authority in [Authority::Control, Authority::Cluster(cluster)] {
         if let Err(error) = upkeep::tend(ca, &authority).await {
             // The revocation stands; the next pass signs them.
-            warn!(authority = authority.cluster(), %error, "CRLs not signed yet");
+            warn!(%authority, %error, "CRLs not signed yet");
             notes.push("the CRLs could not be signed yet: tried again within a minute".to_owned());
         }
     }

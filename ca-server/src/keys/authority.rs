@@ -94,9 +94,9 @@ impl LiveAuthority {
         root: Option<&CaKey>,
         issuers: &[CaKey],
     ) -> Result<Self, AuthorityError> {
-        let root = root.ok_or_else(|| AuthorityError::Incomplete(scope(authority), "root"))?;
+        let root = root.ok_or_else(|| AuthorityError::Incomplete(authority.to_string(), "root"))?;
         if issuers.is_empty() {
-            return Err(AuthorityError::Incomplete(scope(authority), "issuer"));
+            return Err(AuthorityError::Incomplete(authority.to_string(), "issuer"));
         }
         check_signature(authority, Place::Root, root, root)?;
         let issuers = issuers
@@ -278,14 +278,6 @@ impl Place {
     }
 }
 
-/// An authority's name, in names of keys and in words.
-pub(crate) fn scope(authority: &Authority) -> String {
-    match authority {
-        Authority::Control => "control".to_owned(),
-        Authority::Cluster(cluster) => format!("cluster/{cluster}"),
-    }
-}
-
 /// Name a key is wrapped under: one authority, one place in it, one certificate, under one root. So
 /// whoever can write the store and does not have the KEK can neither move a key nor put a root of
 /// their own above it.
@@ -297,7 +289,7 @@ fn key_name(
 ) -> String {
     let hash = |der| hex::encode(sha256(der));
     let (certificate, root) = (hash(certificate_der), hash(root_der));
-    format!("{}/{}/{certificate}/under/{root}", scope(authority), place.word())
+    format!("{authority}/{}/{certificate}/under/{root}", place.word())
 }
 
 fn check_signature(
@@ -306,7 +298,7 @@ fn check_signature(
     key: &CaKey,
     root: &CaKey,
 ) -> Result<(), AuthorityError> {
-    let foreign = || AuthorityError::NotItsOwn(scope(authority), place.word());
+    let foreign = || AuthorityError::NotItsOwn(authority.to_string(), place.word());
     let (_, certificate) =
         X509Certificate::from_der(&key.certificate_der).map_err(|_| foreign())?;
     let (_, root) = X509Certificate::from_der(&root.certificate_der).map_err(|_| foreign())?;
@@ -324,7 +316,6 @@ fn wrap_signer(
     CaKey {
         certificate_der: signer.certificate_der().to_vec(),
         wrapped_key: kek.wrap(&key_name, signer.issuer().key().serialized_der()),
-        key_name,
         not_after_ms: unix_ms(signer.not_after()),
         key_id: signer.key_id().to_vec(),
     }

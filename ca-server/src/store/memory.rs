@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     StoreError,
-    view::{Engine, Writes},
+    view::{Engine, Writes, scan_start},
 };
 
 /// Pairs in memory. Clones share them, so that a store can be closed and opened again.
@@ -38,10 +38,7 @@ impl Engine for MemoryEngine {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        let from = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            Some(_) | None => Bound::Included(prefix),
-        };
+        let from = scan_start(prefix, after);
         let pairs = self.pairs();
         Ok(pairs
             .range::<[u8], _>((from, Bound::Unbounded))

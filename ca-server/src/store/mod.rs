@@ -94,6 +94,7 @@ pub enum Authority {
     Cluster(ClusterId),
 }
 
+/// Stands in the names keys are wrapped under: what it says never changes.
 impl std::fmt::Display for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

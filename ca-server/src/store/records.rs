@@ -29,10 +29,7 @@ pub struct CaKey {
     /// PKCS#8, encrypted under the KEK.
     #[prost(bytes = "vec", tag = "2")]
     pub wrapped_key: Vec<u8>,
-    /// Name the key was wrapped under, for whoever looks at the record. Not read: who unwraps builds
-    /// the name anew, since this one moves with the key.
-    #[prost(string, tag = "3")]
-    pub key_name: String,
+    // Tag 3 is reserved: a name kept beside the key would move with it, so who unwraps builds it.
     /// notAfter of the certificate.
     #[prost(int64, tag = "4")]
     pub not_after_ms: i64,

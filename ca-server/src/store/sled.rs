@@ -21,7 +21,7 @@ use sled::{Batch, Db, IVec};
 
 use super::{
     StoreError,
-    view::{Engine, Writes},
+    view::{Engine, Writes, scan_start},
 };
 use crate::failpoint::{self, Point};
 
@@ -128,10 +128,7 @@ impl Engine for SledEngine {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        let from = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            Some(_) | None => Bound::Included(prefix),
-        };
+        let from = scan_start(prefix, after);
         self.db
             .range::<&[u8], _>((from, Bound::Unbounded))
             .take(limit)

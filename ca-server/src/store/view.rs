@@ -1,7 +1,7 @@
 //! What a decision sees and writes: the engine's durable state, then what the group of commands
 //! before it wrote, then its own writes. A decision that fails leaves nothing behind.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use prost::Message;
 use raymtls_proto::digest::sha256;
@@ -35,6 +35,15 @@ pub trait Engine: Send + 'static {
     /// # Errors
     /// Final: whether the writes are durable is unknown, and the engine must not be used again.
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError>;
+}
+
+/// Where a scan of `prefix` begins: behind `after`, if that lies in it.
+#[must_use]
+pub fn scan_start<'a>(prefix: &'a [u8], after: Option<&'a [u8]>) -> Bound<&'a [u8]> {
+    match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        Some(_) | None => Bound::Included(prefix),
+    }
 }
 
 /// Writes of a commit, by key.
@@ -141,22 +150,23 @@ impl<'a> View<'a> {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        // Deletions in the overlay may hide that many of the engine's pairs.
-        let hidden = self.own.len() + self.group.len();
+        let written: BTreeMap<_, _> = [self.group, &self.own]
+            .into_iter()
+            .flat_map(|writes| {
+                writes
+                    .range::<[u8], _>((scan_start(prefix, after), Bound::Unbounded))
+                    .take_while(|(key, _)| key.starts_with(prefix))
+            })
+            .collect();
+        // What is deleted here hides that many of the engine's pairs.
+        let hidden = written.values().filter(|value| value.is_none()).count();
         let mut pairs: BTreeMap<_, _> =
             self.engine.scan(prefix, after, limit + hidden)?.into_iter().collect();
-        for writes in [self.group, &self.own] {
-            let from = after.unwrap_or(prefix).to_vec();
-            for (key, value) in writes.range(from..).take_while(|(key, _)| key.starts_with(prefix))
-            {
-                if after.is_some_and(|after| key.as_slice() <= after) {
-                    continue;
-                }
-                match value {
-                    Some(value) => pairs.insert(key.clone(), value.clone()),
-                    None => pairs.remove(key),
-                };
-            }
+        for (key, value) in written {
+            match value {
+                Some(value) => pairs.insert(key.clone(), value.clone()),
+                None => pairs.remove(key),
+            };
         }
         Ok(pairs.into_iter().take(limit).collect())
     }

@@ -65,8 +65,8 @@ pub(super) async fn settings_change_only_from_what_they_were(place: &dyn Place) 
 pub(super) async fn the_newest_issuer_is_first_and_expired_ones_go(place: &dyn Place) {
     let ca = Ca::new(place).await;
     let next = ca_key("next", START_MS + 9 * HOUR_MS);
-    let names =
-        |issuers: Vec<CaKey>| issuers.into_iter().map(|issuer| issuer.key_name).collect::<Vec<_>>();
+    let name = |issuer: CaKey| String::from_utf8(issuer.key_id).unwrap();
+    let names = |issuers: Vec<CaKey>| issuers.into_iter().map(name).collect::<Vec<_>>();
     let add = |ms, authority, issuer| ca.store.add_issuer(at(ms), authority, issuer);
     let cluster = Authority::Cluster(c1());
     add(HOUR_MS - 1, cluster.clone(), next.clone()).await.unwrap();

@@ -294,7 +294,6 @@ pub(super) fn ca_key(name: &str, not_after_ms: i64) -> CaKey {
     CaKey {
         certificate_der: b"certificate".to_vec(),
         wrapped_key: b"wrapped".to_vec(),
-        key_name: name.to_owned(),
         not_after_ms,
         key_id: name.as_bytes().to_vec(),
     }
