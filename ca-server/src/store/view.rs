@@ -219,3 +219,36 @@ fn decode<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, StoreErro
         why: e.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryEngine;
+
+    #[test]
+    fn a_scan_sees_through_what_was_deleted_and_written_since() {
+        let key = |name: &str| format!("n/{name}").into_bytes();
+        let write = |name: &str| (key(name), Some(name.as_bytes().to_vec()));
+        let mut engine = MemoryEngine::new();
+        let durable = ["a", "b", "c", "d", "e", "g"].map(write);
+        engine
+            .commit(&durable.into_iter().chain([(b"o/".to_vec(), Some(vec![]))]).collect())
+            .unwrap();
+        let group = Writes::from([(key("a"), None), (key("c"), None), write("f")]);
+        let mut view = View::new(&engine, &group, empty_audit_head(), 0, 0);
+        view.delete(key("b"));
+        view.put_raw(key("c"), b"again".to_vec());
+
+        let found = |after: Option<&str>, limit| {
+            let after = after.map(key);
+            let rows = view.scan_raw(b"n/", after.as_deref(), limit).unwrap();
+            rows.into_iter().map(|(key, _)| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(None, 9), ["n/c", "n/d", "n/e", "n/f", "n/g"]);
+        // As many as were asked for, whatever is hidden before them.
+        assert_eq!(found(None, 3), ["n/c", "n/d", "n/e"]);
+        assert_eq!(found(Some("d"), 2), ["n/e", "n/f"]);
+        assert_eq!(found(Some("g"), 2), Vec::<String>::new());
+        assert_eq!(view.get_raw(&key("c")).unwrap().unwrap(), b"again");
+    }
+}
