@@ -10,6 +10,8 @@ use thiserror::Error;
 
 use crate::{
     ca::Endpoints,
+    limits::Limits,
+    proxy_protocol::TrustedProxies,
     trusted_file::{self, FileFault},
 };
 
@@ -49,6 +51,10 @@ pub struct Config {
     pub enrollment_endpoints: Vec<String>,
     /// `host:port` of the node listener as nodes reach it; goes into join files.
     pub node_endpoints: Vec<String>,
+    /// Addresses of balancers before the listeners, which must speak the PROXY protocol, version 2.
+    pub trusted_proxies: Vec<String>,
+    /// How much may be asked.
+    pub limits: Limits,
     /// How logs are written.
     pub log_format: LogFormat,
 }
@@ -64,6 +70,8 @@ impl Default for Config {
             operator_group: None,
             enrollment_endpoints: Vec::new(),
             node_endpoints: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
             log_format: LogFormat::Human,
         }
     }
@@ -137,6 +145,12 @@ impl Config {
                 return invalid(format!("{key}: {bad:?} is not of the form host:port"));
             }
         }
+        if let Err(error) = TrustedProxies::parse(&self.trusted_proxies) {
+            return invalid(format!("trusted_proxies: {error}"));
+        }
+        if let Err(error) = self.limits.check() {
+            return invalid(error);
+        }
         if !self.http_listen.ip().is_loopback() {
             return invalid(format!(
                 "http_listen {} is not a loopback address: it speaks plain HTTP to anyone; put a \
@@ -207,6 +221,13 @@ mod tests {
         assert!(parse("http_listen = \"0.0.0.0:7446\"").unwrap_err().contains("loopback"));
         assert!(parse("node_endpoints = [\"ca\"]").unwrap_err().contains("host:port"));
         assert!(parse("log_format = \"xml\"").is_err());
+        assert!(
+            parse("trusted_proxies = [\"0.0.0.0/0\"]").unwrap_err().contains("trusted_proxies")
+        );
+        let zero = parse("[limits]\nenrolments_burst = 0").unwrap_err();
+        assert!(zero.contains("limits.enrolments_burst = 0"), "{zero}");
+        assert!(parse("[limits]\nenrolments_burst = -1").is_err());
+        assert!(parse("[limits]\nenrolments = 5").unwrap_err().contains("enrolments"));
         assert_eq!(parse("").unwrap(), Config::default());
     }
 

@@ -2,6 +2,7 @@
 //! the test moves.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+mod abuse;
 mod agent;
 mod certificates;
 mod enroll;

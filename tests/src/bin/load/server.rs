@@ -214,9 +214,11 @@ impl Server {
              http_listen = \"{http}\"\n\
              admin_socket = {socket:?}\n\
              enrollment_endpoints = [\"{enrollment}\"]\n\
-             node_endpoints = [\"{node}\"]\n",
+             node_endpoints = [\"{node}\"]\n\
+             {limits}",
             kek = self.path("kek").display().to_string(),
             socket = self.path("admin.sock").display().to_string(),
+            limits = raymtls_tests::no_limits(),
         )
     }
 

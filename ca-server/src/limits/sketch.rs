@@ -1,0 +1,112 @@
+//! Many rates in fixed memory: a count-min sketch of generic cell rates. A key has one cell in each of
+//! four rows, placed by a hash whose seed is drawn at start; what it has used is the least of its
+//! cells. Cells are never given up, so there is no eviction that could hand somebody a fresh start:
+//! keys that share cells can only be judged too strictly, and to share all four with a stranger is a
+//! matter of chance that nobody outside can steer.
+//!
+//! Takes any key and knows no clock of its own.
+
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    marker::PhantomData,
+    sync::Mutex,
+};
+
+use time::OffsetDateTime;
+
+use super::{Rate, Wait};
+
+const ROWS: usize = 4;
+/// Cells of a row: with 8 bytes each, half a MiB for a sketch of many. While 1,000 addresses are over
+/// their limit, one in about 80,000 others is judged with them.
+const CELLS: usize = 16_384;
+
+/// A rate for each key.
+#[derive(Debug)]
+pub(super) struct Sketch<K> {
+    rate: Rate,
+    seeds: [RandomState; ROWS],
+    cells: usize,
+    /// Row after row. What is used of a cell grows back until this moment, in microseconds since 1970.
+    whole_at_us: Mutex<Box<[u64]>>,
+    key: PhantomData<fn(&K)>,
+}
+
+impl<K: Hash> Sketch<K> {
+    /// For any number of keys.
+    pub(super) fn of_many(rate: Rate) -> Self {
+        Self::new(rate, CELLS)
+    }
+
+    /// For the one key there is.
+    pub(super) fn of_one(rate: Rate) -> Self {
+        Self::new(rate, 1)
+    }
+
+    fn new(rate: Rate, cells: usize) -> Self {
+        Self {
+            rate,
+            seeds: std::array::from_fn(|_| RandomState::new()),
+            cells,
+            whole_at_us: Mutex::new(vec![0; ROWS * cells].into_boxed_slice()),
+            key: PhantomData,
+        }
+    }
+
+    /// Takes one, or says how long until there is one. A refused one costs nothing.
+    pub(super) fn take(&self, now: OffsetDateTime, key: &K) -> Wait {
+        let now_us = microseconds(now);
+        let places = self.places(key);
+        let mut whole_at = self.lock();
+        let used_until = self.used_until(now_us, &places, &whole_at);
+        let wait = self.wait(now_us, used_until);
+        if wait.is_none() {
+            let next = used_until + self.rate.period_us;
+            for place in places {
+                // A cell that others have used more keeps what they used, as far as it can be true.
+                whole_at[place] = self.believe(now_us, whole_at[place]).max(next);
+            }
+        }
+        wait
+    }
+
+    /// The same, and takes none.
+    pub(super) fn look(&self, now: OffsetDateTime, key: &K) -> Wait {
+        let now_us = microseconds(now);
+        let used_until = self.used_until(now_us, &self.places(key), &self.lock());
+        self.wait(now_us, used_until)
+    }
+
+    fn used_until(&self, now_us: u64, places: &[usize; ROWS], whole_at: &[u64]) -> u64 {
+        let least = places.iter().map(|&place| whole_at[place]).min().unwrap_or_default();
+        self.believe(now_us, least)
+    }
+
+    /// Nobody has used more than everything: where the clock was put back, or an old value lies far
+    /// ahead, a key waits no longer than an empty one would.
+    fn believe(&self, now_us: u64, whole_at_us: u64) -> u64 {
+        whole_at_us.clamp(now_us, now_us + self.rate.full_us())
+    }
+
+    fn wait(&self, now_us: u64, used_until_us: u64) -> Wait {
+        let after = used_until_us + self.rate.period_us;
+        let over_us = after.saturating_sub(now_us + self.rate.full_us());
+        (over_us > 0).then(|| std::time::Duration::from_micros(over_us))
+    }
+
+    fn places(&self, key: &K) -> [usize; ROWS] {
+        std::array::from_fn(|row| {
+            let hash = self.seeds[row].hash_one(key);
+            // The remainder is smaller than `cells`, which is a usize.
+            row * self.cells + (hash % self.cells as u64) as usize
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Box<[u64]>> {
+        self.whole_at_us.lock().expect("no code panics while it holds this")
+    }
+}
+
+fn microseconds(now: OffsetDateTime) -> u64 {
+    u64::try_from(now.unix_timestamp_nanos() / 1_000).unwrap_or_default()
+}
