@@ -372,3 +372,128 @@ fn set_options(name: &'static str, stream: &TcpStream, address: SocketAddr) {
         debug!(listener = name, %address, %error, "socket options");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::clock::TlsTime;
+    use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::{store::Authority, tls, upkeep, upkeep::tests::new_ca};
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(200);
+    const ROOM: Bounds = Bounds {
+        handshakes: 8,
+        handshakes_per_address: 8,
+        connections: 8,
+        connections_per_holder: 8,
+        life: None,
+        silence: None,
+    };
+
+    struct Listening {
+        ca: Arc<Ca>,
+        address: SocketAddr,
+        connections: mpsc::Receiver<io::Result<Connection>>,
+        client: tokio_rustls::TlsConnector,
+    }
+
+    impl Listening {
+        async fn within(bounds: Bounds) -> Self {
+            let (ca, clock) = new_ca().await;
+            upkeep::pass(&ca).await;
+            let config = tls::configs(&ca).unwrap().enrollment;
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (ready, connections) = ready_channel();
+            let shared = Arc::new(arc_swap::ArcSwap::from(config));
+            tokio::spawn(accept(Arc::clone(&ca), "test", listener, shared, bounds, ready));
+            let mut roots = RootCertStore::empty();
+            let control = ca.authority(&Authority::Control).unwrap();
+            roots.add(control.root_der.clone().into()).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let time = Arc::new(TlsTime(Arc::new(clock)));
+            let client = ClientConfig::builder_with_details(provider, time)
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let client = tokio_rustls::TlsConnector::from(Arc::new(client));
+            Self { ca, address, connections, client }
+        }
+
+        async fn dial(&mut self) -> (tokio_rustls::client::TlsStream<TcpStream>, Connection) {
+            let tcp = TcpStream::connect(self.address).await.unwrap();
+            let name = ServerName::try_from(self.ca.trust_domain.server_name()).unwrap();
+            let client = self.client.connect(name, tcp).await.unwrap();
+            let served = self.connections.recv().await.unwrap().unwrap();
+            (client, served)
+        }
+    }
+
+    async fn end_of(connection: &mut Connection) -> io::ErrorKind {
+        let mut buffer = [0; 64];
+        let read = tokio::time::timeout(LONG / 6, connection.read(&mut buffer));
+        read.await.expect("the connection did not end").unwrap_err().kind()
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_ends_and_one_that_talks_ends_with_its_life() {
+        use tokio::io::AsyncWriteExt;
+
+        let bounds = Bounds { life: Some(LONG), silence: Some(SHORT), ..ROOM };
+        let mut listening = Listening::within(bounds).await;
+        let (mut client, mut served) = listening.dial().await;
+        client.write_all(b"slow").await.unwrap();
+        served.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(end_of(&mut served).await, io::ErrorKind::TimedOut);
+
+        let bounds = Bounds { life: Some(2 * SHORT), silence: Some(LONG), ..ROOM };
+        let mut listening = Listening::within(bounds).await;
+        let (mut client, mut served) = listening.dial().await;
+        let began = Instant::now();
+        let kind = loop {
+            if client.write_all(b".").await.is_err() {
+                break io::ErrorKind::TimedOut;
+            }
+            match served.read(&mut [0; 1]).await {
+                Ok(_) => tokio::time::sleep(SHORT / 20).await,
+                Err(error) => break error.kind(),
+            }
+            assert!(began.elapsed() < LONG / 6, "talking kept the connection");
+        };
+        assert_eq!(kind, io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_holder_s_newest_connections_stay_and_its_oldest_goes() {
+        let mut listening = Listening::within(Bounds { connections_per_holder: 2, ..ROOM }).await;
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(listening.dial().await);
+        }
+        assert_eq!(end_of(&mut all[0].1).await, io::ErrorKind::ConnectionAborted);
+        for (_, served) in &mut all[1..] {
+            let read = tokio::time::timeout(SHORT, served.read(&mut [0; 1])).await;
+            assert!(read.is_err(), "a newer connection ended");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_stalls_before_its_handshake_makes_room_and_the_newcomer_gets_through() {
+        let mut listening = Listening::within(Bounds { handshakes: 4, ..ROOM }).await;
+        let mut stalled = Vec::new();
+        for _ in 0..8 {
+            stalled.push(TcpStream::connect(listening.address).await.unwrap());
+        }
+        let began = Instant::now();
+        let _through = listening.dial().await;
+        assert!(began.elapsed() < HANDSHAKE_TIME_MAX, "the newcomer waited for those that stall");
+        // The oldest are closed at once; the newest still have their time.
+        let closed = tokio::time::timeout(SHORT, stalled[0].read(&mut [0; 1])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "the oldest was kept: {closed:?}");
+        assert!(tokio::time::timeout(SHORT, stalled[7].read(&mut [0; 1])).await.is_err());
+    }
+}

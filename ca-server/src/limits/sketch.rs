@@ -58,13 +58,13 @@ impl<K: Hash> Sketch<K> {
         let now_us = microseconds(now);
         let places = self.places(key);
         let mut whole_at = self.lock();
-        let used_until = self.used_until(now_us, &places, &whole_at);
+        let used_until = self.used_until(now_us, &places, &mut whole_at);
         let wait = self.wait(now_us, used_until);
         if wait.is_none() {
             let next = used_until + self.rate.period_us;
             for place in places {
-                // A cell that others have used more keeps what they used, as far as it can be true.
-                whole_at[place] = self.believe(now_us, whole_at[place]).max(next);
+                // A cell that others have used more keeps what they used.
+                whole_at[place] = whole_at[place].max(next);
             }
         }
         wait
@@ -73,19 +73,18 @@ impl<K: Hash> Sketch<K> {
     /// The same, and takes none.
     pub(super) fn look(&self, now: OffsetDateTime, key: &K) -> Wait {
         let now_us = microseconds(now);
-        let used_until = self.used_until(now_us, &self.places(key), &self.lock());
+        let used_until = self.used_until(now_us, &self.places(key), &mut self.lock());
         self.wait(now_us, used_until)
     }
 
-    fn used_until(&self, now_us: u64, places: &[usize; ROWS], whole_at: &[u64]) -> u64 {
-        let least = places.iter().map(|&place| whole_at[place]).min().unwrap_or_default();
-        self.believe(now_us, least)
-    }
-
-    /// Nobody has used more than everything: where the clock was put back, or an old value lies far
-    /// ahead, a key waits no longer than an empty one would.
-    fn believe(&self, now_us: u64, whole_at_us: u64) -> u64 {
-        whole_at_us.clamp(now_us, now_us + self.rate.full_us())
+    /// Nobody has used more than everything. What says otherwise is from before the clock was put
+    /// back, and is put right for good: else it would hold again until the clock is where it was.
+    fn used_until(&self, now_us: u64, places: &[usize; ROWS], whole_at: &mut [u64]) -> u64 {
+        let most = now_us + self.rate.full_us();
+        for &place in places {
+            whole_at[place] = whole_at[place].min(most);
+        }
+        places.iter().map(|&place| whole_at[place]).min().unwrap_or_default().max(now_us)
     }
 
     fn wait(&self, now_us: u64, used_until_us: u64) -> Wait {
