@@ -12,9 +12,9 @@ const HANDSHAKES_MAX: usize = 6_144;
 /// Connections to the enrolment listener at once.
 const ENROLLMENT_MAX: usize = 8_192;
 /// Connections to the node listener at once.
-const NODES_MAX: usize = 65_536;
+const NODES_MAX: usize = 16_384;
 /// A limit below this one is worth a word: it bounds the fleet.
-const WANTED: u64 = 16_384;
+const WANTED: u64 = 32_768;
 
 /// Connections at once, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -600,3 +600,36 @@ fn progress(text: &str) {
 const SUFFIX_LEN: usize = 8;
 /// The CA shortens longer names to this before the suffix; a dash at the end goes as well.
 const SHORTENED_LEN: usize = 63 - 1 - SUFFIX_LEN;
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::reason;
+
+    use super::*;
+
+    fn refused(reason: Reason, asked: Option<Duration>) -> CallError {
+        // As it comes over the wire.
+        let status = reason.status("says the test", asked);
+        CallError::Refused {
+            reason: Reason::of(&status),
+            message: status.message().to_owned(),
+            retry_after: reason::retry_after(&status),
+        }
+    }
+
+    #[test]
+    fn a_limited_machine_comes_back_no_sooner_than_it_was_told_and_not_with_the_others() {
+        let asked = Duration::from_secs(7);
+        let limited = refused(Reason::RateLimited, Some(asked));
+        let waits: Vec<Duration> =
+            (0..100).map(|_| wait_before_retry(&limited, 3).unwrap()).collect();
+        assert!(waits.iter().all(|wait| *wait >= asked && *wait < asked + Duration::from_secs(60)));
+        let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+        assert!(*most - *least > Duration::from_secs(1), "all at once: {least:?} to {most:?}");
+
+        // A server that asks for days is not believed.
+        let days = refused(Reason::RateLimited, Some(Duration::from_secs(1_000_000)));
+        assert!(wait_before_retry(&days, 0).unwrap() < Duration::from_secs(3_700));
+        assert!(wait_before_retry(&refused(Reason::TokenUnknown, None), 0).is_none());
+    }
+}
