@@ -4,6 +4,7 @@
 
 mod agent;
 mod certificates;
+mod docs;
 mod enroll;
 mod issuers;
 mod operator;
