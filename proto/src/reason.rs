@@ -22,14 +22,40 @@ pub enum Reaction {
 }
 
 impl Reaction {
+    /// Every reaction.
+    pub const ALL: &'static [Self] =
+        &[Self::Retry, Self::NewKeyFolder, Self::Reenrol, Self::Stop];
+
+    /// Its name in the documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::NewKeyFolder => "new key folder",
+            Self::Reenrol => "re-enrol",
+            Self::Stop => "stop",
+        }
+    }
+
     /// In words, for a person.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
-            Self::Retry => "tries again, with backoff or when the CA says",
-            Self::Reenrol => "asks now and then; the host must be enrolled again",
-            Self::NewKeyFolder => "makes a new key folder",
-            Self::Stop => "deletes nothing; the daemon asks again each minute, a command ends with exit code 2",
+            Self::Retry => {
+                "it tries again: after the time the CA names, else with growing pauses of at most a \
+                 minute; `node-agent enroll` does so until its `--timeout`"
+            }
+            Self::NewKeyFolder => {
+                "the daemon makes a new key in a new key folder; the old one stays while it is valid"
+            }
+            Self::Reenrol => {
+                "the daemon renews nothing, deletes nothing and asks every ten minutes whether it is \
+                 served again; an operator enrols the host again"
+            }
+            Self::Stop => {
+                "trying again as it is does not help; the daemon deletes nothing and asks again each \
+                 minute, since an operator may have put it right; a command ends with exit code 2"
+            }
         }
     }
 }

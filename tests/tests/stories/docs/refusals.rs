@@ -1,6 +1,6 @@
 //! `docs/refusals.md`, from the table of reason words.
 
-use raymtls_proto::reason::Reason;
+use raymtls_proto::reason::{Reaction, Reason};
 
 const HEAD: &str = "\
 # Refusals
@@ -15,7 +15,11 @@ A word that an agent does not know, of a newer CA, and an error without a word (
 try again with backoff. Where the agent has no answer at all its `status` says `CA_AWAY` (nobody
 answers) or `CA_UNTRUSTED` (what answers is not this deployment's CA; nothing was sent to it).
 
-| word | gRPC code | meaning | what an agent does | what an operator does next |
+What an agent does is one of four things:
+
+";
+const TABLE_HEAD: &str = "
+| word | gRPC code | meaning | agent | what an operator does next |
 |---|---|---|---|---|
 ";
 
@@ -27,7 +31,7 @@ fn the_document_is_what_the_code_says() {
 #[test]
 fn every_reason_says_what_it_means_and_what_to_do() {
     for reason in Reason::ALL {
-        for words in [reason.meaning(), reason.next_step(), reason.reaction().in_words()] {
+        for words in [reason.meaning(), reason.next_step()] {
             assert!(words.len() >= 10 && !words.contains('|'), "{}: {words:?}", reason.as_str());
         }
     }
@@ -40,11 +44,14 @@ fn text() -> String {
             reason.as_str(),
             snake(&format!("{:?}", reason.code())),
             reason.meaning().trim_end_matches('.'),
-            reason.reaction().in_words(),
+            reason.reaction().as_str(),
             reason.next_step(),
         )
     };
-    HEAD.to_owned() + &Reason::ALL.iter().map(row).collect::<String>()
+    let kind = |reaction: &Reaction| format!("- *{}*: {}\n", reaction.as_str(), reaction.in_words());
+    let kinds: String = Reaction::ALL.iter().map(kind).collect();
+    let rows: String = Reason::ALL.iter().map(row).collect();
+    format!("{HEAD}{kinds}{TABLE_HEAD}{rows}")
 }
 
 /// `FailedPrecondition` to `FAILED_PRECONDITION`, as gRPC's own documents write codes.
