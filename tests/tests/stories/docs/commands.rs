@@ -13,7 +13,7 @@ const CALLS_MIN: usize = 25;
 fn every_call_in_the_documents_parses() {
     let mut wrong = Vec::new();
     let mut calls = 0;
-    for (place, line) in lines() {
+    for (place, line) in lines().into_iter().filter(|(_, line)| !is_drawing(line)) {
         for call in calls_of(&line) {
             calls += 1;
             if let Err(why) = parse(&call) {
@@ -43,6 +43,11 @@ fn a_wrong_call_is_found() {
     for none in ["RUN=\"sudo -u ray node-agent exec --\"", "systemctl enable node-agent", "# ca-server"] {
         assert!(calls_of(none).is_empty(), "{none}");
     }
+}
+
+/// In a drawing of the parts a program's name stands apart from what follows.
+fn is_drawing(line: &str) -> bool {
+    PROGRAMS.iter().any(|program| line.contains(&format!("{program}  ")))
 }
 
 /// Lines of the fenced blocks and of the units, each with its place; continued lines are joined.
