@@ -23,8 +23,7 @@ pub enum Reaction {
 
 impl Reaction {
     /// Every reaction.
-    pub const ALL: &'static [Self] =
-        &[Self::Retry, Self::NewKeyFolder, Self::Reenrol, Self::Stop];
+    pub const ALL: &'static [Self] = &[Self::Retry, Self::NewKeyFolder, Self::Reenrol, Self::Stop];
 
     /// Its name in the documents.
     #[must_use]
@@ -248,7 +247,9 @@ impl Reason {
             Self::LeafStillLives => {
                 "wait until the moment it names, or enrol the host under another name"
             }
-            Self::SettingInvalid => "put the value right; `ca-admin cluster set --dry-run` tries it",
+            Self::SettingInvalid => {
+                "put the value right; `ca-admin cluster set --dry-run` tries it"
+            }
             Self::RateLimited => {
                 "nothing for a single time; if it goes on, look for a host that enrols or renews \
                  without end"

@@ -60,7 +60,10 @@ fn must_be(path: &str, text: &str) {
     }
     let there = std::fs::read_to_string(root().join(path)).unwrap_or_default();
     let differs = there.lines().zip(text.lines()).find(|(old, new)| old != new);
-    assert!(there == text, "{path} is not what the code says, first at {differs:?}: run `{UPDATE}`");
+    assert!(
+        there == text,
+        "{path} is not what the code says, first at {differs:?}: run `{UPDATE}`"
+    );
 }
 
 /// Lines of the fenced blocks of a Markdown text, each with its number.

@@ -1,7 +1,8 @@
 //! Lines of the documents and units that call our programs: the programs' own parsers must take them,
-//! so that no document names a flag that is gone. Nothing is run.
+//! so that no document names a flag that is gone. Configurations must load. Nothing is run.
 
 use clap::CommandFactory;
+use raymtls_proto::durable::{self, Access};
 
 use super::{fenced, files, read};
 
@@ -26,6 +27,24 @@ fn every_call_in_the_documents_parses() {
 }
 
 #[test]
+fn every_configuration_in_the_documents_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca-server.toml");
+    let mut found = 0;
+    for document in files(".md") {
+        let text = read(&document);
+        for written in text.split("ca-server.toml <<'TOML'\n").skip(1) {
+            found += 1;
+            let toml = written.split("\nTOML\n").next().unwrap();
+            durable::replace(&path, toml.as_bytes(), Access::PRIVATE).unwrap();
+            let loaded = ca_server::config::Config::load(Some(&path));
+            assert!(loaded.is_ok(), "{}: {loaded:?}", document.display());
+        }
+    }
+    assert!(found >= 2, "only {found} configurations found: are they still read?");
+}
+
+#[test]
 fn a_wrong_call_is_found() {
     for (line, good) in [
         ("ca-admin cluster create c1 --max-job 20d", true),
@@ -40,7 +59,9 @@ fn a_wrong_call_is_found() {
         assert_eq!(calls.len(), 1, "{line}: {calls:?}");
         assert_eq!(parse(&calls[0]).is_ok(), good, "{line}");
     }
-    for none in ["RUN=\"sudo -u ray node-agent exec --\"", "systemctl enable node-agent", "# ca-server"] {
+    for none in
+        ["RUN=\"sudo -u ray node-agent exec --\"", "systemctl enable node-agent", "# ca-server"]
+    {
         assert!(calls_of(none).is_empty(), "{none}");
     }
 }
@@ -81,7 +102,9 @@ fn calls_of(line: &str) -> Vec<Vec<String>> {
         // What runs another program in its own place.
         while let [first, after @ ..] = rest {
             rest = match first.as_str() {
-                "sudo" if after.first().is_some_and(|word| word == "-u") => &after[2.min(after.len())..],
+                "sudo" if after.first().is_some_and(|word| word == "-u") => {
+                    &after[2.min(after.len())..]
+                }
                 "sudo" | "exec" | "then" | "if" | "!" | "$" => after,
                 word if is_assignment(word) => after,
                 _ => break,
@@ -113,7 +136,11 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     let mut redirected = false;
     for letter in line.chars().chain([' ']) {
         if let Some(end) = quote {
-            if letter == end { quote = None } else { word.get_or_insert_default().push(letter) }
+            if letter == end {
+                quote = None;
+            } else {
+                word.get_or_insert_default().push(letter);
+            }
             continue;
         }
         match letter {

@@ -44,7 +44,8 @@ fn fault(document: &Path, text: &str, target: &str) -> Option<String> {
     if anchor.is_empty() {
         return None;
     }
-    let linked = if file.is_empty() { text.to_owned() } else { std::fs::read_to_string(path).ok()? };
+    let linked =
+        if file.is_empty() { text.to_owned() } else { std::fs::read_to_string(path).ok()? };
     let found = linked.lines().filter(|l| l.starts_with('#')).any(|l| slug(l) == anchor);
     (!found).then(|| "has no such heading".to_owned())
 }

@@ -40,10 +40,7 @@ async fn the_document_is_what_the_programs_answer() {
     let ca = describe(&deployment.ca.metrics.text());
     let agent = describe(&scraped);
     assert!(ca.len() >= 10 && agent.len() >= 6, "{} and {}", ca.len(), agent.len());
-    for (file, found) in [
-        ("ca-server/src/metrics.rs", &ca),
-        ("node-agent/src/http.rs", &agent),
-    ] {
+    for (file, found) in [("ca-server/src/metrics.rs", &ca), ("node-agent/src/http.rs", &agent)] {
         for name in registered(&super::read(file.as_ref())) {
             let is_there = found.keys().any(|full| full.ends_with(&format!("_{name}")));
             assert!(is_there, "{file}: nothing in this test makes {name} appear");
@@ -117,7 +114,10 @@ async fn scrape_agent(deployment: &Deployment) -> String {
 
 async fn scrape(port: std::net::SocketAddr) -> String {
     let mut stream = TcpStream::connect(port).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     text

@@ -48,7 +48,8 @@ fn text() -> String {
             reason.next_step(),
         )
     };
-    let kind = |reaction: &Reaction| format!("- *{}*: {}\n", reaction.as_str(), reaction.in_words());
+    let kind =
+        |reaction: &Reaction| format!("- *{}*: {}\n", reaction.as_str(), reaction.in_words());
     let kinds: String = Reaction::ALL.iter().map(kind).collect();
     let rows: String = Reason::ALL.iter().map(row).collect();
     format!("{HEAD}{kinds}{TABLE_HEAD}{rows}")

@@ -39,7 +39,8 @@ fn every_attack_stands_in_the_table_once() {
 fn every_green_row_names_tests_that_exist_and_every_other_says_why() {
     let tests = all_tests();
     assert!(tests.len() > 150, "only {} tests found: are they still read?", tests.len());
-    let faults: Vec<_> = rows(&read(Path::new(DOCUMENT))).iter().flat_map(|r| r.faults(&tests)).collect();
+    let faults: Vec<_> =
+        rows(&read(Path::new(DOCUMENT))).iter().flat_map(|r| r.faults(&tests)).collect();
     assert!(faults.is_empty(), "{DOCUMENT}:\n  {}", faults.join("\n  "));
 }
 
