@@ -180,6 +180,9 @@ fn plain(literal: &str) -> String {
 
 #[test]
 fn a_metric_named_anywhere_in_the_documents_exists() {
+    if std::env::var_os("UPDATE_SNAPSHOT").is_some() {
+        return; // The list is being written meanwhile.
+    }
     let there = super::read("docs/metrics.md".as_ref());
     let mut gone = Vec::new();
     for document in super::files(".md") {
