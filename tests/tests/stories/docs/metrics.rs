@@ -156,7 +156,9 @@ fn add_unseen(found: &mut Found, prefix: &str, file: &str) {
     assert!(registered.len() >= 3, "{file}: only {} calls found", registered.len());
     for (name, help) in registered {
         let help = format!("{help} (there once it has happened)");
-        found.entry(format!("{prefix}_{name}")).or_insert(("".to_owned(), help, Vec::new()));
+        found
+            .entry(format!("{prefix}_{name}"))
+            .or_insert_with(|| (String::new(), help, Vec::new()));
     }
 }
 
