@@ -120,6 +120,12 @@ impl Failure {
     }
 }
 
+/// What the command line accepts; tests hold the documents' lines against it.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {

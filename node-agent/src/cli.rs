@@ -216,6 +216,12 @@ struct LeaveArgs {
     yes: bool,
 }
 
+/// What the command line accepts; tests hold the documents' lines against it.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Parses the command line, does what it says, and tells how it went.
 #[must_use]
 pub fn main() -> ExitCode {
