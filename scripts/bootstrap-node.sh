@@ -526,6 +526,11 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+RemoveIPC=yes
+KeyringMode=private
 LimitCORE=0
 LimitNOFILE=4096
 
