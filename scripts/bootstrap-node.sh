@@ -364,7 +364,8 @@ enrol() {
   [ -e "$TLS_DIR" ] || remember tree - "$TLS_DIR"
   make_folder_for "$STATE_DIR"
   make_folder_for "$TLS_DIR"
-  timeout -k 5 "$ENROL_MAX" "$AGENT" enroll --join "$join" --role "$ROLE" --state-dir "$STATE_DIR" \
+  wait_for "$ENROL_MAX" "an enrolment that a killed run left behind" state_is_free || true
+  timeout --foreground -k 5 "$ENROL_MAX" "$AGENT" enroll --join "$join" --role "$ROLE" --state-dir "$STATE_DIR" \
     --tls-dir "$TLS_DIR" --ray-group "$RAY_GID" "${options[@]}" >"$WORK/enrolled.new" 2>"$WORK/enrol.log.new" \
     9>&- </dev/null || code=$?
   if ((code != 0)); then
@@ -376,6 +377,11 @@ enrol() {
   rm -f "$WORK/join"
   note "$(head -n 1 "$WORK/enrolled.new")"
   note "$(grep '^join file' "$WORK/enrolled.new")"
+}
+
+# Nobody works on the state folder, or the daemon does.
+state_is_free() {
+  [ ! -e "$STATE_DIR/lock" ] || [ -n "$(daemon_pid)" ] || under_systemd || flock -n "$STATE_DIR/lock" true 9>&-
 }
 
 # --- The agent --------------------------------------------------------------------------------------
@@ -593,7 +599,8 @@ start_ray() {
   fi
   : >"$WORK/ray-starting"
   note "${RAY_COMMAND[*]}"
-  with_leaf timeout -k 5 "$RAY_MAX" "${RAY_COMMAND[@]}" >"$WORK/ray.log" 2>&1 </dev/null || code=$?
+  # In the group of this script, so that whatever ends the group ends half a start.
+  with_leaf timeout --foreground -k 5 "$RAY_MAX" "${RAY_COMMAND[@]}" >"$WORK/ray.log" 2>&1 </dev/null || code=$?
   if ((code != 0)); then
     tail -n 15 "$WORK/ray.log" >&2
     stop_ray
@@ -606,10 +613,14 @@ start_ray() {
 
 raylet_pid() { pgrep -o -u "$RAY_UID" -x raylet || true; }
 
-# Daemons of Ray, as the programs of its package and the titles of its workers.
-ray_pids() { pgrep -u "$RAY_UID" -f '/site-packages/ray/(core|_private|dashboard|autoscaler|util)|^ray::' || true; }
+# Daemons of Ray, as the programs of its package and the titles of its workers, and a start that still runs.
+ray_pids() {
+  pgrep -u "$RAY_UID" -f "/site-packages/ray/(core|_private|dashboard|autoscaler|util)|^ray::|$RAY_STARTS" || true
+}
+RAY_STARTS='^(timeout --foreground -k 5 [0-9]+ |[^ ]*python[0-9.]* )[^ ]*ray start '
 
 stop_ray() {
+  pkill -KILL -u "$RAY_UID" -f "$RAY_STARTS" || true
   as_ray timeout -k 5 30 "${RAY_COMMAND[0]:-ray}" stop --force >/dev/null 2>&1 </dev/null || true
   wait_for "$STOP_MAX" "Ray to end" ray_is_gone || ray_pids | xargs -r kill -KILL 2>/dev/null || true
 }

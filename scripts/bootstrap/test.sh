@@ -245,7 +245,7 @@ show_again() {
 
 # Random moments while Ray starts; the next run must end what is half there.
 show_kills_with_ray() {
-  local i words pid
+  local i words pid code
   mapfile -t words < <(start_words worker1)
   for ((i = 1; i <= KILLS_WITH_RAY; i++)); do
     in_host worker1 pkill -KILL -x raylet || true
@@ -255,8 +255,9 @@ show_kills_with_ray() {
     sleep "0.$((RANDOM % 9))"
     ((i % 2)) || sleep 1
     # shellcheck disable=SC2016
-    in_host worker1 bash -c 'kill -KILL -- -"$(pgrep -o -f "bin/bootstrap-node.sh")"'
-    wait "$pid" 2>/dev/null || true
+    in_host worker1 bash -c 'kill -KILL -- -"$(pgrep -o -f "^bash [^ ]*/bootstrap-node.sh")"'
+    code=0; wait "$pid" 2>/dev/null || code=$?
+    judge "exit code of killed run $i" "$code" 137
     boot worker1 "after kill $i"
     judge "raylets after kill $i" "$(in_host worker1 pgrep -c -x raylet)" 1
     judge "state after kill $i" "$(node_state worker1)" "$NODE_STATE"
