@@ -226,8 +226,11 @@ up_as_ray() {
   if [ "$(id -u)" != "$RAY_UID" ] || ! agent_answers; then
     die "needs root: only as Ray's own user (--ray-user), with an agent that answers on $SOCKET, it goes on from there"
   fi
-  WORK=$RAY_HOME/.ray-mtls-bootstrap
+  # Not below the home folder, which hosts may share.
+  WORK=/tmp/ray-mtls-bootstrap-$RAY_UID
   [ -d "$WORK" ] || mkdir -m 0700 "$WORK"
+  [ "$(stat -c '%F %u %a' "$WORK")" = "directory $RAY_UID 700" ] ||
+    misconfigured "$WORK must be a folder of this user, mode 0700: remove what is there"
   phase "files" wait_for_files
   [ "$WITH_RAY" = no ] || { phase "Ray's own start" start_ray; phase "proof by a task" prove; }
   say_times
