@@ -239,12 +239,7 @@ up_as_ray() {
 
 # open_work: this script's own folder, closed to others, and one run at a time.
 open_work() {
-  if [ "$ACT" = down ] && [ ! -d "$WORK" ]; then
-    note "there is nothing of this script here: no $WORK"
-    exit 0
-  fi
-  make_folder_for "$WORK"
-  [ -d "$WORK" ] || mkdir -m 0700 "$WORK"
+  [ -d "$WORK" ] || make_work
   [ "$(stat -c '%F %u %a' "$WORK")" = "directory 0 700" ] ||
     misconfigured "$WORK must be a folder of root, mode 0700: it takes the join file of --join-fd"
   exec 9>>"$WORK/lock"
@@ -252,9 +247,28 @@ open_work() {
     die "another run of this script on this host does not end: look at it with fuser $WORK/lock"
   [ "$WORK/lock" -ef /proc/self/fd/9 ] || die "another run has just removed this node: run again"
   rm -f "$WORK"/*.new
-  remember_folders
   # First of all, so that no program started from here has the descriptor.
   [ -z "$JOIN_FD" ] || take_join_from_descriptor
+}
+
+# The folders above it may be missing too. All of them come at once, by a rename, with the list that says so
+# in them: no kill leaves one that nobody knows of.
+make_work() {
+  local first=$WORK above
+  while above=$(dirname "$first") && [ ! -d "$above" ]; do first=$above; done
+  rm -rf "$first.bootstrap-new"
+  if [ "$ACT" = down ]; then
+    note "there is nothing of this script here: no $WORK"
+    exit 0
+  fi
+  mkdir -p "$first.bootstrap-new${WORK#"$first"}"
+  chmod 0700 "$first.bootstrap-new${WORK#"$first"}"
+  above=$(dirname "$WORK")
+  while [[ $above/ == "$first"/* ]]; do
+    printf 'folder - %s\n' "$above"
+    above=$(dirname "$above")
+  done | tac >"$first.bootstrap-new${WORK#"$first"}/made"
+  mv -T "$first.bootstrap-new" "$first"
 }
 
 # A secret: from the descriptor into a closed folder, never through an argument or the environment. An
@@ -800,23 +814,9 @@ remove_work() {
 
 # Lines `KIND HASH PATH`, each written before the thing is made.
 remember() {
-  if [ ! -e "$MADE" ]; then
-    NOT_YET_LISTED+=("$1 $2 $3")
-  elif ! grep -qxF "$1 $2 $3" "$MADE"; then
-    printf '%s %s %s\n' "$1" "$2" "$3" >>"$MADE"
-    sync "$MADE"
-  fi
-}
-
-# The folders above the list itself: a kill right between leaves an empty folder behind, no more.
-NOT_YET_LISTED=()
-remember_folders() {
-  local line kind hash path
-  touch "$MADE"
-  for line in "${NOT_YET_LISTED[@]}"; do
-    read -r kind hash path <<<"$line"
-    remember "$kind" "$hash" "$path"
-  done
+  ! grep -qxF "$1 $2 $3" "$MADE" || return 0
+  printf '%s %s %s\n' "$1" "$2" "$3" >>"$MADE"
+  sync "$MADE"
 }
 
 is_ours() { grep -q "^file [0-9a-f]* $1\$" "$MADE"; }

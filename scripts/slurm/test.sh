@@ -154,6 +154,7 @@ PY
   judge "a task on each node, as the job's user" "$(grep -o 'tasks ran on .*' "$LOGS/job.log")" \
     "tasks ran on [('head', $(id -u $JOB_USER)), ('worker1', $(id -u $JOB_USER))]"
   judge "nodes proved by bootstrap-node.sh" "$(grep -c 'a task ran here' "$LOGS/job.log")" 2
+  judge "steps that stopped their Ray" "$(grep -c 'stopping Ray' "$LOGS/job.log")" 2
   wait_for 60 "the epilogs to end" nodes_are idle || true
   judge "nodes that left the cluster" "$(ca_admin node list --cluster demo -o json | grep -c '"left"')" 2
   for name in "${NODES[@]}"; do
