@@ -13,12 +13,14 @@ STATE=$BASE/bootstrap
 LOGS=$STATE/logs
 . "$ROOT/scripts/quickstart/control.sh"
 
-BIN=${RAYMTLS_BIN_DIR:-$ROOT/target/debug}
+BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 HOSTS=(ca head worker1)
 HEAD_NAME=head.$TRUST_DOMAIN
 # Points at which a run without Ray is killed, and of one with Ray.
 KILLS=${KILLS:-14}
 KILLS_WITH_RAY=${KILLS_WITH_RAY:-2}
+# What is on a node that is made.
+NODE_STATE="1 live, 1 identity, 1 agent, join file gone, nothing half done"
 # Seconds a node may take beyond Ray's own start, as promised; asserted at the promise, the load beside it.
 BEYOND_RAY_MAX=15
 
@@ -42,12 +44,16 @@ main() {
   install -m 0755 "$BIN/ca-server" "$BIN/ca-admin" "$STATE/bin"
   need_command ip iproute2
   need_command pgrep procps
+  need_command curl curl
+  need_command openssl openssl
   need_ray
 
   step "A CA and two hosts"
   make_hosts
   step "The script refuses what is wrong, with the exit code that says so"
   show_misuse
+  step "The program from a URL, the join file from a descriptor"
+  show_sources
   step "Killed at $KILLS points before Ray, and run again each time"
   show_kills
   step "A head and a worker, each by one command"
@@ -89,7 +95,9 @@ options() {
   dir=$(host_dir "$1")
   printf '%s\n' --from "$STATE/release.tar.gz" --sha256 "$RELEASE_SHA256" --name "$1" --ray-user "$RAY_UID:$RAY_GID" \
     --prefix "$dir/node/usr" --state-dir "$dir/node/lib/agent" --tls-dir "$dir/node/lib/tls" \
-    --socket "$dir/node/run/agent.sock" --log "$dir/node/log/agent.log" --join "$dir/join"
+    --socket "$dir/node/run/agent.sock" --log "$dir/node/log/agent.log"
+  # shellcheck disable=SC2086
+  printf '%s\n' ${JOIN_WORDS:---join $dir/join}
 }
 
 # bootstrap NAME WORD...: the script on that host, in a session of its own; its output is in a log.
@@ -97,7 +105,7 @@ bootstrap() {
   local name=$1 options
   shift
   mapfile -t options < <(options "$name")
-  in_host "$name" setsid --wait env ${BASH_ENV_FILE:+"BASH_ENV=$BASH_ENV_FILE" "KILL_AT=${KILL_AT:-0}" "COUNT_TO=${COUNT_TO:-/dev/null}"} \
+  in_host "$name" setsid --wait env ${CURL_CA:+"CURL_CA_BUNDLE=$CURL_CA"} ${BASH_ENV_FILE:+"BASH_ENV=$BASH_ENV_FILE" "KILL_AT=${KILL_AT:-0}" "COUNT_TO=${COUNT_TO:-/dev/null}"} \
     bash "$STATE/bin/bootstrap-node.sh" "${options[@]}" "$@" >>"$LOGS/bootstrap-$name.log" 2>&1 </dev/null
 }
 
@@ -130,6 +138,35 @@ show_misuse() {
   bootstrap head --uninstall --yes
   judge "nothing is left of a node that never was" "$(made head)" 0
   rm -f "$(host_dir head)/join"
+}
+
+# An https server with a certificate of its own, which curl is told of; the join file never lies on the host.
+show_sources() {
+  local pid url=https://127.0.0.1:8443/release.tar.gz
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj / \
+    -addext subjectAltName=IP:127.0.0.1 -keyout "$STATE/url.key" -out "$STATE/url.crt" 2>>"$LOGS/url.log"
+  exec_in_host worker1 python -c '
+import functools, http.server, ssl, sys
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8443), handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1] + "/url.crt", sys.argv[1] + "/url.key")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()' "$STATE" >>"$LOGS/url.log" 2>&1 </dev/null &
+  pid=$!
+  wait_for 10 "the https server" in_host worker1 python -c 'import socket; socket.create_connection(("127.0.0.1", 8443))' 2>/dev/null
+  bring_join worker1 worker
+  judge "a URL whose server is not trusted" "$(code_of bootstrap worker1 --from $url --no-ray)" 1
+  export CURL_CA=$STATE/url.crt
+  judge "a URL with another hash" "$(code_of bootstrap worker1 --from $url --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
+  mv "$(host_dir worker1)/join" "$STATE/fd.join"
+  judge "a URL, and a join file from a descriptor" "$(JOIN_WORDS="--join-fd 3" code_of bootstrap worker1 --from $url --no-ray 3<"$STATE/fd.join")" 0
+  judge "is a node" "$(node_state worker1)" "$NODE_STATE"
+  judge "copies of the join file" "$(find "$(host_dir worker1)/node" -name 'join*' | wc -l)" 0
+  judge "the secret in a log or list of its own" "$(grep -rlF "$(grep -o 'token.*' "$STATE/fd.join" | grep -o '[A-Za-z0-9_-]\{30,\}' | tail -n 1)" "$(host_dir worker1)/node" "$LOGS" | wc -l)" 0
+  kill "$pid" 2>/dev/null || true
+  unset CURL_CA
+  bootstrap worker1 --uninstall --yes
 }
 
 # made NAME: how many files and folders there are of the node.
@@ -167,8 +204,6 @@ show_kills() {
   judge "runs that were really killed" "$killed" "$KILLS"
   judge "ended in the same state" "$good" "$KILLS"
 }
-
-NODE_STATE="1 live, 1 identity, 1 agent, join file gone, nothing half done"
 
 # node_state NAME
 node_state() {
@@ -303,7 +338,7 @@ clear_away() {
     [ -z "$STEP" ] || warn "failed or interrupted in step: $STEP"
     tail -n 20 "$LOGS"/bootstrap-*.log >&2 || true
   fi
-  [ "${KEEP:-no}" = yes ] || { hosts_down && rm -rf "${STATE:?}"/{hosts,bin,names,node-agent,sidecar,release.tar.gz}; }
+  [ "${KEEP:-no}" = yes ] || { hosts_down && rm -rf "${STATE:?}"/{hosts,bin,names,node-agent,sidecar,release.tar.gz,url.key,url.crt,fd.join}; }
   exit "$code"
 }
 

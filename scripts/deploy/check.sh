@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The examples against schemas: the cluster launcher's YAML, the Kubernetes manifests. `scripts/check deploy`.
+# The examples against schemas: the cluster launcher's YAML, the Kubernetes manifests; and the commands of the
+# CA's pod on folders as it has them. `scripts/check deploy` runs it; the sidecar's are part of `bootstrap`.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
+BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 KUBERNETES_VALIDATE_VERSION=1.37.0
 CHECKER=$BASE/kubernetes-validate
 
@@ -20,3 +22,4 @@ if [ "$(cat "$CHECKER/.complete" 2>/dev/null)" != "$KUBERNETES_VALIDATE_VERSION"
 fi
 "$VENV/bin/python" "$ROOT/scripts/deploy/check.py" ray "$ROOT/examples/ray-up.yaml"
 "$CHECKER/bin/python" "$ROOT/scripts/deploy/check.py" kubernetes "$ROOT"/deploy/kuberay/*.yaml
+PATH=$VENV/bin:$PATH "$ROOT/scripts/deploy/ca-pod.sh" "$BIN" "$ROOT/deploy/kuberay/ca-server.yaml"

@@ -14,7 +14,7 @@ STATE=$BASE/slurm
 LOGS=$STATE/logs
 . "$ROOT/scripts/quickstart/control.sh"
 
-BIN=${RAYMTLS_BIN_DIR:-$ROOT/target/debug}
+BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 NODES=(head worker1)
 # A user every Debian has, without privileges.
 JOB_USER=games

@@ -8,7 +8,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-BIN=${RAYMTLS_BIN_DIR:-$ROOT/target/debug}
+BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 DIR=/var/tmp/ray-mtls-units
 ADDRESS=10.77.9.1
 # Ten times what systemd-analyze prints, 0 (closed) to 100.
