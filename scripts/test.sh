@@ -20,7 +20,7 @@ usage: scripts/test.sh [--full]
 Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    also the Slurm example and the quickstart as a person runs it, with its release build
+  --full    more kills of bootstrap-node.sh, the Slurm example, and the quickstart as a person runs it, with its release build
 
 examples
   scripts/test.sh
@@ -33,7 +33,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(slurm quickstart) ;;
+      --full) STEPS+=(slurm quickstart); export KILLS=60 KILLS_WITH_RAY=4 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac

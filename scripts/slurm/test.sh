@@ -159,7 +159,7 @@ PY
   judge "nodes that left the cluster" "$(ca_admin node list --cluster demo -o json | grep -c '"left"')" 2
   for name in "${NODES[@]}"; do
     judge "left on $name" "$(cd "$(host_dir "$name")/tmp" && find node 2>/dev/null | paste -sd ' ')" ""
-    judge "Ray on $name" "$(in_host "$name" pgrep -c -x 'raylet|gcs_server' || true)" 0
+    judge "Ray on $name" "$(in_host "$name" pgrep -c -x raylet || true)" 0
   done
 }
 

@@ -109,6 +109,8 @@ try_node() {
   judge "its unit is the one of deploy/" "$(unit_difference)" ""
   judge "Ray's user reads its key" "$(code_of runuser -u ray -- cat /var/lib/ray-mtls/tls/current/tls.key)" 0
   judge "Ray's user gets an environment" "$(code_of runuser -u ray -- node-agent exec -- printenv RAY_TLS_SERVER_KEY)" 0
+  judge "a key folder made under the unit, for Ray's group" \
+    "$(inside stat -L -c '%n %A %G' /var/lib/ray-mtls/tls/k2 2>/dev/null || true)" "/var/lib/ray-mtls/tls/k2 drwxr-x--- ray"
   judge "Ray's user does not read the identity" "$(code_of runuser -u ray -- cat /var/lib/ray-mtls/agent/identity.pem)" 1
   survives node-agent
   judge "a renewal under the unit's limits" "$(code_of node-agent renew)" 0
@@ -116,7 +118,7 @@ try_node() {
   before=$(main_pid node-agent)
   judge "again" "$(code_of bootstrap-node.sh --from "$DIR/bin/node-agent" "${options[@]}")" 0
   judge "and the agent was left alone" "$(main_pid node-agent)" "$before"
-  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -c -E 'SIGSYS|status=31|Operation not permitted' || true)" 0
+  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
   judge "uninstall" "$(code_of bootstrap-node.sh --uninstall --yes)" 0
   judge "the unit is gone" "$(inside systemctl show -p LoadState --value node-agent)" not-found
 }
