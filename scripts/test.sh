@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-STEPS=(fmt shell build clippy doc deny unit conformance e2e bins ray)
+STEPS=(fmt shell build clippy doc deny unit conformance e2e bins ray bootstrap units deploy)
 CARGO_DENY_VERSION=0.20.2
 PASSED=0
 FAILED=0
@@ -20,7 +20,7 @@ usage: scripts/test.sh [--full]
 Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    also the quickstart as a person runs it, with its release build
+  --full    more kills of bootstrap-node.sh, the Slurm example, and the quickstart as a person runs it, with its release build
 
 examples
   scripts/test.sh
@@ -33,7 +33,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(quickstart) ;;
+      --full) STEPS+=(slurm quickstart); export KILLS=60 KILLS_WITH_RAY=4 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac
