@@ -4,6 +4,7 @@
 
 mod agent;
 mod certificates;
+mod corpus;
 mod enroll;
 mod issuers;
 mod operator;
