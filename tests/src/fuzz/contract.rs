@@ -32,7 +32,8 @@ pub fn names(data: &[u8]) {
     let domain = round_trip::<TrustDomain>(text);
     assert_eq!(domain.is_some(), labels && text.len() <= 200, "{text:?}");
     let dns = round_trip::<DnsName>(text).is_some();
-    assert_eq!(dns, labels && text.len() <= 253 && text.contains(|c| matches!(c, 'a'..='z')));
+    let lettered = text.contains(|c: char| c.is_ascii_lowercase());
+    assert_eq!(dns, labels && lettered && text.len() <= 253, "{text:?}");
     assert!(!dns || text.parse::<IpAddr>().is_err(), "{text:?} is an address");
     round_trip::<Role>(text);
     round_trip::<TokenId>(text);
