@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use raymtls_proto::join::is_endpoint;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -118,16 +119,21 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let config = match path {
-            None => Self::default(),
-            Some(path) => {
-                let text = read(path)?;
-                toml::from_str(&text).map_err(|error| ConfigError::Parse {
-                    path: path.to_owned(),
-                    message: error.to_string().trim_end().to_owned(),
-                })?
-            }
-        };
+        match path {
+            None => Ok(Self::default()),
+            Some(path) => Self::parse(&read(path)?, path),
+        }
+    }
+
+    /// Parses the text of a configuration file; its path is for the error.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -141,7 +147,7 @@ impl Config {
             if endpoints.len() > ENDPOINTS_MAX {
                 return invalid(format!("{key}: at most {ENDPOINTS_MAX}"));
             }
-            if let Some(bad) = endpoints.iter().find(|endpoint| !is_host_port(endpoint)) {
+            if let Some(bad) = endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
                 return invalid(format!("{key}: {bad:?} is not of the form host:port"));
             }
         }
@@ -182,15 +188,6 @@ impl Config {
     }
 }
 
-fn is_host_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    !host.is_empty()
-        && (bracketed || !host.contains(':'))
-        && host.len() <= 253
-        && port.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 fn read(path: &Path) -> Result<String, ConfigError> {
     let text = trusted_file::read(path, 0o022, FILE_LEN_MAX);
     text.map(|text| text.to_string()).map_err(|fault| match fault {
@@ -220,6 +217,8 @@ mod tests {
         assert!(parse("node_listen = \"7444\"").is_err());
         assert!(parse("http_listen = \"0.0.0.0:7446\"").unwrap_err().contains("loopback"));
         assert!(parse("node_endpoints = [\"ca\"]").unwrap_err().contains("host:port"));
+        // Else nobody could read the join files this server makes.
+        assert!(parse("node_endpoints = [\"[x]:7444\"]").unwrap_err().contains("host:port"));
         assert!(parse("log_format = \"xml\"").is_err());
         assert!(
             parse("trusted_proxies = [\"0.0.0.0/0\"]").unwrap_err().contains("trusted_proxies")

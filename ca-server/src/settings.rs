@@ -229,8 +229,9 @@ fn set_collectives(plan: &mut v1::PortPlan, value: &str) -> Result<(), Refusal> 
 }
 
 fn set_port(plan: &mut v1::PortPlan, name: &str, value: &str) -> Result<(), Refusal> {
-    let port = port_number(value)
-        .ok_or_else(|| wanted(&format!("port.{name}"), value, "a port from 1 to 65535"))?;
+    let port = port_number(value).ok_or_else(|| {
+        wanted(&format!("port.{}", excerpt(name)), value, "a port from 1 to 65535")
+    })?;
     let place = match name {
         "gcs" => &mut plan.gcs,
         "ray_client" => &mut plan.ray_client,

@@ -158,8 +158,9 @@ impl JoinFile {
                 let wanted = format!("1 to {ENDPOINTS_MAX} endpoints of each kind are wanted");
                 return Err(JoinError::Damaged(wanted));
             }
-            if let Some(odd) = endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
-                let wanted = format!("endpoint {odd:?} is not of the form host:port");
+            // Told by its number: what stands there may be the token, in the wrong line.
+            if let Some(odd) = endpoints.iter().position(|endpoint| !is_endpoint(endpoint)) {
+                let wanted = format!("endpoint {} of a list is not of the form host:port", odd + 1);
                 return Err(JoinError::Damaged(wanted));
             }
         }
@@ -198,7 +199,8 @@ impl JoinFile {
 }
 
 /// `host:port`, where an IPv6 address stands in brackets.
-fn is_endpoint(text: &str) -> bool {
+#[must_use]
+pub fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host_fits = match in_brackets {

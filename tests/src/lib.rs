@@ -13,6 +13,7 @@
     reason = "helpers of tests: a panic is a failed test"
 )]
 
+pub mod fuzz;
 pub mod judge;
 pub mod wire;
 

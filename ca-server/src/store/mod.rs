@@ -9,6 +9,7 @@ pub mod decide;
 pub mod kv;
 pub mod layout;
 pub mod memory;
+pub mod record;
 pub mod records;
 pub mod sled;
 pub mod view;

@@ -8,6 +8,7 @@ use raymtls_proto::digest::sha256;
 
 use super::{
     StoreError, layout,
+    record::Record,
     records::{AuditHead, AuditRecord},
 };
 
@@ -107,7 +108,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// The medium cannot be read, or the record does not decode.
-    pub fn get<M: Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+    pub fn get<M: Record>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
         self.get_raw(key)?.map(|value| decode(key, &value)).transpose()
     }
 
@@ -128,7 +129,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// The medium cannot be read, or a record does not decode.
-    pub fn scan<M: Message + Default>(
+    pub fn scan<M: Record>(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
@@ -213,11 +214,13 @@ pub fn empty_audit_head() -> AuditHead {
     AuditHead { index: 0, hash: vec![0; 32] }
 }
 
-fn decode<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, StoreError> {
-    M::decode(value).map_err(|e| StoreError::Damaged {
-        key: String::from_utf8_lossy(key).into_owned(),
-        why: e.to_string(),
-    })
+/// Reads a value as the record it is.
+///
+/// # Errors
+/// `Damaged`.
+pub fn decode<M: Record>(key: &[u8], value: &[u8]) -> Result<M, StoreError> {
+    M::read(value)
+        .map_err(|why| StoreError::Damaged { key: String::from_utf8_lossy(key).into_owned(), why })
 }
 
 #[cfg(test)]

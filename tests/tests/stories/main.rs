@@ -5,6 +5,7 @@
 mod abuse;
 mod agent;
 mod certificates;
+mod corpus;
 mod docs;
 mod enroll;
 mod issuers;

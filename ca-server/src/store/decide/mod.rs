@@ -14,8 +14,9 @@ use raymtls_proto::{identity::ClusterId, v1};
 
 use super::{
     PAGE_ROWS_MAX, Page, Signed, StoreError, layout,
+    record::Record,
     records::{AuditKind, AuditRecord, CertificateRecord, ClusterRecord, KeyRecord},
-    view::View,
+    view::{View, decode},
 };
 use crate::refusal::Refusal;
 
@@ -40,21 +41,14 @@ fn page(
 }
 
 /// One page of records.
-fn record_page<M: prost::Message + Default>(
+fn record_page<M: Record>(
     view: &View<'_>,
     prefix: &[u8],
     cursor: &str,
 ) -> Result<Page<M>, StoreError> {
     let (pairs, next) = page(view, prefix, cursor)?;
-    let rows = pairs
-        .into_iter()
-        .map(|(key, value)| {
-            M::decode(&value[..]).map_err(|e| StoreError::Damaged {
-                key: String::from_utf8_lossy(&key).into_owned(),
-                why: e.to_string(),
-            })
-        })
-        .collect::<Result<_, _>>()?;
+    let rows =
+        pairs.into_iter().map(|(key, value)| decode(&key, &value)).collect::<Result<_, _>>()?;
     Ok(Page { rows, next })
 }
 
