@@ -289,6 +289,12 @@ async fn shake_hands(
         debug!(listener = name, %address, %error, "socket options");
     }
     match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
+        // RFC 9113 3.2: over TLS, HTTP/2 is spoken by its ALPN name only.
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() != Some(b"h2") => {
+            ca.metrics.handshake_failed(name, "no_protocol");
+            debug!(listener = name, %address, "no protocol named");
+            None
+        }
         Ok(Ok(stream)) => {
             let identity = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let identity = identity.map(|leaf| Arc::new(leaf.clone().into_owned()));

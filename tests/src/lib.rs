@@ -13,6 +13,7 @@
     reason = "helpers of tests: a panic is a failed test"
 )]
 
+pub mod held;
 pub mod judge;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};

@@ -2,8 +2,11 @@
 //! the test moves.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+mod addresses;
 mod agent;
+mod bad_requests;
 mod certificates;
+mod doors;
 mod enroll;
 mod issuers;
 mod operator;
