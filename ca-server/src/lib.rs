@@ -21,6 +21,8 @@ pub mod init;
 pub mod issue;
 pub mod keys;
 pub mod leave;
+#[cfg(test)]
+mod lying_signer;
 pub mod metrics;
 pub mod policy;
 pub mod refusal;

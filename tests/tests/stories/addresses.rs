@@ -229,7 +229,8 @@ async fn a_reimaged_machine_comes_back_with_the_join_file_that_replaces_it() {
     let ca = one_cluster().await;
     let first = token(&ca).await;
     let before = Machine::at("10.0.0.1").joins(&ca, &first, "w1").await.unwrap();
-    // The disk is new, so is the key; the old node was heard of a moment ago.
+    // The disk is new, so is the key; the old node was heard of a minute ago.
+    ca.clock.advance(MINUTE);
     let disk = Machine::at("10.0.0.1");
     let held = ca.held().await;
     let plain = token(&ca).await;

@@ -5,11 +5,13 @@
 mod addresses;
 mod agent;
 mod bad_requests;
+mod bounds;
 mod certificates;
 mod doors;
 mod enroll;
 mod issuers;
 mod operator;
+mod property;
 mod renew;
 mod revoke;
 mod sync;
