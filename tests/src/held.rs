@@ -1,11 +1,13 @@
 //! What a refused call must leave as it was: certificates, uses of tokens, audit records, nodes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ca_server::store::{Store, records::AuditRecord};
-use raymtls_proto::v1;
+use raymtls_proto::{clock::TlsTime, v1};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use crate::Deployment;
+use crate::{Deployment, TRUST_DOMAIN};
 
 /// Everything an issuing call could have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,26 @@ impl Deployment {
             }
             log.extend(page);
         }
+    }
+
+    /// What the enrolment listener shows in its handshake.
+    pub async fn server_certificate(&self) -> Vec<u8> {
+        let mut roots = rustls::RootCertStore::empty();
+        for root in self.target(self.enrollment).control_roots {
+            roots.add(root).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let time = Arc::new(TlsTime(Arc::new(self.clock.clone())));
+        let mut config = rustls::ClientConfig::builder_with_details(provider, time)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(self.enrollment).await.unwrap();
+        let name = format!("ca.{TRUST_DOMAIN}").try_into().unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
     }
 
     async fn audit_index(&self) -> u64 {

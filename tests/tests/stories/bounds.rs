@@ -315,4 +315,4 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
     ca.finish().await;
 }
 
-const REASON_LEN_MAX: usize = 200;
+const REASON_LEN_MAX: usize = 500;
