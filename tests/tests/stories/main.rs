@@ -4,12 +4,14 @@
 
 mod addresses;
 mod agent;
+mod bad_files;
 mod bad_requests;
 mod bounds;
 mod certificates;
 mod doors;
 mod enroll;
 mod issuers;
+mod newer_peers;
 mod operator;
 mod property;
 mod renew;
