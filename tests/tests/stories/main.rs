@@ -5,7 +5,9 @@
 mod addresses;
 mod agent;
 mod bad_files;
+mod bad_names;
 mod bad_requests;
+mod bad_tokens;
 mod bounds;
 mod certificates;
 mod doors;
@@ -14,6 +16,7 @@ mod issuers;
 mod newer_peers;
 mod operator;
 mod property;
+mod races;
 mod renew;
 mod revoke;
 mod sync;
