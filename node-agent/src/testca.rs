@@ -325,7 +325,8 @@ impl TestCa {
 
     fn settings(&self) -> v1::Settings {
         let (life, ray_token) = self.with(|k| (k.leaf_life, k.ray_token));
-        let (mode, isolation) = self.with(|k| (k.raw_mode.unwrap_or(k.mode.into()), k.raw_isolation));
+        let (mode, isolation) =
+            self.with(|k| (k.raw_mode.unwrap_or(k.mode.into()), k.raw_isolation));
         v1::Settings {
             leaf_life_seconds: i64::try_from(life.as_secs()).unwrap(),
             mode,

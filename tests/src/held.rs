@@ -25,8 +25,12 @@ pub struct Held {
 impl Deployment {
     /// What the CA holds now.
     pub async fn held(&self) -> Held {
-        let mut held =
-            Held { certificates: 0, uses: BTreeMap::new(), audit: self.audit_index().await, nodes: 0 };
+        let mut held = Held {
+            certificates: 0,
+            uses: BTreeMap::new(),
+            audit: self.audit_index().await,
+            nodes: 0,
+        };
         for cluster in self.store.clusters().await.unwrap() {
             let name = cluster.cluster;
             held.certificates += self.certificates(&name).await.len();

@@ -123,7 +123,9 @@ impl Agent {
 /// Settings with values of a newer release.
 pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
     let text = |what: &str, value: i32, means: &str| {
-        format!("{what} is a value this release does not know ({value}): upgrade node-agent; {means}")
+        format!(
+            "{what} is a value this release does not know ({value}): upgrade node-agent; {means}"
+        )
     };
     let mode = v1::Mode::try_from(settings.mode)
         .is_err()

@@ -71,8 +71,12 @@ async fn a_state_folder_of_a_newer_format_is_refused_in_words_and_left_alone() {
     let path = place.path("state/node.toml");
     // With fields of its own, and none of ours.
     let newer = "format = 2\nmachine = \"n1\"\n";
-    raymtls_proto::durable::replace(&path, newer.as_bytes(), raymtls_proto::durable::Access::PRIVATE)
-        .unwrap();
+    raymtls_proto::durable::replace(
+        &path,
+        newer.as_bytes(),
+        raymtls_proto::durable::Access::PRIVATE,
+    )
+    .unwrap();
     let refused = Agent::open(place.config(), place.clock.clone()).unwrap_err().to_string();
     assert!(refused.contains("format 2"), "{refused}");
     assert!(refused.contains("reads format 1: upgrade node-agent"), "{refused}");

@@ -161,8 +161,12 @@ async fn a_ca_on_the_heads_host_sees_loopback_and_wants_the_address_named() {
     let plain = token(&ca).await;
     refused(head.joins(&ca, &plain, "head").await, "ADDRESS_NOT_ALLOWED", "--address").await;
     // Naming it is not enough: a token that says so is.
-    refused(head.claims(&ca, &plain, "head", &["10.0.0.1"]).await, "ADDRESS_NOT_ALLOWED", "--addresses")
-        .await;
+    refused(
+        head.claims(&ca, &plain, "head", &["10.0.0.1"]).await,
+        "ADDRESS_NOT_ALLOWED",
+        "--addresses",
+    )
+    .await;
     let ranged = ca.token_with(request(|t| t.address_ranges = vec!["10.0.0.1".into()])).await;
     let node = head.claims(&ca, &ranged, "head", &["10.0.0.1"]).await.unwrap();
     assert_eq!(bound(&ca, "head").await, [("10.0.0.1".to_owned(), false)], "claimed, not proved");
@@ -279,10 +283,8 @@ async fn an_autoscaler_that_reuses_an_address_within_a_minute_is_let_in() {
     next.joins(&ca, &group, "gpu").await.unwrap();
     // Or an operator who knows better forgets it.
     let cut = Machine::at("10.0.0.2").joins(&ca, &group, "gpu").await.unwrap();
-    let forget = v1::ForgetNodeRequest {
-        cluster: "c1".to_owned(),
-        name: cut.answer.node_name.clone(),
-    };
+    let forget =
+        v1::ForgetNodeRequest { cluster: "c1".to_owned(), name: cut.answer.node_name.clone() };
     ca_server::admin::nodes::forget(&ca.ca, &ca.operator, forget).await.unwrap();
     Machine::at("10.0.0.2").joins(&ca, &group, "gpu").await.unwrap();
     ca.finish().await;
@@ -364,6 +366,30 @@ async fn a_bad_node_that_claims_the_heads_address_gets_nothing() {
     ca.revoke("c1", &squatter.answer.node_name).await;
     head.syncs(&ca).await.unwrap();
     head.leaf(&ca).await.unwrap();
+    ca.finish().await;
+}
+
+#[tokio::test]
+async fn a_machine_at_an_address_beats_one_that_only_claims_it() {
+    let ca = one_cluster().await;
+    let wide = |t: &mut v1::CreateTokenRequest| t.address_ranges = vec!["10.0.0.0/24".into()];
+    // Before the head is there, a node claims where it will be.
+    let token = ca.token_with(request(wide)).await;
+    let early = Machine::at("10.0.0.66");
+    let early = early.claims(&ca, &token, "early", &["10.0.0.1", "10.0.0.2"]).await.unwrap();
+    // Another claim does not beat it.
+    let token = ca.token_with(request(wide)).await;
+    let other = Machine::at("10.0.0.67").claims(&ca, &token, "other", &["10.0.0.1"]).await;
+    refused(other, "ADDRESS_TAKEN", "early").await;
+    // The machine itself does, and has it from then on.
+    let head = Machine::at("10.0.0.1").joins(&ca, &token, "head").await.unwrap();
+    head.leaf(&ca).await.unwrap();
+    assert!(early.leaf(&ca).await.unwrap_err().starts_with("ADDRESS_TAKEN"));
+    // What a node has proved is beaten by nobody.
+    early.syncs_from(&ca, source("10.0.0.2")).await.unwrap();
+    let token = ca.token_with(request(wide)).await;
+    refused(Machine::at("10.0.0.2").joins(&ca, &token, "late").await, "ADDRESS_TAKEN", "early")
+        .await;
     ca.finish().await;
 }
 

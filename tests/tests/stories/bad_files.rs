@@ -168,8 +168,7 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
     );
     durable::replace(&config, text.as_bytes(), Access::PRIVATE).unwrap();
     let mut command = Command::new(binary("ca-server"));
-    let output =
-        run(command.args(["serve", "--dir"]).arg(&dir).arg("--config").arg(&config)).await;
+    let output = run(command.args(["serve", "--dir"]).arg(&dir).arg("--config").arg(&config)).await;
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let wanted = format!("the store has format {}, this program reads format {FORMAT}", FORMAT + 1);

@@ -86,7 +86,8 @@ async fn a_name_of_another_form_is_refused_in_every_place() {
     for name in NEVER {
         let as_name = v1::EnrollRequest { node_name: name.to_owned(), ..good() };
         let as_cluster = v1::EnrollRequest { cluster: name.to_owned(), ..good() };
-        for (request, expected) in [(as_name, "NAME_NOT_ALLOWED"), (as_cluster, "REQUEST_INVALID")] {
+        for (request, expected) in [(as_name, "NAME_NOT_ALLOWED"), (as_cluster, "REQUEST_INVALID")]
+        {
             let error = client.enroll(request).await.expect_err(name);
             assert_eq!(error.word(), expected, "{name:?}: {error}");
             let text = error.to_string();

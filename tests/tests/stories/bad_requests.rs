@@ -238,10 +238,14 @@ fn malformed_rows() -> Vec<Row> {
         ("two requests", [&good[..], &good].concat(), "bytes after the request"),
         ("longer than it may be", vec![0x30; CSR_DER_LEN_MAX + 1], "longer than 8192 bytes"),
         ("indefinite length", outer(&[0x80], &[0, 0]), "certificate request refused"),
-        ("a length in too many bytes", {
-            let len = u8::try_from(good.len() - header_len(&good)).unwrap();
-            [&[0x30, 0x82, 0, len][..], &good[header_len(&good)..]].concat()
-        }, "certificate request refused"),
+        (
+            "a length in too many bytes",
+            {
+                let len = u8::try_from(good.len() - header_len(&good)).unwrap();
+                [&[0x30, 0x82, 0, len][..], &good[header_len(&good)..]].concat()
+            },
+            "certificate request refused",
+        ),
         ("nested deeply", nested[..CSR_DER_LEN_MAX.min(nested.len())].to_vec(), "not a PKCS#10"),
         ("a negative version", version(&[2, 1, 0xff]), "certificate request refused"),
         ("version 2", version(&[2, 1, 1]), "certificate request refused"),

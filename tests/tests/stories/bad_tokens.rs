@@ -30,8 +30,10 @@ async fn ten_thousand_wrong_tokens_get_nothing_and_cost_nobody_else() {
             2 => format!("{other_id}.{secret}"),
             _ => format!("{id}.{}", &secret[..guess % secret.len()]),
         };
-        let request =
-            v1::EnrollRequest { credential: Some(Credential::BootstrapToken(text)), ..good.clone() };
+        let request = v1::EnrollRequest {
+            credential: Some(Credential::BootstrapToken(text)),
+            ..good.clone()
+        };
         let source = "192.0.2.66".parse().ok();
         let refusal = enroll(&ca.ca, request, source).await.map(drop).unwrap_err().refusal();
         // Once a limit is reached, that is the word.

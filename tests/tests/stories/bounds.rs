@@ -80,7 +80,12 @@ async fn an_enrolment_is_bounded_in_each_field() {
             "1 to 63 characters",
         ),
         ("no role", v1::EnrollRequest { role: 0, ..good() }, "REQUEST_INVALID", "head, worker"),
-        ("a role of the future", v1::EnrollRequest { role: 77, ..good() }, "REQUEST_INVALID", "role"),
+        (
+            "a role of the future",
+            v1::EnrollRequest { role: 77, ..good() },
+            "REQUEST_INVALID",
+            "role",
+        ),
         (
             "a name of 64",
             v1::EnrollRequest { node_name: "n".repeat(64), ..good() },
@@ -205,7 +210,8 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
     ca.cluster("c1", DAY).await;
     ca.worker("c1", "w1", "10.0.0.1").await;
     let (running, operator) = (&ca.ca, &ca.operator);
-    let create = |cluster: &str, life| v1::CreateClusterRequest { cluster: cluster.to_owned(), life };
+    let create =
+        |cluster: &str, life| v1::CreateClusterRequest { cluster: cluster.to_owned(), life };
     let day = Some(Life::MaxJobSeconds(86_400));
     clusters::create(running, operator, create(&"c".repeat(63), day)).await.unwrap();
     let before = ca.held().await;
@@ -213,7 +219,12 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
     for (what, request, word, says) in [
         ("a cluster of 64", create(&"c".repeat(64), day), "REQUEST_INVALID", "1 to 63"),
         ("no life", create("c2", None), "SETTING_INVALID", "max-job"),
-        ("a negative life", create("c2", Some(Life::MaxJobSeconds(-1))), "SETTING_INVALID", "negative"),
+        (
+            "a negative life",
+            create("c2", Some(Life::MaxJobSeconds(-1))),
+            "SETTING_INVALID",
+            "negative",
+        ),
         // 40 days and a second: the sum is shown.
         (
             "a longer job",
@@ -251,9 +262,18 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
         ("a job that cannot hold", vec!["max-job=50d".to_owned()], "= 100"),
         ("a number without a unit", vec!["max-job=20".to_owned()], "20d"),
         ("a unit that is none", vec!["lease=24x".to_owned()], "20d"),
-        ("one bad among good", vec!["lease=2d".to_owned(), "mode=fast".to_owned()], "files or tunnel"),
+        (
+            "one bad among good",
+            vec!["lease=2d".to_owned(), "mode=fast".to_owned()],
+            "files or tunnel",
+        ),
     ] {
-        refused(clusters::set(running, operator, set(changes)).await, what, "SETTING_INVALID", says);
+        refused(
+            clusters::set(running, operator, set(changes)).await,
+            what,
+            "SETTING_INVALID",
+            says,
+        );
     }
     clusters::set(running, operator, set(texts(64, |_| "ray-token=on".to_owned()))).await.unwrap();
     ca.set("c1", &format!("admin-ranges={}", addresses(64).join(","))).await;

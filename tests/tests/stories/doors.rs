@@ -226,11 +226,7 @@ fn identity_params(uri: &str) -> CertificateParams {
     params
 }
 
-fn chain(
-    key: PrivateKey,
-    leaf: &CertificateDer<'static>,
-    issuers_der: Vec<Vec<u8>>,
-) -> Identity {
+fn chain(key: PrivateKey, leaf: &CertificateDer<'static>, issuers_der: Vec<Vec<u8>>) -> Identity {
     let chain = v1::CertificateChain { leaf_der: leaf.to_vec(), issuers_der };
     Identity::new(key, chain).unwrap()
 }

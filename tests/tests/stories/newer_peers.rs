@@ -92,7 +92,10 @@ fn fields_of_a_newer_ca_are_skipped_by_agent_and_operator() {
     });
     newer(&settings);
     newer(&v1::EnrollResponse { node_name: "w1".to_owned(), ..v1::EnrollResponse::default() });
-    newer(&v1::RenewIdentityResponse { server_time_unix: 7, ..v1::RenewIdentityResponse::default() });
+    newer(&v1::RenewIdentityResponse {
+        server_time_unix: 7,
+        ..v1::RenewIdentityResponse::default()
+    });
     newer(&v1::IssueLeafResponse { server_time_unix: 7, ..v1::IssueLeafResponse::default() });
     newer(&v1::Cluster { version, ..v1::Cluster::default() });
     newer(&v1::Node { state: 77, role: 77, ..v1::Node::default() });

@@ -4,13 +4,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use ca_server::{
-    admin::tokens,
-    enroll::enroll,
-    issue::issue,
-    keys::csr::key_hash,
-    store::Caller,
-};
+use ca_server::{admin::tokens, enroll::enroll, issue::issue, keys::csr::key_hash, store::Caller};
 use node_agent::keys::PrivateKey;
 use proptest::{
     prelude::*,
@@ -158,7 +152,8 @@ async fn one(ca: &Deployment, drawn: Drawn) -> bool {
     assert_eq!(extras.1, Extra::Nothing, "a request that asks for more was granted");
     let mut addresses: BTreeSet<IpAddr> =
         subset(&leaf.addresses, &answer.addresses).iter().map(|a| canonical(a)).collect();
-    let mut names: BTreeSet<String> = subset(&leaf.dns_names, &answer.dns_names).into_iter().collect();
+    let mut names: BTreeSet<String> =
+        subset(&leaf.dns_names, &answer.dns_names).into_iter().collect();
     addresses.extend(["127.0.0.1", "::1"].map(|a| canonical(a)));
     names.insert("localhost".to_owned());
     let uri = format!("spiffe://ray.example/cluster/c1/node/{}", answer.node_name);
@@ -202,8 +197,7 @@ fn check(
     assert!(rest.is_empty());
     assert_eq!(key_hash(certificate.public_key().raw), key_hash(&key.spki_der()), "another key");
     assert_eq!(certificate.subject().iter().count(), 0, "a subject");
-    let mut oids: Vec<_> =
-        certificate.extensions().iter().map(|e| e.oid.to_id_string()).collect();
+    let mut oids: Vec<_> = certificate.extensions().iter().map(|e| e.oid.to_id_string()).collect();
     oids.sort();
     assert_eq!(
         oids,
