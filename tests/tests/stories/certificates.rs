@@ -74,7 +74,7 @@ async fn sample(deployment: &Deployment, folder: &Path) {
         write(format!("{name}-issuer.chain"), certificates_to_pem(&[&live.root_der]));
         write(format!("{name}.chain"), certificates_to_pem(&[&issuer, &live.root_der]));
         for (index, crl) in live.crls_der().iter().enumerate() {
-            write(format!("{name}-{index}.crl"), crls_to_pem(&[crl.clone()]));
+            write(format!("{name}-{index}.crl"), crls_to_pem(std::slice::from_ref(crl)));
         }
     }
     for record in deployment.certificates("c1").await {

@@ -23,7 +23,7 @@ struct Future {
     #[prost(uint64, tag = "1001")]
     number: u64,
     #[prost(message, optional, boxed, tag = "1002")]
-    nested: Option<Box<Future>>,
+    nested: Option<Box<Self>>,
     #[prost(fixed64, tag = "1003")]
     fixed: u64,
     #[prost(fixed32, repeated, tag = "1004")]

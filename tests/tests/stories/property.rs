@@ -124,12 +124,9 @@ async fn one(ca: &Deployment, drawn: Drawn) -> bool {
     request.credential = base.credential;
     request.csr_der = csr(&key, extras.0);
     let before = ca.held().await;
-    let answer = match enroll(&ca.ca, request, source).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            unchanged(ca, &before).await;
-            return false;
-        }
+    let Ok(answer) = enroll(&ca.ca, request, source).await else {
+        unchanged(ca, &before).await;
+        return false;
     };
     assert_eq!(extras.0, Extra::Nothing, "a request that asks for more was granted");
     let identity_der = answer.identity.unwrap().leaf_der;
@@ -151,10 +148,10 @@ async fn one(ca: &Deployment, drawn: Drawn) -> bool {
     };
     assert_eq!(extras.1, Extra::Nothing, "a request that asks for more was granted");
     let mut addresses: BTreeSet<IpAddr> =
-        subset(&leaf.addresses, &answer.addresses).iter().map(|a| canonical(a)).collect();
+        subset(&leaf.addresses, &answer.addresses).iter().map(canonical).collect();
     let mut names: BTreeSet<String> =
         subset(&leaf.dns_names, &answer.dns_names).into_iter().collect();
-    addresses.extend(["127.0.0.1", "::1"].map(|a| canonical(a)));
+    addresses.extend(["127.0.0.1", "::1"].map(canonical));
     names.insert("localhost".to_owned());
     let uri = format!("spiffe://ray.example/cluster/c1/node/{}", answer.node_name);
     check(&issued.leaf.unwrap().leaf_der, &leaf_key, &uri, &addresses, &names);
@@ -186,6 +183,7 @@ fn allowed(
 }
 
 /// The certificate holds these names and this key, and the extensions of a leaf: no other.
+#[allow(clippy::wildcard_enum_match_arm, reason = "x509-parser's enums, not ours")]
 fn check(
     certificate_der: &[u8],
     key: &PrivateKey,
