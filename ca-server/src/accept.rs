@@ -277,6 +277,8 @@ struct Door {
 enum Lost {
     #[error("handshake refused: {0}")]
     Refused(io::Error),
+    #[error("no protocol named")]
+    NoProtocol,
     #[error("PROXY protocol: {0}")]
     ProxyHeader(proxy_protocol::ProxyError),
     #[error("no handshake within {} s", HANDSHAKE_TIME_MAX.as_secs())]
@@ -309,6 +311,7 @@ impl Door {
         };
         let why = match &lost {
             Lost::Refused(_) => "refused",
+            Lost::NoProtocol => "no_protocol",
             Lost::ProxyHeader(_) => "proxy_header",
             Lost::TimedOut => "timed_out",
             Lost::Evicted => "evicted",
@@ -339,6 +342,10 @@ impl Door {
         let acceptor = TlsAcceptor::from(self.config.load_full());
         let shaking = Box::pin(acceptor.accept(stream));
         let stream = unless_evicted(&mut place, shaking).await?.map_err(Lost::Refused)?;
+        // RFC 9113 3.2: over TLS, HTTP/2 is spoken by its ALPN name only.
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(Lost::NoProtocol);
+        }
         let identity = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let identity = identity.map(|leaf| Arc::new(leaf.clone().into_owned()));
         Ok((stream, Peer { address, identity }))

@@ -25,6 +25,8 @@ pub mod issue;
 pub mod keys;
 pub mod leave;
 pub mod limits;
+#[cfg(test)]
+mod lying_signer;
 pub mod metrics;
 pub mod policy;
 pub mod proxy_protocol;

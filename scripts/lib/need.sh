@@ -102,3 +102,19 @@ need_cargo() {
   command -v cargo >/dev/null || die "cargo is missing: install Rust (the version in Cargo.toml or newer) and run again"
   need_command cc gcc libc6-dev
 }
+
+# need_pkilint: a linter of certificates in a virtual environment of its own.
+PKILINT_VERSION=0.13.3
+PKILINT=$BASE/pkilint
+need_pkilint() {
+  local python
+  [ "$(cat "$PKILINT/.complete" 2>/dev/null)" != "$PKILINT_VERSION" ] || return 0
+  python=$(find_python) || die "no usable Python 3.10 or newer: install python3"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+  note "making $PKILINT with $python"
+  rm -rf "$PKILINT"
+  "$python" -m venv "$PKILINT"
+  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "pkilint $PKILINT_VERSION" \
+    "$PKILINT/bin/python" -m pip install --quiet "pkilint==$PKILINT_VERSION"
+  printf '%s\n' "$PKILINT_VERSION" >"$PKILINT/.complete"
+}

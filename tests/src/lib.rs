@@ -14,6 +14,7 @@
 )]
 
 pub mod fuzz;
+pub mod held;
 pub mod judge;
 pub mod wire;
 

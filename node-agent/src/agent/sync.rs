@@ -170,6 +170,10 @@ impl Agent {
         if let Some(token) = &answer.ray_token {
             self.apply_token(&token.token)?;
         }
+        // They come when they change, so this is said once.
+        for unknown in answer.settings.iter().flat_map(super::view::unknown) {
+            tracing::warn!("{unknown}");
+        }
         let mut memory = self.memory.clone();
         memory.merge(answer);
         if let Some(current) = self.current {

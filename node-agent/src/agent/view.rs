@@ -108,6 +108,7 @@ impl Agent {
             ));
         }
         let Some(settings) = self.memory.settings() else { return all };
+        all.extend(unknown(settings));
         if settings.mode() == v1::Mode::Tunnel {
             all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
         }
@@ -117,6 +118,22 @@ impl Agent {
         }
         all
     }
+}
+
+/// Settings with values of a newer release.
+pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
+    let text = |what: &str, value: i32, means: &str| {
+        format!(
+            "{what} is a value this release does not know ({value}): upgrade node-agent; {means}"
+        )
+    };
+    let mode = v1::Mode::try_from(settings.mode)
+        .is_err()
+        .then(|| text("mode", settings.mode, "files are kept, `exec` refuses"));
+    let isolation = v1::Isolation::try_from(settings.isolation)
+        .is_err()
+        .then(|| text("isolation", settings.isolation, "this release loads no rules"));
+    mode.into_iter().chain(isolation).collect()
 }
 
 /// A status before anything happened.
