@@ -465,7 +465,8 @@ async fn obtain_identity(
         }
     };
     let node = node_of(options, join, &answer)?;
-    let identity = accept_identity(answer.identity, key, &node, &**clock)?;
+    let identity =
+        accept_identity((answer.identity, answer.server_time_unix), key, &node, &**clock)?;
     Ok((node, identity))
 }
 
@@ -521,7 +522,7 @@ fn node_of(
 
 fn wait_before_retry(error: &CallError, attempt: u32) -> Option<Duration> {
     match error {
-        CallError::Untrusted(_) | CallError::Setup(_) => return None,
+        CallError::Untrusted(_) | CallError::Clock(_) | CallError::Setup(_) => return None,
         CallError::Away(_) | CallError::Refused { .. } => {}
     }
     if error.reaction() != Reaction::Retry {

@@ -75,9 +75,17 @@ impl Deployment {
         Self::start_for_group(None).await
     }
 
+    /// A new CA whose clock stands at `now`.
+    pub async fn start_at(now: OffsetDateTime) -> Self {
+        Self::start_with(None, SettableClock::new(now)).await
+    }
+
     /// The same with the operator's socket open to a group.
     pub async fn start_for_group(group: Option<String>) -> Self {
-        let clock = SettableClock::new(start_time());
+        Self::start_with(group, SettableClock::new(start_time())).await
+    }
+
+    async fn start_with(group: Option<String>, clock: SettableClock) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
         init::init(&dir, &kek, &TRUST_DOMAIN.parse().unwrap(), &clock).await.unwrap();

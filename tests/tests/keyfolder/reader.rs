@@ -20,7 +20,7 @@ use crate::node::Node;
 const READS: u32 = 100_000;
 const READS_FULL: u32 = 1_000_000;
 /// Reads through `current` while the key changes.
-const READS_CURRENT: u32 = 20_000;
+const READS_CURRENT: u32 = 4_000;
 const RENEW_EVERY: Duration = Duration::from_millis(100);
 
 /// Opens certificate then key, as a TLS library does, again and again; says what went wrong. `pinned`
@@ -131,13 +131,7 @@ impl Seen {
     }
 }
 
-async fn read(
-    node: &mut Node,
-    folder: &str,
-    reads: u32,
-    how: &str,
-    ask: Ask,
-) -> (Seen, u32) {
+async fn read(node: &mut Node, folder: &str, reads: u32, how: &str, ask: Ask) -> (Seen, u32) {
     let reading = tokio::spawn(reader(node, folder, reads, how).output());
     let mut renewals = 0;
     while !reading.is_finished() {

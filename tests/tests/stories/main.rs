@@ -10,4 +10,5 @@ mod operator;
 mod renew;
 mod revoke;
 mod sync;
+mod time;
 mod trust;
