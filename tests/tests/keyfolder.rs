@@ -6,8 +6,12 @@
 //! Wants `node-agent` and `ca-server` in the target folder, and Python with its `ssl` module (OpenSSL).
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+#[path = "keyfolder/disk.rs"]
+mod disk;
 #[path = "keyfolder/killed.rs"]
 mod killed;
+#[path = "keyfolder/layouts.rs"]
+mod layouts;
 #[path = "keyfolder/node.rs"]
 mod node;
 #[path = "keyfolder/reader.rs"]
