@@ -282,6 +282,7 @@ async fn finish(
     clock: Arc<dyn Clock>,
     done: Done,
 ) -> Result<Enrolled, Failure> {
+    keep_group(options, state)?;
     let lock = match (state.lock(), done) {
         (Ok(lock), _) => lock,
         // A running daemon does the rest by itself.
@@ -317,6 +318,18 @@ async fn finish(
         ray_env: tls_dir.join("ray.env"),
         join_file: dispose(options, token)?,
     })
+}
+
+/// Ray's group, where the command was given another one than before: the daemon reads it at its start.
+fn keep_group(options: &Options, state: &StateDir) -> Result<(), Failure> {
+    let node = state.node().map_err(Failure::config)?;
+    match node {
+        Some(node) if options.ray_gid.is_some() && node.ray_gid != options.ray_gid => {
+            let node = NodeFile { ray_gid: options.ray_gid, ..node };
+            state.put_node(&node).map_err(Failure::failed)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn already_running(options: &Options, state: &StateDir, token: Token) -> Result<Enrolled, Failure> {

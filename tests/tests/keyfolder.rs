@@ -16,3 +16,5 @@ mod layouts;
 mod node;
 #[path = "keyfolder/reader.rs"]
 mod reader;
+#[path = "keyfolder/secrets.rs"]
+mod secrets;

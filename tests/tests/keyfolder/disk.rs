@@ -122,7 +122,7 @@ fn a_full_disk_at_enrolment_costs_no_token() {
         assert!(said.contains("/tls/"), "the path is not named: {said}");
         assert!(stray_files(&node.at("tls")).is_empty(), "{:?}", stray_files(&node.at("tls")));
         assert!(node.at("join").exists());
-        std::fs::remove_file(node.at("tls/lost+found/ballast")).unwrap();
+        std::fs::remove_dir_all(node.at("tls/lost+found")).unwrap();
         let output = node.enroll(&[]).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         node.check_folders();

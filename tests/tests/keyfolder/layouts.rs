@@ -190,3 +190,20 @@ fn look(folder: &Path, open: &mut Vec<String>) {
         }
     }
 }
+
+/// Enrolled again with a group, the host keeps it: the daemon started later knows no flag.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_given_again_is_kept() {
+    use std::os::unix::fs::MetadataExt;
+    let mut node = Node::new().await;
+    let again = node.enroll(&["--ray-group", "4242"]).await;
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    node.run().await;
+    let answer = node.ask(node_agent::api::Ask::ExecFolder).await.unwrap();
+    assert!(matches!(answer, node_agent::api::Answer::ExecFolder(_)), "{answer:?}");
+    for key in ["tls/k1/tls.key", "tls/k2/tls.key"] {
+        assert_eq!(std::fs::metadata(node.at(key)).unwrap().gid(), 4_242, "{key}");
+    }
+    node.kill().await;
+    node.deployment.finish().await;
+}
