@@ -20,7 +20,7 @@ usage: scripts/test.sh [--full]
 Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    also the quickstart as a person runs it, with its release build
+  --full    also the quickstart as a person runs it, with its release build, and the long stories
 
 examples
   scripts/test.sh
@@ -33,7 +33,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(quickstart) ;;
+      --full) STEPS+=(quickstart full) ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac
