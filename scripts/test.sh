@@ -20,7 +20,8 @@ usage: scripts/test.sh [--full]
 Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    more kills of bootstrap-node.sh, the Slurm example, and the quickstart as a person runs it, with its release build
+  --full    more kills of bootstrap-node.sh, the Slurm example, the quickstart as a person runs it with its
+            release build, and the long stories
 
 examples
   scripts/test.sh
@@ -33,7 +34,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(slurm quickstart); export KILLS=60 KILLS_WITH_RAY=4 ;;
+      --full) STEPS+=(slurm quickstart full); export KILLS=60 KILLS_WITH_RAY=4 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac

@@ -282,6 +282,7 @@ async fn finish(
     clock: Arc<dyn Clock>,
     done: Done,
 ) -> Result<Enrolled, Failure> {
+    keep_group(options, state)?;
     let lock = match (state.lock(), done) {
         (Ok(lock), _) => lock,
         // A running daemon does the rest by itself.
@@ -317,6 +318,18 @@ async fn finish(
         ray_env: tls_dir.join("ray.env"),
         join_file: dispose(options, token)?,
     })
+}
+
+/// Ray's group, where the command was given another one than before: the daemon reads it at its start.
+fn keep_group(options: &Options, state: &StateDir) -> Result<(), Failure> {
+    let node = state.node().map_err(Failure::config)?;
+    match node {
+        Some(node) if options.ray_gid.is_some() && node.ray_gid != options.ray_gid => {
+            let node = NodeFile { ray_gid: options.ray_gid, ..node };
+            state.put_node(&node).map_err(Failure::failed)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn already_running(options: &Options, state: &StateDir, token: Token) -> Result<Enrolled, Failure> {
@@ -465,7 +478,8 @@ async fn obtain_identity(
         }
     };
     let node = node_of(options, join, &answer)?;
-    let identity = accept_identity(answer.identity, key, &node, &**clock)?;
+    let identity =
+        accept_identity((answer.identity, answer.server_time_unix), key, &node, &**clock)?;
     Ok((node, identity))
 }
 
@@ -521,7 +535,7 @@ fn node_of(
 
 fn wait_before_retry(error: &CallError, attempt: u32) -> Option<Duration> {
     match error {
-        CallError::Untrusted(_) | CallError::Setup(_) => return None,
+        CallError::Untrusted(_) | CallError::Clock(_) | CallError::Setup(_) => return None,
         CallError::Away(_) | CallError::Refused { .. } => {}
     }
     if error.reaction() != Reaction::Retry {

@@ -80,18 +80,31 @@ impl Deployment {
         Self::start_for_group(None).await
     }
 
+    /// A new CA whose clock stands at `now`.
+    pub async fn start_at(now: OffsetDateTime) -> Self {
+        Self::start_with(None, SettableClock::new(now)).await
+    }
+
     /// The same with the operator's socket open to a group.
     pub async fn start_for_group(group: Option<String>) -> Self {
-        Self::start_as(group, Limits::highest(), TrustedProxies::default()).await
+        Self::start_with(group, SettableClock::new(start_time())).await
     }
 
-    /// The same with limits that bite, behind these proxies.
+    async fn start_with(group: Option<String>, clock: SettableClock) -> Self {
+        Self::start_as(group, clock, Limits::highest(), TrustedProxies::default()).await
+    }
+
+    /// A new CA with limits that bite, behind these proxies.
     pub async fn start_within(limits: Limits, proxies: TrustedProxies) -> Self {
-        Self::start_as(None, limits, proxies).await
+        Self::start_as(None, SettableClock::new(start_time()), limits, proxies).await
     }
 
-    async fn start_as(group: Option<String>, limits: Limits, proxies: TrustedProxies) -> Self {
-        let clock = SettableClock::new(start_time());
+    async fn start_as(
+        group: Option<String>,
+        clock: SettableClock,
+        limits: Limits,
+        proxies: TrustedProxies,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
         init::init(&dir, &kek, &TRUST_DOMAIN.parse().unwrap(), &clock).await.unwrap();

@@ -1,6 +1,6 @@
 //! What the daemon answers over its socket.
 
-use raymtls_proto::{reason::Reason, v1};
+use raymtls_proto::{clock::Clock, reason::Reason, v1};
 use tokio::time::Instant;
 
 use super::{ActError, Agent};

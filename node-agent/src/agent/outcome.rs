@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use raymtls_proto::{
-    clock,
+    clock::Clock,
     reason::{Reaction, Reason},
 };
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{ActError, Agent};
@@ -59,17 +58,6 @@ impl Agent {
             }
             Standing::Enrolled | Standing::Left => {}
         }
-    }
-
-    /// What the CA's clock says.
-    pub(super) fn hear_time(&mut self, server_time_unix: i64) {
-        self.ca_time = clock::from_unix(server_time_unix).map(|time| (time, Instant::now()));
-    }
-
-    /// The CA's clock as it must stand now.
-    pub(super) fn ca_now(&self) -> Option<OffsetDateTime> {
-        let (time, heard) = self.ca_time?;
-        Some(time + heard.elapsed())
     }
 
     /// Nothing is wrong; the call just leaves the CA alone for a moment.

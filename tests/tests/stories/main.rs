@@ -23,4 +23,5 @@ mod races;
 mod renew;
 mod revoke;
 mod sync;
+mod time;
 mod trust;
