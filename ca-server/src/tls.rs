@@ -7,7 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -104,6 +104,11 @@ pub fn configs(ca: &Ca) -> Result<Configs, TlsError> {
     let signed = control.active().sign(&contents, &key.subject_public_key_info(), now)?;
     let chain = vec![signed.certificate_der.into(), control.active().certificate_der().clone()];
     let mut roots = RootCertStore::empty();
+    // An identity is signed by one of our own issuers: trusting them as they are saves the signature
+    // between issuer and root in each handshake.
+    for issuer in control.issuers() {
+        roots.add(issuer.certificate_der().clone())?;
+    }
     roots.add(CertificateDer::from(control.root_der.clone()))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier =
@@ -140,8 +145,8 @@ fn finish(mut config: ServerConfig) -> Arc<ServerConfig> {
 pub struct Peer {
     /// Address the connection comes from.
     pub address: IpAddr,
-    /// Its certificate, which chains to the control root; `None` on the enrolment listener.
-    identity: Option<Arc<CertificateDer<'static>>>,
+    /// Its certificate, which chains to the control authority; `None` on the enrolment listener.
+    identity: Option<Arc<Identity>>,
 }
 
 impl Peer {
@@ -156,7 +161,11 @@ impl Peer {
     /// # Errors
     /// `IdentityUnknown` for any other certificate of the control authority.
     pub fn caller(&self, ca: &Ca) -> Result<Caller, Refusal> {
-        let certificate = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        let identity = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        identity.caller.get_or_init(|| self.read(&identity.certificate, ca)).clone()
+    }
+
+    fn read(&self, certificate: &[u8], ca: &Ca) -> Result<Caller, Refusal> {
         let facts = LeafFacts::parse(certificate).map_err(|_| Refusal::IdentityUnknown)?;
         let [uri] = facts.uris.as_slice() else { return Err(Refusal::IdentityUnknown) };
         match Subject::parse(uri, &ca.trust_domain) {
@@ -168,6 +177,13 @@ impl Peer {
             }
         }
     }
+}
+
+/// The certificate of a connection's other side, and the agent in it: read at the first call.
+#[derive(Debug)]
+struct Identity {
+    certificate: CertificateDer<'static>,
+    caller: OnceLock<Result<Caller, Refusal>>,
 }
 
 /// A connection that is through its handshake.
@@ -291,7 +307,10 @@ async fn shake_hands(
     match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let identity = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let identity = identity.map(|leaf| Arc::new(leaf.clone().into_owned()));
+            let identity = identity.map(|leaf| {
+                let certificate = leaf.clone().into_owned();
+                Arc::new(Identity { certificate, caller: OnceLock::new() })
+            });
             let open = ca.metrics.connections(name);
             open.inc();
             let peer = Peer { address: address.ip().to_canonical(), identity };

@@ -84,6 +84,9 @@ fn check_address(
     if node.known_role() == Role::Driver && proved() {
         return Ok(());
     }
+    if holds(view, node, &address)? {
+        return Ok(());
+    }
     match live_holder(view, &node.cluster, &address)? {
         Some(holder) if holder != node.name => {
             Err(Refusal::AddressTaken { address, holder }.into())
@@ -92,13 +95,21 @@ fn check_address(
     }
 }
 
+/// Whether the node itself holds the address, as it mostly does.
+fn holds(view: &View<'_>, node: &NodeRecord, address: &str) -> Result<bool, StoreError> {
+    let holder = view.get_raw(&layout::holder(&node.cluster, address))?;
+    Ok(holder.is_some_and(|holder| holder == node.name.as_bytes()))
+}
+
 /// A node that was away takes those of its addresses back that nobody holds any more.
 fn hold_again(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
     if !node.holds_exclusively() {
         return Ok(());
     }
     for bound in &node.addresses {
-        if live_holder(view, &node.cluster, &bound.address)?.is_none() {
+        if !holds(view, node, &bound.address)?
+            && live_holder(view, &node.cluster, &bound.address)?.is_none()
+        {
             let key = layout::holder(&node.cluster, &bound.address);
             view.put_raw(key, node.name.as_bytes().to_vec());
         }

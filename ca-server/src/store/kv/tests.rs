@@ -13,13 +13,19 @@ struct Gated {
     gate: std_mpsc::Receiver<Result<(), StoreError>>,
 }
 
-impl Engine for Gated {
+impl Reader for Gated {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.inner.get(key)
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Pairs, StoreError> {
         self.inner.scan(prefix, after, limit)
+    }
+}
+
+impl Engine for Gated {
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        self.inner.reader()
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {
