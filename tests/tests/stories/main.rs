@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
 mod agent;
+mod away;
 mod certificates;
 mod enroll;
 mod issuers;
