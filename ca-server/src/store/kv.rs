@@ -345,7 +345,7 @@ impl Store for KvStore {
         identity: Signed,
     ) -> Result<CertificateRecord, StoreError> {
         self.decide(Some(now), move |view| {
-            decide::identity::identify(view, &caller)?;
+            decide::identity::identify_again(view, &caller)?;
             decide::identity::renew(view, &caller, &identity)
         })
         .await
@@ -376,7 +376,7 @@ impl Store for KvStore {
         leaf: Signed,
     ) -> Result<(), StoreError> {
         self.decide(Some(now), move |view| {
-            decide::identity::identify(view, &caller)?;
+            decide::identity::identify_again(view, &caller)?;
             decide::leaf::record(view, &caller, &ask, &plan, &leaf)
         })
         .await
