@@ -27,7 +27,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PEAK_TO_MEAN_MAX: f64 = 3.0;
 /// Of an absence longer than this, the middle is skipped: by then every backoff is at its bound, and
 /// hundreds of thousands of seconds would add nothing but the same tries.
-const PLAYED: Duration = Duration::from_secs(3_600);
+const PLAYED: Duration = Duration::from_secs(1_200);
 
 #[test]
 fn a_fleet_with_leaves_of_four_minutes_survives_two_minutes_without_a_ca() {
