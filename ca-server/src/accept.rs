@@ -30,7 +30,7 @@ use crate::{
     crowd::{Crowd, Place},
     limits::AddressKey,
     proxy_protocol::{self, Source},
-    tls::{Peer, SharedConfig},
+    tls::{Identity, Peer, SharedConfig},
 };
 
 /// A handshake that takes longer is dropped, a balancer's header before it included.
@@ -72,7 +72,7 @@ enum Holder {
 impl Holder {
     fn of(peer: &Peer) -> Self {
         match &peer.identity {
-            Some(certificate) => Self::Identity(sha256(certificate)),
+            Some(identity) => Self::Identity(sha256(&identity.certificate)),
             None => Self::Address(AddressKey::of(peer.address)),
         }
     }
@@ -347,7 +347,7 @@ impl Door {
             return Err(Lost::NoProtocol);
         }
         let identity = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let identity = identity.map(|leaf| Arc::new(leaf.clone().into_owned()));
+        let identity = identity.map(|leaf| Arc::new(Identity::new(leaf.clone().into_owned())));
         Ok((stream, Peer { address, identity }))
     }
 

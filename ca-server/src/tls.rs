@@ -2,7 +2,10 @@
 //! verifier), one provider, one clock; and what is known of whoever is through its handshake. The
 //! connections themselves are `accept`'s.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::ArcSwap;
 use raymtls_proto::{
@@ -74,6 +77,11 @@ pub fn configs(ca: &Ca) -> Result<Configs, TlsError> {
     let signed = control.active().sign(&contents, &key.subject_public_key_info(), now)?;
     let chain = vec![signed.certificate_der.into(), control.active().certificate_der().clone()];
     let mut roots = RootCertStore::empty();
+    // An identity is signed by one of our own issuers: trusting them as they are saves the signature
+    // between issuer and root in each handshake.
+    for issuer in control.issuers() {
+        roots.add(issuer.certificate_der().clone())?;
+    }
     roots.add(CertificateDer::from(control.root_der.clone()))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier =
@@ -110,8 +118,8 @@ fn finish(mut config: ServerConfig) -> Arc<ServerConfig> {
 pub struct Peer {
     /// Address the connection comes from: its own, or what a trusted balancer says.
     pub address: IpAddr,
-    /// Its certificate, which chains to the control root; `None` on the enrolment listener.
-    pub(crate) identity: Option<Arc<CertificateDer<'static>>>,
+    /// Its certificate, which chains to the control authority; `None` on the enrolment listener.
+    pub(crate) identity: Option<Arc<Identity>>,
 }
 
 impl Peer {
@@ -126,7 +134,11 @@ impl Peer {
     /// # Errors
     /// `IdentityUnknown` for any other certificate of the control authority.
     pub fn caller(&self, ca: &Ca) -> Result<Caller, Refusal> {
-        let certificate = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        let identity = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        identity.caller.get_or_init(|| self.read(&identity.certificate, ca)).clone()
+    }
+
+    fn read(&self, certificate: &[u8], ca: &Ca) -> Result<Caller, Refusal> {
         let facts = LeafFacts::parse(certificate).map_err(|_| Refusal::IdentityUnknown)?;
         let [uri] = facts.uris.as_slice() else { return Err(Refusal::IdentityUnknown) };
         match Subject::parse(uri, &ca.trust_domain) {
@@ -137,5 +149,19 @@ impl Peer {
                 Err(Refusal::IdentityUnknown)
             }
         }
+    }
+}
+
+/// The certificate of a connection's other side, and the agent in it: read at the first call.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The certificate.
+    pub(crate) certificate: CertificateDer<'static>,
+    caller: OnceLock<Result<Caller, Refusal>>,
+}
+
+impl Identity {
+    pub(crate) fn new(certificate: CertificateDer<'static>) -> Self {
+        Self { certificate, caller: OnceLock::new() }
     }
 }

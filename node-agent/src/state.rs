@@ -21,6 +21,12 @@ const BACKDATED: Duration = Duration::from_secs(600);
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Largest bound of the backoff.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Largest bound of the backoff while the CA gives no answer: 1,000 agents that come back to it then
+/// come over three minutes.
+pub const AWAY_BACKOFF_MAX: Duration = Duration::from_secs(180);
+/// While the CA gives no answer, a certificate that ends is tried again before this part of what is
+/// left of it has passed: two thirds.
+const AWAY_PART_OF_LEFT: f64 = 2.0 / 3.0;
 /// No retry comes sooner than this, whatever the dice say.
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 /// Longest sleep without a look at the facts.
@@ -323,7 +329,25 @@ fn wake(now: OffsetDateTime, facts: &Facts, retries: &[OffsetDateTime]) -> Offse
 /// (full jitter), so that a fleet that lost its CA does not come back as one herd.
 #[must_use]
 pub fn backoff(attempt: u32, random: f64) -> Duration {
-    let bound = BACKOFF_MIN.saturating_mul(1 << attempt.min(16)).min(BACKOFF_MAX);
+    full_jitter(attempt, BACKOFF_MAX, random)
+}
+
+/// The same while the CA gives no answer. The bound grows further, because by then the whole fleet
+/// waits, and never so far that the first certificate to end could end within one wait.
+#[must_use]
+pub fn away_backoff(now: OffsetDateTime, facts: &Facts, attempt: u32, random: f64) -> Duration {
+    let left = |life: Life| Duration::try_from(life.not_after - now).unwrap_or_default();
+    let renewed = facts.folders.iter().filter(|folder| !folder.key_too_old).map(|f| f.life);
+    let first_end =
+        renewed.chain([facts.identity]).filter(|life| !life.is_over(now)).map(left).min();
+    let bound = first_end
+        .map_or(AWAY_BACKOFF_MAX, |left| left.mul_f64(AWAY_PART_OF_LEFT))
+        .clamp(BACKOFF_MIN, AWAY_BACKOFF_MAX);
+    full_jitter(attempt, bound, random)
+}
+
+fn full_jitter(attempt: u32, bound_max: Duration, random: f64) -> Duration {
+    let bound = BACKOFF_MIN.saturating_mul(1 << attempt.min(16)).min(bound_max);
     bound.mul_f64(random.clamp(0.0, 1.0)).max(BACKOFF_FLOOR)
 }
 

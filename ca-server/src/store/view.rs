@@ -12,8 +12,8 @@ use super::{
     records::{AuditHead, AuditRecord},
 };
 
-/// An ordered key-value space that makes a batch durable as a whole or not at all.
-pub trait Engine: Send + 'static {
+/// An ordered key-value space, read.
+pub trait Reader {
     /// The value of a key.
     ///
     /// # Errors
@@ -30,6 +30,15 @@ pub trait Engine: Send + 'static {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+}
+
+/// The same, that makes a batch durable as a whole or not at all.
+pub trait Engine: Reader + Send + 'static {
+    /// Reads what is there beside the thread that owns the engine: what was written and is not yet
+    /// durable too, and a commit in the making in part. `None` where it cannot.
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        None
+    }
 
     /// Makes the writes durable, all or none. `None` deletes.
     ///
@@ -52,7 +61,7 @@ pub type Writes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// The state one decision works on.
 pub struct View<'a> {
-    engine: &'a dyn Engine,
+    engine: &'a dyn Reader,
     group: &'a Writes,
     own: Writes,
     audit_head: AuditHead,
@@ -65,7 +74,7 @@ impl<'a> View<'a> {
     /// A view over what is durable and what the group wrote so far.
     #[must_use]
     pub fn new(
-        engine: &'a dyn Engine,
+        engine: &'a dyn Reader,
         group: &'a Writes,
         audit_head: AuditHead,
         now_ms: i64,

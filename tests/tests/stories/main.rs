@@ -5,6 +5,7 @@
 mod abuse;
 mod addresses;
 mod agent;
+mod away;
 mod bad_files;
 mod bad_names;
 mod bad_requests;

@@ -81,7 +81,10 @@ fn put_certificate(
     };
     view.put(key, &record);
     let used = KeyRecord { kind: kind.into(), cluster: cluster.to_string(), node: node.to_owned() };
-    view.put(layout::key(&record.key_hash), &used);
+    // The same key again, as in each renewal of a leaf: nothing to write.
+    if view.get(&layout::key(&record.key_hash))?.as_ref() != Some(&used) {
+        view.put(layout::key(&record.key_hash), &used);
+    }
     view.put_raw(layout::cluster_certificate(cluster.as_str(), serial), Vec::new());
     view.put_raw(layout::node_certificate(cluster.as_str(), node, serial), Vec::new());
     Ok(record)
