@@ -23,7 +23,7 @@ use ca_server::{
     },
     sync,
 };
-use node_agent::{config::Partial, verify};
+use node_agent::{config::{Partial, User}, verify};
 use prost::Message;
 use raymtls_proto::{address::AddressRange, clock, join::is_endpoint, v1};
 use time::OffsetDateTime;
@@ -46,7 +46,11 @@ pub fn config(data: &[u8]) {
         // A group's name is looked up in a file; a number is not.
         let numeric = partial.ray_group.as_ref().is_none_or(|group| group.parse::<u32>().is_ok());
         if numeric && let Ok(config) = partial.clone().complete() {
-            assert_eq!(config.ray_uid, partial.ray_uid);
+            let by_number = match partial.ray_uid {
+                Some(User::Id(uid)) => Some(uid),
+                Some(User::Name(_)) | None => config.ray_uid,
+            };
+            assert_eq!(config.ray_uid, by_number);
             assert_eq!(config.http_listen.is_none(), partial.http_listen.as_deref() == Some("off"));
         }
     }
