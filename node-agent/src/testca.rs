@@ -326,11 +326,11 @@ impl TestCa {
     fn settings(&self) -> v1::Settings {
         let (life, ray_token) = self.with(|k| (k.leaf_life, k.ray_token));
         let (mode, isolation) =
-            self.with(|k| (k.raw_mode.unwrap_or(k.mode.into()), k.raw_isolation));
+            self.with(|k| (k.raw_mode.unwrap_or_else(|| k.mode.into()), k.raw_isolation));
         v1::Settings {
             leaf_life_seconds: i64::try_from(life.as_secs()).unwrap(),
             mode,
-            isolation: isolation.unwrap_or(v1::Isolation::Off.into()),
+            isolation: isolation.unwrap_or_else(|| v1::Isolation::Off.into()),
             ray_token,
             ..v1::Settings::default()
         }

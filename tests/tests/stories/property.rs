@@ -148,7 +148,7 @@ async fn one(ca: &Deployment, drawn: Drawn) -> bool {
     };
     assert_eq!(extras.1, Extra::Nothing, "a request that asks for more was granted");
     let mut addresses: BTreeSet<IpAddr> =
-        subset(&leaf.addresses, &answer.addresses).iter().map(canonical).collect();
+        subset(&leaf.addresses, &answer.addresses).iter().map(|a| canonical(a)).collect();
     let mut names: BTreeSet<String> =
         subset(&leaf.dns_names, &answer.dns_names).into_iter().collect();
     addresses.extend(["127.0.0.1", "::1"].map(canonical));
