@@ -60,6 +60,7 @@ install_needs() {
   need_cargo
   need_command ip iproute2
   need_command openssl openssl
+  need_command faketime faketime
   need_command shellcheck shellcheck
   need_ray
   run "$INSTALL_MAX" "$BASE/logs/cargo.log" "the crates" cargo fetch --locked --manifest-path "$ROOT/Cargo.toml"
