@@ -61,6 +61,7 @@ install_needs() {
   need_cargo
   need_command ip iproute2
   need_command openssl openssl
+  need_command faketime faketime
   need_command shellcheck shellcheck
   need_command certtool gnutls-bin
   need_pkilint

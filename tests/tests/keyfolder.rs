@@ -6,6 +6,8 @@
 //! Wants `node-agent` and `ca-server` in the target folder, and Python with its `ssl` module (OpenSSL).
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+#[path = "keyfolder/clocks.rs"]
+mod clocks;
 #[path = "keyfolder/disk.rs"]
 mod disk;
 #[path = "keyfolder/killed.rs"]

@@ -64,7 +64,11 @@ impl Place {
     }
 
     fn start(&mut self, program: &str, arguments: &str, socket: &str) {
-        let log = std::fs::File::create(self.at(&format!("{program}.log"))).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.at(&format!("{program}.log")))
+            .unwrap();
         let mut command = self.command(program, arguments);
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.running.push(child);
