@@ -189,7 +189,8 @@ judge_options() {
   done
 }
 
-# find_ray_user: RAY_UID, RAY_GID, RAY_GROUP and RAY_HOME.
+# find_ray_user: RAY_UID, RAY_GID, RAY_HOME, and which other groups it has: an account's own, for the devices
+# they open.
 find_ray_user() {
   local entry
   if [[ $RAY_USER =~ ^([0-9]+):([0-9]+)$ ]]; then
@@ -202,6 +203,8 @@ find_ray_user() {
     IFS=: read -r _ _ RAY_UID RAY_GID _ RAY_HOME _ <<<"$entry"
   fi
   RAY_HOME=${RAY_HOME:-/tmp}
+  RAY_GROUPS=--clear-groups
+  [ -z "$entry" ] || RAY_GROUPS=--init-groups
   [ "$RAY_UID" != 0 ] || note "Ray runs as root here: every Ray task can read the agent's identity key"
 }
 
@@ -466,7 +469,7 @@ start_daemon() {
   make_folder_for "$LOG"
   open_log
   # Its own session, so that no signal to this script's group reaches it. It writes its number itself, under
-  # a lock it keeps until it is node-agent: a start cut short leaves no second one.
+  # a lock that node-agent keeps: a start cut short leaves no second one.
   # shellcheck disable=SC2016
   setsid bash -c 'exec 8>>"$1" && flock -w 5 8 && printf "%s\n" $$ >"$1" && shift && exec "$@"' start-agent \
     "$PIDFILE" "$AGENT" run --state-dir "$STATE_DIR" --tls-dir "$TLS_DIR" --socket "$SOCKET" \
@@ -594,7 +597,7 @@ as_ray() {
     export HOME=$RAY_HOME
     if [ "$(id -u)" = "$RAY_UID" ]; then exec "$@"; fi
     cd "$HOME" 2>/dev/null || cd /
-    exec setpriv --reuid "$RAY_UID" --regid "$RAY_GID" --clear-groups "$@"
+    exec setpriv --reuid "$RAY_UID" --regid "$RAY_GID" "$RAY_GROUPS" "$@"
   )
 }
 

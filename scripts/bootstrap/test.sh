@@ -143,7 +143,7 @@ show_misuse() {
 # An https server with a certificate of its own, which curl is told of; the join file never lies on the host.
 show_sources() {
   local pid url=https://127.0.0.1:8443/release.tar.gz
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj / \
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=files \
     -addext subjectAltName=IP:127.0.0.1 -keyout "$STATE/url.key" -out "$STATE/url.crt" 2>>"$LOGS/url.log"
   exec_in_host worker1 python -c '
 import functools, http.server, ssl, sys

@@ -26,12 +26,16 @@ main() {
   trap 'exit 130' INT TERM
   step "Reading the units"
   judge_units
-  step "Booting systemd in namespaces"
-  boot
-  step "The CA under its unit"
-  try_ca
-  step "A node made by bootstrap-node.sh under systemd"
-  try_node
+  if can_boot; then
+    step "Booting systemd in namespaces"
+    boot
+    step "The CA under its unit"
+    try_ca
+    step "A node made by bootstrap-node.sh under systemd"
+    try_node
+  else
+    note "NOT RUN: this machine lets nobody make a control group or a namespace, so no unit was started"
+  fi
   step_end
   table
   ((CHECKS_BROKEN == 0)) || exit 1
@@ -49,6 +53,12 @@ judge_units() {
       broke "exposure of $unit" "$(tail -n 1 "$DIR/read/$unit.txt")"
     fi
   done
+}
+
+can_boot() {
+  local cgroup=/sys/fs/cgroup
+  [ ! -d "$cgroup/unified" ] || cgroup=$cgroup/unified
+  mkdir -p "$cgroup/raymtls-units" 2>/dev/null && unshare --mount --pid --fork --cgroup --net true 2>/dev/null
 }
 
 boot() {
