@@ -257,6 +257,23 @@ mod tests {
     }
 
     #[test]
+    fn a_token_in_the_wrong_place_is_not_shown() {
+        let text = sample().to_text();
+        let token = sample().token.expose();
+        let token = token.expose_secret();
+        for (place, wrong) in [
+            ("ca:7444", token.to_owned()),
+            ("-----BEGIN CERTIFICATE-----", format!("-----BEGIN {token}")),
+        ] {
+            let damaged = text.expose_secret().replacen(place, &wrong, 1);
+            let error = JoinFile::parse(&damaged).expect_err(place).to_string();
+            let bytes = format!("{:?}", token.as_bytes());
+            let bytes = bytes.trim_matches(['[', ']']);
+            assert!(!error.contains(&token[17..]) && !error.contains(bytes), "{place}: {error}");
+        }
+    }
+
+    #[test]
     fn a_file_others_can_read_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("join");

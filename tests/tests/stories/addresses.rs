@@ -3,7 +3,7 @@
 //! the canonical address it came from. What binds, who waits and who takes over is decided by the
 //! real CA on a real store, with a clock the test moves.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use ca_server::{
     enroll::enroll,
@@ -53,7 +53,8 @@ impl Machine {
 
     async fn asks(&self, ca: &Deployment, request: v1::EnrollRequest) -> Result<Inside, String> {
         let source = source(self.address);
-        let answer = enroll(&ca.ca, request, source).await.map_err(word)?;
+        let peer = source.map_or(Ipv4Addr::LOCALHOST.into(), NodeAddress::ip);
+        let answer = enroll(&ca.ca, request, peer).await.map_err(word)?;
         let leaf_der = &answer.identity.as_ref().unwrap().leaf_der;
         let caller = Caller {
             cluster: "c1".parse().unwrap(),

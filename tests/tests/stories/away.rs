@@ -214,6 +214,7 @@ impl Daemon {
             env_names: Some(1),
             folder_wanted: false,
             ca_now: Some(now),
+            host_now: now,
             sync_waiting: self.sync.is_some(),
             calls_not_before: self.not_before,
             held: self.held.iter().map(|(call, held)| (*call, held.until)).collect(),

@@ -14,7 +14,7 @@ use ca_server::{
         FORMAT, Store, layout,
         records::Header,
         sled::SledEngine,
-        view::{Engine, Writes},
+        view::{Engine, Reader, Writes},
     },
 };
 use prost::Message;
