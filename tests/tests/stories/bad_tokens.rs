@@ -34,8 +34,8 @@ async fn ten_thousand_wrong_tokens_get_nothing_and_cost_nobody_else() {
             credential: Some(Credential::BootstrapToken(text)),
             ..good.clone()
         };
-        let source = "192.0.2.66".parse().ok();
-        let refusal = enroll(&ca.ca, request, source).await.map(drop).unwrap_err().refusal();
+        let peer = "192.0.2.66".parse().unwrap();
+        let refusal = enroll(&ca.ca, request, peer).await.map(drop).unwrap_err().refusal();
         // Once a limit is reached, that is the word.
         let word = refusal.reason().as_str();
         assert!(["TOKEN_UNKNOWN", "RATE_LIMITED"].contains(&word), "{refusal}");
