@@ -165,7 +165,7 @@ impl Bench {
             csr_der: csr(),
             ..v1::EnrollRequest::default()
         };
-        enroll(&self.ca, request, address.parse().ok()).await
+        enroll(&self.ca, request, address.parse().unwrap()).await
     }
 
     /// Certificates, nodes, uses of the token and audit records.

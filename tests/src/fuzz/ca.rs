@@ -7,6 +7,7 @@ use ca_server::{
     admin::convert,
     config::Config,
     contacts::LastContact,
+    proxy_protocol::{self, HEADER_LEN_MAX, ProxyError, Source},
     settings,
     store::{
         FORMAT,
@@ -23,7 +24,10 @@ use ca_server::{
     },
     sync,
 };
-use node_agent::{config::{Partial, User}, verify};
+use node_agent::{
+    config::{Partial, User},
+    verify,
+};
 use prost::Message;
 use raymtls_proto::{address::AddressRange, clock, join::is_endpoint, v1};
 use time::OffsetDateTime;
@@ -266,5 +270,27 @@ pub fn report(data: &[u8]) {
         && verify::ray_token(&token.token).is_ok()
     {
         assert!(token.token.iter().all(u8::is_ascii_graphic));
+    }
+}
+
+/// What a balancer says before TLS begins: a header is read to its end and no further, and one that
+/// is cut anywhere asks for more.
+pub fn proxy(data: &[u8]) {
+    match proxy_protocol::parse(data) {
+        Ok(header) => {
+            assert!((16..=HEADER_LEN_MAX.min(data.len())).contains(&header.len), "{header:?}");
+            assert_eq!(proxy_protocol::parse(&data[..header.len]).ok(), Some(header));
+            if let Source::Client(ip) = header.source {
+                assert_eq!(ip, ip.to_canonical(), "not canonical");
+            }
+            for end in 0..header.len {
+                let cut = proxy_protocol::parse(&data[..end]);
+                let more =
+                    matches!(cut, Err(ProxyError::Short(len)) if end < len && len <= header.len);
+                assert!(more, "cut at {end}: {cut:?}");
+            }
+        }
+        Err(ProxyError::Short(len)) => assert!(data.len() < len && len <= HEADER_LEN_MAX, "{len}"),
+        Err(error) => assert!(error.to_string().len() <= ERROR_LEN_MAX, "{error}"),
     }
 }

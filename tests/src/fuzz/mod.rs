@@ -11,7 +11,7 @@ mod contract;
 mod mutate;
 
 pub use agent::local;
-pub use ca::{config, report, settings, store};
+pub use ca::{config, proxy, report, settings, store};
 pub use certificates::{certificate, csr};
 pub use contract::{addresses, join, names};
 pub use mutate::Mutator;
@@ -20,7 +20,7 @@ pub use mutate::Mutator;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("addresses", addresses),
     ("certificate", certificate),
     ("config", config),
@@ -28,6 +28,7 @@ pub const TARGETS: [Target; 10] = [
     ("join", join),
     ("local", local),
     ("names", names),
+    ("proxy", proxy),
     ("report", report),
     ("settings", settings),
     ("store", store),

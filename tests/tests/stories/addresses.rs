@@ -53,7 +53,7 @@ impl Machine {
 
     async fn asks(&self, ca: &Deployment, request: v1::EnrollRequest) -> Result<Inside, String> {
         let source = source(self.address);
-        let peer = source.map_or(Ipv4Addr::LOCALHOST.into(), NodeAddress::ip);
+        let peer = source.map_or_else(|| Ipv4Addr::LOCALHOST.into(), NodeAddress::ip);
         let answer = enroll(&ca.ca, request, peer).await.map_err(word)?;
         let leaf_der = &answer.identity.as_ref().unwrap().leaf_der;
         let caller = Caller {

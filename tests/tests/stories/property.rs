@@ -2,7 +2,11 @@
 //! nothing of the request but its public key survives. The certificates are read with a parser that
 //! did not write them, extension by extension.
 
-use std::{collections::BTreeSet, net::{IpAddr, Ipv4Addr}, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use ca_server::{admin::tokens, enroll::enroll, issue::issue, keys::csr::key_hash, store::Caller};
 use node_agent::keys::PrivateKey;
@@ -124,7 +128,7 @@ async fn one(ca: &Deployment, drawn: Drawn) -> bool {
     request.credential = base.credential;
     request.csr_der = csr(&key, extras.0);
     let before = ca.held().await;
-    let peer = source.map_or(Ipv4Addr::LOCALHOST.into(), NodeAddress::ip);
+    let peer = source.map_or_else(|| Ipv4Addr::LOCALHOST.into(), NodeAddress::ip);
     let Ok(answer) = enroll(&ca.ca, request, peer).await else {
         unchanged(ca, &before).await;
         return false;
