@@ -16,6 +16,7 @@ pub mod exec;
 pub mod failure;
 pub mod hooks;
 pub mod http;
+pub mod isolation;
 pub mod keyfolder;
 pub mod keys;
 mod memory;
