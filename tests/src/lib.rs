@@ -14,6 +14,7 @@
 )]
 
 pub mod judge;
+pub mod manifests;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
