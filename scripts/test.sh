@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-STEPS=(fmt shell build clippy doc deny unit conformance e2e bins ray)
+STEPS=(fmt shell build clippy doc deny unit conformance e2e bins manifests isolation ray)
 CARGO_DENY_VERSION=0.20.2
 PASSED=0
 FAILED=0
@@ -61,6 +61,9 @@ install_needs() {
   need_command ip iproute2
   need_command openssl openssl
   need_command shellcheck shellcheck
+  need_command nft nftables
+  need_command nginx nginx-light
+  need_manifest_linters
   need_ray
   run "$INSTALL_MAX" "$BASE/logs/cargo.log" "the crates" cargo fetch --locked --manifest-path "$ROOT/Cargo.toml"
   if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY_VERSION" ]; then
