@@ -62,7 +62,7 @@ install_needs() {
   need_command openssl openssl
   need_command shellcheck shellcheck
   need_command nft nftables
-  need_command nginx nginx-light
+  need_nginx
   need_manifest_linters
   need_ray
   run "$INSTALL_MAX" "$BASE/logs/cargo.log" "the crates" cargo fetch --locked --manifest-path "$ROOT/Cargo.toml"

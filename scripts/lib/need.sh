@@ -97,6 +97,13 @@ as_others() {
   fi
 }
 
+# need_nginx: the program; the server that Debian starts with it is not wanted.
+need_nginx() {
+  ! command -v nginx >/dev/null || return 0
+  need_packages nginx-light
+  systemctl disable --now nginx 2>/dev/null || service nginx stop 2>/dev/null || true
+}
+
 # need_manifest_linters: what knows the schemas of Kubernetes and of CloudFormation, in a virtual environment.
 KUBERNETES_VALIDATE_VERSION=1.37.0
 CFN_LINT_VERSION=1.58.0
@@ -110,7 +117,7 @@ need_manifest_linters() {
   rm -rf "$MANIFEST_LINTERS"
   "$python" -m venv "$MANIFEST_LINTERS"
   PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "$want" \
-    "$MANIFEST_LINTERS/bin/python" -m pip install --quiet \
+    "$MANIFEST_LINTERS/bin/python" -m pip install --quiet --no-compile \
     "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" "cfn-lint==$CFN_LINT_VERSION"
   printf '%s\n' "$want" >"$MANIFEST_LINTERS/.complete"
 }

@@ -1,7 +1,7 @@
 """What runs on a stand-in host: listeners in place of Ray, probes, and a flow that says when it stopped.
 
     host.py listen PORT...        answers "+" on each port, IPv4 and IPv6, then echoes; says "ready"
-    host.py probe                 JSON lines [address, port] in; JSON lines of true (open) or false out
+    host.py probe                 JSON lines [address, port, seconds] in; a JSON list of true (open) or false out
     host.py flow ADDRESS PORT     echoes back and forth until its input ends; says when the last came
 
 Times are of the monotonic clock, which all namespaces of a machine share.
@@ -14,8 +14,6 @@ import sys
 import threading
 import time
 
-# Below the second after which TCP sends a SYN again, so that a refused probe is one packet.
-PROBE_SECONDS = 0.7
 PROBES_AT_ONCE = 100
 FLOW_EVERY = 0.002
 
@@ -41,7 +39,7 @@ async def listen(ports):
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def open_to(address, port, gate):
+async def open_to(address, port, seconds, gate):
     """Open means that the listener's first byte came, not that a connection seemed to stand."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     async with gate:
@@ -54,7 +52,7 @@ async def open_to(address, port, gate):
                 return await loop.sock_recv(sock, 1)
 
             try:
-                return await asyncio.wait_for(talk(), PROBE_SECONDS) == b"+"
+                return await asyncio.wait_for(talk(), seconds) == b"+"
             except (asyncio.TimeoutError, OSError):
                 return False
 
@@ -62,7 +60,7 @@ async def open_to(address, port, gate):
 async def probe():
     gate = asyncio.Semaphore(PROBES_AT_ONCE)
     asked = [json.loads(line) for line in sys.stdin]
-    print(json.dumps(await asyncio.gather(*(open_to(a, p, gate) for a, p in asked))))
+    print(json.dumps(await asyncio.gather(*(open_to(*target, gate) for target in asked))))
 
 
 def flow(address, port):

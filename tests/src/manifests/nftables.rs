@@ -68,8 +68,7 @@ fn script(arguments: &[&str]) -> Output {
 }
 
 fn apply<'a>(role: &'a str, members: &'a str, more: &[&'a str]) -> Output {
-    let fixed =
-        ["apply", "--dry-run", "--cluster", "team-a", "--role", role, "--members", members];
+    let fixed = ["apply", "--dry-run", "--cluster", "team-a", "--role", role, "--members", members];
     script(&[&fixed[..], more].concat())
 }
 
