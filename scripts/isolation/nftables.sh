@@ -106,7 +106,7 @@ apply() {
   trap "rm -f '$file'" EXIT
   mapfile -t counted < <(packets blocked; packets refused)
   render "${counted[@]}" >"$file"
-  nft --check --file "$file" || die "nft does not take the table for $CLUSTER: an address or range above is wrong; nothing was changed"
+  nft --check --file "$file" || die "nft does not take the table for $CLUSTER: what it says above names the line; nothing was changed"
   nft --file "$file" || die "nft could not load the table for $CLUSTER; nothing was changed"
   printf 'table %s: %s, %s, %d members; guards %s\n' "$(table_name)" "$ROLE" \
     "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "$(ports_of any "$ROLE")"
@@ -163,13 +163,22 @@ list() {
     IFS=, read -r -a into <<<"$text"
   fi
   for item in "${into[@]}"; do
-    [[ $item =~ ^[0-9a-fA-F.:]+(/[0-9]{1,3})?$ && $item == *[.:]* ]] ||
-      die "$option: '$item' is no address, and no file of that name is here"
+    is_address "$item" || die "$option: '$item' is no address, and no file of that name is here"
     case $option in
       --members | --blocked | --ca) [[ $item != */* ]] || die "$option: $item is a range; single addresses only" ;;
       *) [[ $item != */0 ]] || die "$option: $item is everybody; name the ranges" ;;
     esac
   done
+}
+
+# is_address TEXT: with or without the length of a prefix. Strict: nft asks DNS about what it cannot read.
+OCTET='(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])'
+IS_V4="^$OCTET(\\.$OCTET){3}(/(3[0-2]|[12]?[0-9]))?\$"
+IS_V6='^[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?$'
+is_address() {
+  local colons=${1//[^:]/}
+  if [[ $1 =~ $IS_V4 ]]; then return 0; fi
+  [[ $1 =~ $IS_V6 && $1 != *:::* && $1 != *::*::* && (${#colons} == 7 || $1 == *::*) && $1 =~ ^(::|[^:]) && $1 =~ (::|[^:])(/[0-9]+)?$ ]]
 }
 
 # The plan: one line a port, with where it listens, who may reach it, first and last number.
@@ -222,14 +231,15 @@ keep_the_innocent() {
   ((${#BLOCKED[@]})) || return 0
   local address bits range kept=()
   local -A why=()
-  for address in "${MEMBERS[@]}"; do to_bits "$address"; why[$BITS]="a member"; done
-  for address in "${CA[@]}"; do to_bits "$address"; why[$BITS]="the CA"; done
-  for address in $(gateways); do to_bits "$address"; why[$BITS]="this host's gateway"; done
-  for address in $(own_addresses); do to_bits "$address"; why[$BITS]="this host"; done
+  for address in "${MEMBERS[@]}"; do key "$address"; why[$KEY]="a member"; done
+  for address in "${CA[@]}"; do key "$address"; why[$KEY]="the CA"; done
+  for address in $(gateways); do key "$address"; why[$KEY]="this host's gateway"; done
+  for address in $(own_addresses); do key "$address"; why[$KEY]="this host"; done
   for address in "${BLOCKED[@]}"; do
+    key "$address"
     to_bits "$address"
     bits=$BITS
-    local reason=${why[$bits]:-}
+    local reason=${why[$KEY]:-}
     [[ $address != 127.* && $bits != 6:$(printf '0%.0s' {1..127})1 ]] || reason="loopback"
     for range in "${ADMINS[@]}"; do
       to_bits "$range"
@@ -244,36 +254,28 @@ keep_the_innocent() {
   BLOCKED=("${kept[@]}")
 }
 
-# to_bits ADDRESS[/LENGTH]: the family and the bits of the prefix, in BITS; equal for equal addresses.
+# key ADDRESS: in KEY, equal for equal addresses.
+key() {
+  KEY=$1
+  [[ $1 != *:* ]] || { to_bits "$1"; KEY=$BITS; }
+}
+
+# to_bits ADDRESS[/LENGTH]: the family and the bits of the prefix, in BITS.
 to_bits() {
-  local address=${1%/*} length="" part left right
+  local address=${1%/*} length="" part groups=() tail=()
   [[ $1 != */* ]] || length=${1#*/}
+  BITS=""
   if [[ $address == *:* ]]; then
-    [[ $address != *.* ]] || die "$address: an IPv4 address in IPv6 clothes; write it as IPv4"
-    local groups=() tail=()
+    IFS=: read -r -a groups <<<"${address%%::*}"
     if [[ $address == *::* ]]; then
-      left=${address%%::*} right=${address#*::}
-      IFS=: read -r -a groups <<<"$left"
-      IFS=: read -r -a tail <<<"$right"
+      IFS=: read -r -a tail <<<"${address#*::}"
       while ((${#groups[@]} + ${#tail[@]} < 8)); do groups+=(0); done
-      groups+=("${tail[@]}")
-    else
-      IFS=: read -r -a groups <<<"$address"
     fi
-    ((${#groups[@]} == 8)) || die "$address is no IPv6 address"
-    BITS=""
-    for part in "${groups[@]}"; do
-      [[ $part =~ ^[0-9a-fA-F]{1,4}$ ]] || die "$address is no IPv6 address"
-      binary $((16#$part)) 16
-    done
+    for part in "${groups[@]}" "${tail[@]}"; do binary $((16#$part)) 16; done
     BITS=6:${BITS:0:${length:-128}}
   else
-    [[ $address =~ ^([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})$ ]] || die "$address is no IPv4 address"
-    BITS=""
-    for part in "${BASH_REMATCH[@]:1}"; do
-      ((10#$part <= 255)) || die "$address is no IPv4 address"
-      binary $((10#$part)) 8
-    done
+    IFS=. read -r -a groups <<<"$address"
+    for part in "${groups[@]}"; do binary "$part" 8; done
     BITS=4:${BITS:0:${length:-32}}
   fi
 }

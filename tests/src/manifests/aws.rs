@@ -11,7 +11,7 @@ use raymtls_proto::{
 use super::{CA_PORTS, caller_name, reachable};
 
 /// The template for these clusters.
-pub fn template(clusters: &[&str], plan: &v1::PortPlan) -> String {
+pub(super) fn template(clusters: &[&str], plan: &v1::PortPlan) -> String {
     let mut text = String::new();
     write_template(&mut text, clusters, plan).expect("writing into a string");
     text

@@ -17,14 +17,14 @@ const ADMIN_NAMESPACE: &str = "ray-admin";
 const SCRAPER_NAMESPACE: &str = "monitoring";
 
 /// What one cluster's pods may do, in a namespace of the cluster's name.
-pub fn cluster(cluster: &str, plan: &v1::PortPlan) -> String {
+pub(super) fn cluster(cluster: &str, plan: &v1::PortPlan) -> String {
     let mut text = String::new();
     write_cluster(&mut text, cluster, plan).expect("writing into a string");
     text
 }
 
 /// Who may reach the CA.
-pub fn ca(clusters: &[&str]) -> String {
+pub(super) fn ca(clusters: &[&str]) -> String {
     let mut text = String::new();
     write_ca(&mut text, clusters).expect("writing into a string");
     text

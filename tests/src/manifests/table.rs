@@ -8,7 +8,7 @@ use raymtls_proto::{
 use super::caller_name;
 
 /// One line a port: name, where it listens, who may reach it, first and last number.
-pub fn tsv(plan: &v1::PortPlan) -> String {
+pub(super) fn tsv(plan: &v1::PortPlan) -> String {
     let mut text = String::from(
         "# Made from Ray's port table: change it there, or copy this file for a plan of your own.\n\
          # name\thost\tcallers\tfirst\tlast\n",
@@ -28,7 +28,7 @@ pub fn tsv(plan: &v1::PortPlan) -> String {
 }
 
 /// The same for people, with the numbers of both plans.
-pub fn markdown(plan: &v1::PortPlan, second: &v1::PortPlan) -> String {
+pub(super) fn markdown(plan: &v1::PortPlan, second: &v1::PortPlan) -> String {
     let mut text = String::from(
         "| port | default | second plan | on | from other hosts | Ray's TLS covers it | Ray is told by |\n\
          | --- | --- | --- | --- | --- | --- | --- |\n",
