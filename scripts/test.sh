@@ -17,7 +17,7 @@ usage() {
   cat <<TEXT
 usage: scripts/test.sh [--full]
 
-Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
+Installs what the tests need (Debian packages, cargo-deny, virtual environments), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
   --full    also the quickstart as a person runs it, with its release build
