@@ -1,20 +1,25 @@
 //! A cluster's settings: their defaults, how the leaf life is derived, and what an operator may
 //! change. Pure.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
-use raymtls_proto::{address::AddressRange, span::Span, v1};
+use raymtls_proto::{
+    address::AddressRange,
+    ports::{self, PORTS},
+    span::Span,
+    v1,
+};
 
 use crate::refusal::Refusal;
 
 /// Shortest and longest `max-job`.
-const MAX_JOB: std::ops::RangeInclusive<Duration> =
+const MAX_JOB: RangeInclusive<Duration> =
     Duration::from_secs(2 * 60)..=Duration::from_secs(40 * 86_400);
 /// Shortest and longest life of an ephemeral cluster.
-const MAX_LIFE: std::ops::RangeInclusive<Duration> =
+const MAX_LIFE: RangeInclusive<Duration> =
     Duration::from_secs(4 * 60)..=Duration::from_secs(80 * 86_400);
 /// Shortest and longest lease.
-const LEASE: std::ops::RangeInclusive<Duration> =
+const LEASE: RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(90 * 86_400);
 /// Ranges of one kind, at most.
 const RANGES_MAX: usize = 64;
@@ -98,35 +103,30 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
 /// Checks what no single change can: that ports do not collide.
 ///
 /// # Errors
-/// Two purposes on one port.
+/// Two purposes on one port; Ray refuses to start where a fixed port lies in the workers' range.
 pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
     let Some(plan) = settings.port_plan else { return Ok(()) };
-    let single = single_ports(&plan);
     if plan.worker_min > plan.worker_max {
         let (min, max) = (plan.worker_min, plan.worker_max);
         return Err(invalid(format!("the range of workers, {min}-{max}, is empty")));
     }
-    let apart = plan.collective_max < plan.worker_min || plan.collective_min > plan.worker_max;
-    if plan.collective_min != 0 && !apart {
-        return Err(invalid("the ranges of workers and of collectives overlap".to_owned()));
-    }
-    for (index, (name, port)) in single.iter().enumerate() {
-        if let Some((other, _)) = single[..index].iter().find(|(_, taken)| taken == port) {
-            return Err(invalid(format!("port {port} is given to {other} and to {name}")));
-        }
-        for (range, min, max) in [
-            ("workers", plan.worker_min, plan.worker_max),
-            ("collectives", plan.collective_min, plan.collective_max),
-        ] {
-            // Ray refuses to start where a fixed port lies in the worker range.
-            if min != 0 && (min..=max).contains(port) {
-                return Err(invalid(format!(
-                    "port {port} of {name} lies in the range of {range}, {min}-{max}"
-                )));
-            }
+    let taken: Vec<_> =
+        PORTS.iter().filter_map(|row| Some((row.name, row.port.range(&plan)?))).collect();
+    for (index, (name, range)) in taken.iter().enumerate() {
+        let overlaps = |other: &&(&str, RangeInclusive<u16>)| {
+            range.start() <= other.1.end() && other.1.start() <= range.end()
+        };
+        if let Some((other, at)) = taken[..index].iter().find(overlaps) {
+            let (range, at) = (port_text(range), port_text(at));
+            return Err(invalid(format!("{name} at {range} collides with {other} at {at}")));
         }
     }
     Ok(())
+}
+
+fn port_text(range: &RangeInclusive<u16>) -> String {
+    let (min, max) = (range.start(), range.end());
+    if min == max { format!("port {min}") } else { format!("ports {min}-{max}") }
 }
 
 /// What follows from the settings, for the operator.
@@ -168,21 +168,7 @@ fn defaults() -> v1::Settings {
         leaf_life_seconds: 0,
         mode: v1::Mode::Files.into(),
         isolation: v1::Isolation::Off.into(),
-        port_plan: Some(v1::PortPlan {
-            gcs: 6_379,
-            ray_client: 10_001,
-            dashboard: 8_265,
-            node_manager: 6_701,
-            object_manager: 6_702,
-            runtime_env_agent: 6_703,
-            dashboard_agent_grpc: 6_704,
-            dashboard_agent_http: 6_705,
-            metrics_export: 6_706,
-            worker_min: 10_002,
-            worker_max: 10_101,
-            collective_min: 0,
-            collective_max: 0,
-        }),
+        port_plan: Some(ports::default_plan()),
         admin_ranges: Vec::new(),
         scraper_ranges: Vec::new(),
         driver_ranges: Vec::new(),
@@ -245,35 +231,15 @@ fn set_port(plan: &mut v1::PortPlan, name: &str, value: &str) -> Result<(), Refu
         wanted(&format!("port.{}", excerpt(name)), value, "a port from 1 to 65535")
     })?;
     let place = match name {
-        "gcs" => &mut plan.gcs,
-        "ray_client" => &mut plan.ray_client,
-        "dashboard" => &mut plan.dashboard,
-        "node_manager" => &mut plan.node_manager,
-        "object_manager" => &mut plan.object_manager,
-        "runtime_env_agent" => &mut plan.runtime_env_agent,
-        "dashboard_agent_grpc" => &mut plan.dashboard_agent_grpc,
-        "dashboard_agent_http" => &mut plan.dashboard_agent_http,
-        "metrics_export" => &mut plan.metrics_export,
-        "worker_min" => &mut plan.worker_min,
-        "worker_max" => &mut plan.worker_max,
-        _ => return Err(invalid(format!("there is no port named {:?}", excerpt(name)))),
+        "worker_min" => Some(&mut plan.worker_min),
+        "worker_max" => Some(&mut plan.worker_max),
+        _ => PORTS.iter().find(|row| row.name == name).and_then(|row| row.port.place(plan)),
+    };
+    let Some(place) = place else {
+        return Err(invalid(format!("there is no port named {:?}", excerpt(name))));
     };
     *place = port;
     Ok(())
-}
-
-fn single_ports(plan: &v1::PortPlan) -> [(&'static str, u32); 9] {
-    [
-        ("gcs", plan.gcs),
-        ("ray_client", plan.ray_client),
-        ("dashboard", plan.dashboard),
-        ("node_manager", plan.node_manager),
-        ("object_manager", plan.object_manager),
-        ("runtime_env_agent", plan.runtime_env_agent),
-        ("dashboard_agent_grpc", plan.dashboard_agent_grpc),
-        ("dashboard_agent_http", plan.dashboard_agent_http),
-        ("metrics_export", plan.metrics_export),
-    ]
 }
 
 fn plan(settings: &mut v1::Settings) -> &mut v1::PortPlan {
@@ -299,7 +265,7 @@ fn duration(key: &str, value: &str) -> Result<Duration, Refusal> {
 fn check_range(
     key: &str,
     value: Duration,
-    range: &std::ops::RangeInclusive<Duration>,
+    range: &RangeInclusive<Duration>,
 ) -> Result<(), Refusal> {
     if range.contains(&value) {
         return Ok(());

@@ -17,6 +17,7 @@ pub mod exec;
 pub mod failure;
 pub mod hooks;
 pub mod http;
+pub mod isolation;
 pub mod keyfolder;
 pub mod keys;
 mod memory;

@@ -4,7 +4,7 @@
 //!
 //! In reading order: [`identity`] and [`address`] are the names things go by, [`serial`] and
 //! [`leaf`] the facts of a certificate, [`bundle`] what is trusted, [`join`] the file that brings a
-//! node in, [`reason`] why the CA says no, [`clock`] what time it is, [`durable`] how a file is
+//! node in, [`ports`] what Ray listens on, [`reason`] why the CA says no, [`clock`] what time it is, [`durable`] how a file is
 //! replaced.
 
 pub mod address;
@@ -15,6 +15,7 @@ pub mod durable;
 pub mod identity;
 pub mod join;
 pub mod leaf;
+pub mod ports;
 pub mod reason;
 pub mod serial;
 pub mod span;

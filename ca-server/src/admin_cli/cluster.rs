@@ -258,7 +258,7 @@ impl View for ClusterView {
         let issuers: Vec<_> = self.issuers.iter().map(|issuer| issuer.line(now)).collect();
         table.facts("issuers", &issuers);
         for (key, value) in self.settings.lines(now) {
-            table.fact(key, value);
+            table.fact(&key, value);
         }
         table.facts("notes", &self.notes);
         table.to_string()

@@ -1,6 +1,11 @@
 //! A cluster's settings as they are shown, and what differs between two of them.
 
-use raymtls_proto::v1;
+use std::collections::BTreeMap;
+
+use raymtls_proto::{
+    ports::{PORTS, Port},
+    v1,
+};
 use serde::Serialize;
 
 use super::{duration, moment::Moment, output};
@@ -19,25 +24,7 @@ pub(super) struct SettingsView {
     admin_ranges: Vec<String>,
     scraper_ranges: Vec<String>,
     driver_ranges: Vec<String>,
-    ports: PortsView,
-}
-
-/// Ports of the plan; a range has both ends, or none.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct PortsView {
-    gcs: u32,
-    ray_client: u32,
-    dashboard: u32,
-    node_manager: u32,
-    object_manager: u32,
-    runtime_env_agent: u32,
-    dashboard_agent_grpc: u32,
-    dashboard_agent_http: u32,
-    metrics_export: u32,
-    worker_min: u32,
-    worker_max: u32,
-    collective_min: Option<u32>,
-    collective_max: Option<u32>,
+    ports: BTreeMap<String, Option<u16>>,
 }
 
 impl SettingsView {
@@ -53,7 +40,7 @@ impl SettingsView {
             lease_seconds: settings.lease_seconds,
             ray_token: settings.ray_token,
             ray_client: settings.ray_client,
-            ports: PortsView::new(&settings.port_plan.unwrap_or_default()),
+            ports: ports_view(&settings.port_plan.unwrap_or_default()),
             admin_ranges: settings.admin_ranges,
             scraper_ranges: settings.scraper_ranges,
             driver_ranges: settings.driver_ranges,
@@ -73,9 +60,8 @@ impl SettingsView {
     }
 
     /// Each setting's key and value, for people.
-    pub(super) fn lines(&self, now: time::OffsetDateTime) -> Vec<(&'static str, String)> {
-        let ports = &self.ports;
-        vec![
+    pub(super) fn lines(&self, now: time::OffsetDateTime) -> Vec<(String, String)> {
+        let lines = [
             ("leaf-life", self.leaf_life()),
             ("max-job", life(self.max_job_seconds)),
             ("ends", self.ends.human(now)),
@@ -87,19 +73,39 @@ impl SettingsView {
             ("admin-ranges", list(&self.admin_ranges)),
             ("scraper-ranges", list(&self.scraper_ranges)),
             ("driver-ranges", list(&self.driver_ranges)),
-            ("port.gcs", ports.gcs.to_string()),
-            ("port.ray_client", ports.ray_client.to_string()),
-            ("port.dashboard", ports.dashboard.to_string()),
-            ("port.node_manager", ports.node_manager.to_string()),
-            ("port.object_manager", ports.object_manager.to_string()),
-            ("port.runtime_env_agent", ports.runtime_env_agent.to_string()),
-            ("port.dashboard_agent_grpc", ports.dashboard_agent_grpc.to_string()),
-            ("port.dashboard_agent_http", ports.dashboard_agent_http.to_string()),
-            ("port.metrics_export", ports.metrics_export.to_string()),
-            ("port.worker_min", ports.worker_min.to_string()),
-            ("port.worker_max", ports.worker_max.to_string()),
-            ("collective-ports", ports.collectives()),
-        ]
+        ];
+        let lines = lines.into_iter().map(|(key, value)| (key.to_owned(), value));
+        lines.chain(self.ports()).collect()
+    }
+
+    fn ports(&self) -> impl Iterator<Item = (String, String)> {
+        let port = |name: &str| self.ports.get(name).copied().flatten();
+        PORTS.iter().flat_map(move |row| match row.port {
+            Port::Workers => ["min", "max"]
+                .map(|end| format!("worker_{end}"))
+                .map(|name| (format!("port.{name}"), port_text(port(&name))))
+                .to_vec(),
+            Port::Collectives => {
+                let value = match (port("collective_min"), port("collective_max")) {
+                    (Some(min), Some(max)) => format!("{min}-{max}"),
+                    (None, _) | (_, None) => "none".to_owned(),
+                };
+                vec![("collective-ports".to_owned(), value)]
+            }
+            Port::Gcs
+            | Port::RayClient
+            | Port::Dashboard
+            | Port::AutoscalerMetrics
+            | Port::DashboardMetrics
+            | Port::NodeManager
+            | Port::ObjectManager
+            | Port::RuntimeEnvAgent
+            | Port::DashboardAgentGrpc
+            | Port::DashboardAgentHttp
+            | Port::MetricsExport => {
+                vec![(format!("port.{}", row.name), port_text(port(row.name)))]
+            }
+        })
     }
 
     /// One line for each setting that is another in `after`.
@@ -115,32 +121,25 @@ impl SettingsView {
     }
 }
 
-impl PortsView {
-    fn new(plan: &v1::PortPlan) -> Self {
-        let some = |port: u32| (port != 0).then_some(port);
-        Self {
-            gcs: plan.gcs,
-            ray_client: plan.ray_client,
-            dashboard: plan.dashboard,
-            node_manager: plan.node_manager,
-            object_manager: plan.object_manager,
-            runtime_env_agent: plan.runtime_env_agent,
-            dashboard_agent_grpc: plan.dashboard_agent_grpc,
-            dashboard_agent_http: plan.dashboard_agent_http,
-            metrics_export: plan.metrics_export,
-            worker_min: plan.worker_min,
-            worker_max: plan.worker_max,
-            collective_min: some(plan.collective_min),
-            collective_max: some(plan.collective_max),
-        }
-    }
+/// Ports of the plan by the names settings have for them; a range has both ends, or none.
+fn ports_view(plan: &v1::PortPlan) -> BTreeMap<String, Option<u16>> {
+    PORTS
+        .iter()
+        .flat_map(|row| {
+            let range = row.port.range(plan);
+            let (min, max) = (range.as_ref().map(|r| *r.start()), range.map(|r| *r.end()));
+            match row.port.place(&mut plan.clone()) {
+                Some(_) => vec![(row.name.to_owned(), min)],
+                None => {
+                    vec![(format!("{}_min", row.name), min), (format!("{}_max", row.name), max)]
+                }
+            }
+        })
+        .collect()
+}
 
-    fn collectives(&self) -> String {
-        match (self.collective_min, self.collective_max) {
-            (Some(min), Some(max)) => format!("{min}-{max}"),
-            (None, _) | (_, None) => "none".to_owned(),
-        }
-    }
+fn port_text(port: Option<u16>) -> String {
+    port.map_or_else(|| "none".to_owned(), |port| port.to_string())
 }
 
 fn mode(mode: i32) -> &'static str {
@@ -198,9 +197,26 @@ mod tests {
 
     #[test]
     fn a_range_has_both_ends_or_none() {
-        assert_eq!(PortsView::new(&v1::PortPlan::default()).collectives(), "none");
+        let line = |plan: v1::PortPlan| {
+            let settings = v1::Settings { port_plan: Some(plan), ..Default::default() };
+            let lines = SettingsView::new(Some(&settings)).lines(time::OffsetDateTime::UNIX_EPOCH);
+            lines.into_iter().find(|(key, _)| key == "collective-ports").unwrap().1
+        };
+        assert_eq!(line(v1::PortPlan::default()), "none");
         let plan =
             v1::PortPlan { collective_min: 20_000, collective_max: 20_100, ..Default::default() };
-        assert_eq!(PortsView::new(&plan).collectives(), "20000-20100");
+        assert_eq!(line(plan), "20000-20100");
+    }
+
+    #[test]
+    fn each_port_is_shown_as_it_is_set() {
+        let plan = raymtls_proto::ports::default_plan();
+        let settings = v1::Settings { port_plan: Some(plan), ..Default::default() };
+        let view = SettingsView::new(Some(&settings));
+        assert_eq!(view.ports["dashboard_metrics"], Some(44_227));
+        assert_eq!(view.ports["worker_max"], Some(10_101));
+        assert_eq!(view.ports["collective_max"], None);
+        let lines = view.lines(time::OffsetDateTime::UNIX_EPOCH);
+        assert!(lines.contains(&("port.worker_min".to_owned(), "10002".to_owned())), "{lines:?}");
     }
 }

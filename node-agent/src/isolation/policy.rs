@@ -1,0 +1,126 @@
+//! What to enforce: sets of addresses by what they may reach, and the one rule that a block is never
+//! a weapon. Pure.
+
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
+
+use ipnet::IpNet;
+use raymtls_proto::{
+    identity::ClusterId,
+    ports::{self, Caller, PORTS, Row},
+    v1,
+};
+
+/// What happens to a packet that no rule lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is counted and goes on: the setting `audit`.
+    Count,
+    /// It is counted and dropped: the setting `enforce`.
+    Drop,
+}
+
+/// What one host enforces for one cluster.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Names the table.
+    pub cluster: ClusterId,
+    /// What the host is for: decides which ports it has.
+    pub role: v1::Role,
+    /// The port plan, and whose ranges may reach what.
+    pub settings: v1::Settings,
+    /// Addresses of the members, this node's own among them.
+    pub members: BTreeSet<IpAddr>,
+    /// Addresses of enrolled drivers.
+    pub drivers: BTreeSet<IpAddr>,
+    /// Addresses of revoked nodes, as the CA lists them.
+    pub blocked: BTreeSet<IpAddr>,
+    /// What no block may hit, whatever the CA lists.
+    pub protected: Protected,
+    /// What a packet that no rule lets through meets.
+    pub verdict: Verdict,
+}
+
+/// What this host needs to live: no block ever covers it.
+#[derive(Clone, Debug, Default)]
+pub struct Protected {
+    /// The CA's endpoints.
+    pub ca: BTreeSet<IpAddr>,
+    /// The gateways of the default routes.
+    pub gateways: BTreeSet<IpAddr>,
+    /// The host's own addresses.
+    pub own: BTreeSet<IpAddr>,
+}
+
+impl Policy {
+    /// The addresses to cut off: those the CA lists, but neither a live member, nor what the host
+    /// needs, nor an operator. The CA subtracts the same by its own knowledge; this is the second
+    /// lock, and the only one that knows this host's routes.
+    #[must_use]
+    pub fn blocked(&self) -> BTreeSet<IpAddr> {
+        let admins = ranges(&self.settings.admin_ranges);
+        self.blocked
+            .iter()
+            .map(IpAddr::to_canonical)
+            .filter(|address| {
+                !self.members.contains(address)
+                    && !self.protected.holds(*address)
+                    && !admins.iter().any(|range| range.contains(address))
+            })
+            .collect()
+    }
+
+    /// The networks from which a caller may come.
+    #[must_use]
+    pub fn networks_of(&self, caller: Caller) -> Vec<IpNet> {
+        let (enrolled, from) = match caller {
+            Caller::Member => (Some(&self.members), [].as_slice()),
+            Caller::Admin => (None, self.settings.admin_ranges.as_slice()),
+            Caller::Scraper => (None, self.settings.scraper_ranges.as_slice()),
+            Caller::Driver => (Some(&self.drivers), self.settings.driver_ranges.as_slice()),
+        };
+        let mut networks = ranges(from);
+        networks.extend(enrolled.into_iter().flatten().map(|address| IpNet::from(*address)));
+        networks
+    }
+
+    /// The ports of this host that a caller may reach.
+    #[must_use]
+    pub fn ports_of(&self, caller: Caller) -> Vec<RangeInclusive<u16>> {
+        self.ranges_where(|row| row.callers.contains(&caller))
+    }
+
+    /// All ports of this host that are guarded.
+    #[must_use]
+    pub fn guarded_ports(&self) -> Vec<RangeInclusive<u16>> {
+        self.ranges_where(|_| true)
+    }
+
+    /// All ports of the cluster, wherever they listen: what a block covers at either end.
+    #[must_use]
+    pub fn cluster_ports(&self) -> Vec<RangeInclusive<u16>> {
+        let plan = self.settings.port_plan.unwrap_or_default();
+        PORTS.iter().filter_map(|row| row.port.range(&plan)).collect()
+    }
+
+    fn ranges_where(&self, wanted: impl Fn(&Row) -> bool) -> Vec<RangeInclusive<u16>> {
+        let plan = self.settings.port_plan.unwrap_or_default();
+        // Ray Client's port is guarded whether it is on or not: somebody may start it by hand.
+        let guarded = v1::Settings { ray_client: true, ..self.settings.clone() };
+        ports::of_role(self.role, &guarded)
+            .filter(|row| wanted(row))
+            .filter_map(|row| row.port.range(&plan))
+            .collect()
+    }
+}
+
+impl Protected {
+    fn holds(&self, address: IpAddr) -> bool {
+        address.is_loopback()
+            || [&self.ca, &self.gateways, &self.own].iter().any(|set| set.contains(&address))
+    }
+}
+
+/// Ranges as the CA stores them; it checked them, so what does not parse is of a newer release.
+fn ranges(texts: &[String]) -> Vec<IpNet> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
