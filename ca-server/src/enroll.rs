@@ -9,7 +9,6 @@ use raymtls_proto::{
     token::BootstrapToken,
     v1::{self, enroll_request::Credential},
 };
-use time::OffsetDateTime;
 use tracing::info;
 
 use crate::{
