@@ -30,7 +30,7 @@ impl Reader for Gated {
 }
 
 impl Engine for Gated {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         self.inner.reader()
     }
 
@@ -120,7 +120,7 @@ impl Reader for Ahead {
 }
 
 impl Engine for Ahead {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         self.seen.reader()
     }
 
