@@ -34,6 +34,10 @@ OPEN_SECONDS_MAX = 15
 REFUSED_SECONDS = 0.7
 # A flow that was cut is silent for so long before its end.
 SILENT_SECONDS = 0.5
+# How long the kernel remembers a connection that was reset, 10 s otherwise; and a wait in which it has
+# forgotten, and a listener's keepalive (host.py) has been sent since.
+RESET_REMEMBERED_SECONDS = 1
+FORGOTTEN_SECONDS = 6
 UNPLANNED = [22, 6380]
 
 # Name: last part of its addresses.
@@ -122,7 +126,10 @@ def container_up():
     run(*on("head-a", "nft", "-f", "-"), text=(
         "table inet runtime {\n chain in { type nat hook prerouting priority dstnat;\n"
         "  meta nfproto ipv4 tcp dport { 8265, 18265 } dnat ip to 172.30.0.2:8265\n"
-        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n}\n"))
+        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n"
+        # What the container sends of its own comes from the host, and as it happens from this port.
+        " chain out { type nat hook postrouting priority srcnat;\n"
+        "  oifname eth0 tcp sport 8265 masquerade to :18265\n }\n}\n"))
     ready(start("inner", "listen", "8265"))
     # A new link is not at once a working one.
     for _ in range(SETTLE_TRIES_MAX):
@@ -230,11 +237,11 @@ def counters():
     )
 
 
-def apply(target, *more, cluster=None, role=None, members=None, check=True):
+def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",), check=True):
     own, kind = TARGETS[target]
     cluster = cluster or own
     lists = {
-        "--members": members or CLUSTERS[cluster], "--admin-ranges": ["admin"],
+        "--members": members or CLUSTERS[cluster], "--admin-ranges": admins,
         "--scraper-ranges": ["scraper"], "--driver-ranges": DRIVERS[cluster],
     }
     arguments = ["apply", "--cluster", cluster, "--role", role or kind]
@@ -336,6 +343,64 @@ def judge_cut(claim, last, began, ends):
           0 < seconds < CUT_SECONDS_MAX and last < ends - SILENT_SECONDS)
 
 
+def revived():
+    """Who began a connection is the kernel's record, and a removed host can have it end: a reset in sequence is
+    recorded and then dropped. The server, which knows of no reset, speaks next, and counts as the one that began."""
+    forget_resets_soon("worker-a")
+    apply("worker-a")
+    held = [start("second-a", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    apply_and_reset("worker-a", held, members=["head-a", "worker-a"])
+    judge("removed, it resets its connections to us and they stay silent (IPv4, IPv6)", ask_held(held), [False, False])
+
+
+def picked_up():
+    """Connections that are older than the table and than connection tracking, in both directions."""
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-a"))
+    inward = [start("stranger", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    outward = [start("worker-a", "hold", address("stranger"), 6701) for address in (v4, v6)]
+    for one in inward + outward:
+        ready(one)
+    apply("worker-a")
+    time.sleep(FORGOTTEN_SECONDS)
+    judge("loaded late: a stranger's connection to us is silent, though we spoke first", ask_held(inward), [False, False])
+    judge("loaded late: our own connections go on", ask_held(outward), [True, True])
+    apply("worker-a")
+    judge("loaded again: our own connections go on", ask_held(outward), [True, True])
+
+
+def revived_in_container():
+    """The same with a published port; needs container_up()."""
+    forget_resets_soon("head-a")
+    apply("head-a")
+    held = [start("admin", "hold", address("head-a"), 18265) for address in (v4, v6)]
+    apply_and_reset("head-a", held, admins=())
+    judge("removed, it resets its connections to a container and they stay silent", ask_held(held), [False, False])
+
+
+def forget_resets_soon(host):
+    run(*on(host, "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_close={RESET_REMEMBERED_SECONDS}"))
+
+
+def apply_and_reset(target, held, **lists):
+    for one in held:
+        ready(one)
+    apply(target, **lists)
+    say(held, "reset")
+    time.sleep(FORGOTTEN_SECONDS)
+
+
+def ask_held(held):
+    """Of each: whether what it sends is echoed."""
+    return [json.loads(line) for line in say(held, "ask")]
+
+
+def say(held, line):
+    for one in held:
+        one.stdin.write(f"{line}\n")
+        one.stdin.flush()
+    return [one.stdout.readline() for one in held]
+
+
 def two_clusters():
     apply("worker-a")
     apply("worker-a", "--ports", PORTS / "second.tsv", cluster="team-b", role="worker", members=["head-b", "worker-a"])
@@ -370,8 +435,11 @@ def main():
         matrix()
         reload()
         cut()
+        revived()
+        picked_up()
         two_clusters()
         published()
+        revived_in_container()
     finally:
         down()
     print(f"   {len(failed)} failed, {time.monotonic() - began:.1f} s")
