@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The packet filter of scripts/isolation/nftables.sh on real kernels' hosts: network namespaces on a
 bridge of their own, with stand-in listeners on every port of Ray's plan. Every source, port and family
-is probed and compared with what the port table declares. Needs root, nft and ip; about half a minute.
+is probed and compared with what the port table declares. Needs root, nft and ip; about a minute.
 
 No Ray here: that Ray itself works behind these rules is for other tests to show.
 """
@@ -38,6 +38,8 @@ SILENT_SECONDS = 0.5
 # forgotten, and a listener's keepalive (host.py) has been sent since.
 RESET_REMEMBERED_SECONDS = 1
 FORGOTTEN_SECONDS = 6
+# Connections tried while the table is replaced, over each family, and how long each: 100 at a time (host.py).
+KNOCKS, KNOCK_SECONDS = 2000, 0.1
 UNPLANNED = [22, 6380]
 
 # Name: last part of its addresses.
@@ -291,6 +293,32 @@ def reload():
           ("nft does not take" in done.stderr, listing("worker-a")), (True, first))
     done = apply("worker-a", members=["stranger"], check=False)
     judge("a member list without this host is refused", (done.returncode != 0, listing("worker-a")), (True, first))
+    no_gap()
+
+
+def no_gap():
+    """A stranger knocks all the while the table is replaced, and while one is rejected."""
+    let_in, refused = counter("worker-a", "arrived"), counter("worker-a", "refused", "raymtls_team-a")
+    knocking = ask("stranger", [(address("worker-a"), 6701, KNOCK_SECONDS) for address in (v4, v6) for _ in range(KNOCKS)])
+    # The first of them are on their way.
+    while counter("worker-a", "refused", "raymtls_team-a") == refused:
+        time.sleep(0.05)
+    for members in (None, ["stranger"], None, ["stranger"], None):
+        apply("worker-a", members=members, check=members is None)
+    during = knocking.poll() is None
+    opened = sum(json.loads(knocking.stdout.read()))
+    judge("no knock is let in while the table is loaded again and again, or one is rejected",
+          (during, opened, counter("worker-a", "arrived")), (True, 0, let_in))
+
+
+def dialled_from():
+    """The note about guarded ports that this host may dial from, and the command it offers."""
+    said = apply("head-a").stderr
+    offered = re.search(r"sysctl -w (\S+)$", said, re.MULTILINE)
+    judge("the head's metrics ports are among those it dials from, which is said", "44217-44217,44227-44227" in said)
+    if offered:
+        run(*on("head-a", "sysctl", "-qw", offered[1]))
+        judge("with the ports reserved nothing is said", apply("head-a").stderr, "")
 
 
 def published():
@@ -434,6 +462,7 @@ def main():
         print(f"   {len(HOSTS)} hosts, {len(every)} ports each, up after {time.monotonic() - began:.1f} s", flush=True)
         matrix()
         reload()
+        dialled_from()
         cut()
         revived()
         picked_up()
