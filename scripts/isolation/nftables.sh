@@ -13,6 +13,8 @@ PORTS_BYTES_MAX=65536
 LOG_RATE="5/second burst 10 packets"
 # What a plan may never close: SSH and the CA.
 NEVER_GUARDED=(22 7443 7444)
+# Where the kernel says from which ports this host dials; the same ones for IPv6.
+LOCAL_PORTS=/proc/sys/net/ipv4
 
 CLUSTER="" ROLE="" PORTS=$HERE/ports/default.tsv
 VERDICT=drop DRY_RUN=no
@@ -110,6 +112,7 @@ apply() {
   nft --file "$file" || die "nft could not load the table for $CLUSTER; nothing was changed"
   printf 'table %s: %s, %s, %d members; guards %s\n' "$(table_name)" "$ROLE" \
     "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "$(ports_of any "$ROLE")"
+  note_dialled_from
 }
 
 show() {
@@ -223,6 +226,25 @@ own_address_is_member() {
   fi
 }
 
+# A guarded port that this host may also dial from: the answer would come to a guarded port, and be refused.
+note_dialled_from() {
+  local first last reserved="" i range found=()
+  read -r first last <"$LOCAL_PORTS/ip_local_port_range" || return 0
+  read -r reserved <"$LOCAL_PORTS/ip_local_reserved_ports" || true
+  for i in "${!P_NAME[@]}"; do
+    [[ $ROLE != worker || ${P_ON[i]} == node ]] || continue
+    ((P_LAST[i] >= first && P_FIRST[i] <= last)) || continue
+    for range in ${reserved//,/ }; do
+      ((P_FIRST[i] < ${range%-*} || P_LAST[i] > ${range#*-})) || continue 2
+    done
+    found+=("${P_FIRST[i]}-${P_LAST[i]}")
+  done
+  ((${#found[@]})) || return 0
+  local IFS=,
+  printf 'note: this host may dial from guarded ports, and answers to those would be refused; keep it from that:\n  sysctl -w net.ipv4.ip_local_reserved_ports=%s%s\n' \
+    "${reserved:+$reserved,}" "${found[*]}" >&2
+}
+
 own_addresses() { ip -o addr show scope global 2>/dev/null | awk '{ sub(/\/.*/, "", $4); print $4 }'; }
 gateways() { { ip -4 route show default; ip -6 route show default; } 2>/dev/null | awk '{ for (i = 1; i < NF; i++) if ($i == "via") print $(i + 1) }'; }
 
@@ -314,7 +336,8 @@ render_clear() {
 #   blocked address on a port of the cluster at either end, established or not;
 # - arriving (before destination NAT, so a port that a container runtime publishes is seen as it was
 #   dialled): who may reach a guarded port of this host;
-# - published (forward): the same for a port that is published under another number.
+# - published (forward): the same for a port that is published under another number, whichever side the
+#   kernel takes for the one that began.
 render() {
   local end
   end="counter name blocked$([ "$VERDICT" = count ] || printf ' drop')"
@@ -334,14 +357,13 @@ render() {
 	chain arriving {
 		type filter hook prerouting priority mangle; policy accept;
 		iif lo accept
-		ct direction reply accept
 		fib daddr type != local accept
 		tcp dport @guarded_ports jump judge
 	}
 	chain published {
 		type filter hook forward priority filter; policy accept;
-		ct direction reply accept
-		ct status dnat tcp dport @guarded_ports jump judge
+		ct direction original ct status dnat tcp dport @guarded_ports jump judge
+		ct direction reply ct status snat tcp dport @guarded_ports jump judge
 	}
 TEXT
   judge
@@ -387,8 +409,10 @@ raw_chain() {
   printf '\t}\n'
 }
 
-# What a guarded port asks of whoever dials it: each packet is judged, so who is taken out of a set is
-# cut off in the middle of its connections too.
+# What a guarded port asks of whoever sends to it: each packet is judged, by address and port, so what a
+# caller that was taken out of a set sends does not arrive, in the middle of its connections either. Who
+# began a connection decides nothing: the kernel's record of that can be made to end, and begins anew with
+# whoever is heard first.
 judge() {
   local pair set caller word=refused end="counter name refused drop"
   [ "$VERDICT" = drop ] || { word="would refuse" end="counter name refused return"; }

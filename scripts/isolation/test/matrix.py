@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The packet filter of scripts/isolation/nftables.sh on real kernels' hosts: network namespaces on a
 bridge of their own, with stand-in listeners on every port of Ray's plan. Every source, port and family
-is probed and compared with what the port table declares. Needs root, nft and ip; about half a minute.
+is probed and compared with what the port table declares. Needs root, nft and ip; about a minute.
 
 No Ray here: that Ray itself works behind these rules is for other tests to show.
 """
@@ -34,6 +34,12 @@ OPEN_SECONDS_MAX = 15
 REFUSED_SECONDS = 0.7
 # A flow that was cut is silent for so long before its end.
 SILENT_SECONDS = 0.5
+# How long the kernel remembers a connection that was reset, 10 s otherwise; and a wait in which it has
+# forgotten, and a listener's keepalive (host.py) has been sent since.
+RESET_REMEMBERED_SECONDS = 1
+FORGOTTEN_SECONDS = 6
+# Connections tried while the table is replaced, over each family, and how long each: 100 at a time (host.py).
+KNOCKS, KNOCK_SECONDS = 2000, 0.1
 UNPLANNED = [22, 6380]
 
 # Name: last part of its addresses.
@@ -122,7 +128,10 @@ def container_up():
     run(*on("head-a", "nft", "-f", "-"), text=(
         "table inet runtime {\n chain in { type nat hook prerouting priority dstnat;\n"
         "  meta nfproto ipv4 tcp dport { 8265, 18265 } dnat ip to 172.30.0.2:8265\n"
-        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n}\n"))
+        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n"
+        # What the container sends of its own comes from the host, and as it happens from this port.
+        " chain out { type nat hook postrouting priority srcnat;\n"
+        "  oifname eth0 tcp sport 8265 masquerade to :18265\n }\n}\n"))
     ready(start("inner", "listen", "8265"))
     # A new link is not at once a working one.
     for _ in range(SETTLE_TRIES_MAX):
@@ -230,11 +239,11 @@ def counters():
     )
 
 
-def apply(target, *more, cluster=None, role=None, members=None, check=True):
+def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",), check=True):
     own, kind = TARGETS[target]
     cluster = cluster or own
     lists = {
-        "--members": members or CLUSTERS[cluster], "--admin-ranges": ["admin"],
+        "--members": members or CLUSTERS[cluster], "--admin-ranges": admins,
         "--scraper-ranges": ["scraper"], "--driver-ranges": DRIVERS[cluster],
     }
     arguments = ["apply", "--cluster", cluster, "--role", role or kind]
@@ -284,6 +293,32 @@ def reload():
           ("nft does not take" in done.stderr, listing("worker-a")), (True, first))
     done = apply("worker-a", members=["stranger"], check=False)
     judge("a member list without this host is refused", (done.returncode != 0, listing("worker-a")), (True, first))
+    no_gap()
+
+
+def no_gap():
+    """A stranger knocks all the while the table is replaced, and while one is rejected."""
+    let_in, refused = counter("worker-a", "arrived"), counter("worker-a", "refused", "raymtls_team-a")
+    knocking = ask("stranger", [(address("worker-a"), 6701, KNOCK_SECONDS) for address in (v4, v6) for _ in range(KNOCKS)])
+    # The first of them are on their way.
+    while counter("worker-a", "refused", "raymtls_team-a") == refused:
+        time.sleep(0.05)
+    for members in (None, ["stranger"], None, ["stranger"], None):
+        apply("worker-a", members=members, check=members is None)
+    during = knocking.poll() is None
+    opened = sum(json.loads(knocking.stdout.read()))
+    judge("no knock is let in while the table is loaded again and again, or one is rejected",
+          (during, opened, counter("worker-a", "arrived")), (True, 0, let_in))
+
+
+def dialled_from():
+    """The note about guarded ports that this host may dial from, and the command it offers."""
+    said = apply("head-a").stderr
+    offered = re.search(r"sysctl -w (\S+)$", said, re.MULTILINE)
+    judge("the head's metrics ports are among those it dials from, which is said", "44217-44217,44227-44227" in said)
+    if offered:
+        run(*on("head-a", "sysctl", "-qw", offered[1]))
+        judge("with the ports reserved nothing is said", apply("head-a").stderr, "")
 
 
 def published():
@@ -336,6 +371,64 @@ def judge_cut(claim, last, began, ends):
           0 < seconds < CUT_SECONDS_MAX and last < ends - SILENT_SECONDS)
 
 
+def revived():
+    """Who began a connection is the kernel's record, and a removed host can have it end: a reset in sequence is
+    recorded and then dropped. The server, which knows of no reset, speaks next, and counts as the one that began."""
+    forget_resets_soon("worker-a")
+    apply("worker-a")
+    held = [start("second-a", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    apply_and_reset("worker-a", held, members=["head-a", "worker-a"])
+    judge("removed, it resets its connections to us and they stay silent (IPv4, IPv6)", ask_held(held), [False, False])
+
+
+def picked_up():
+    """Connections that are older than the table and than connection tracking, in both directions."""
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-a"))
+    inward = [start("stranger", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    outward = [start("worker-a", "hold", address("stranger"), 6701) for address in (v4, v6)]
+    for one in inward + outward:
+        ready(one)
+    apply("worker-a")
+    time.sleep(FORGOTTEN_SECONDS)
+    judge("loaded late: a stranger's connection to us is silent, though we spoke first", ask_held(inward), [False, False])
+    judge("loaded late: our own connections go on", ask_held(outward), [True, True])
+    apply("worker-a")
+    judge("loaded again: our own connections go on", ask_held(outward), [True, True])
+
+
+def revived_in_container():
+    """The same with a published port; needs container_up()."""
+    forget_resets_soon("head-a")
+    apply("head-a")
+    held = [start("admin", "hold", address("head-a"), 18265) for address in (v4, v6)]
+    apply_and_reset("head-a", held, admins=())
+    judge("removed, it resets its connections to a container and they stay silent", ask_held(held), [False, False])
+
+
+def forget_resets_soon(host):
+    run(*on(host, "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_close={RESET_REMEMBERED_SECONDS}"))
+
+
+def apply_and_reset(target, held, **lists):
+    for one in held:
+        ready(one)
+    apply(target, **lists)
+    say(held, "reset")
+    time.sleep(FORGOTTEN_SECONDS)
+
+
+def ask_held(held):
+    """Of each: whether what it sends is echoed."""
+    return [json.loads(line) for line in say(held, "ask")]
+
+
+def say(held, line):
+    for one in held:
+        one.stdin.write(f"{line}\n")
+        one.stdin.flush()
+    return [one.stdout.readline() for one in held]
+
+
 def two_clusters():
     apply("worker-a")
     apply("worker-a", "--ports", PORTS / "second.tsv", cluster="team-b", role="worker", members=["head-b", "worker-a"])
@@ -369,9 +462,13 @@ def main():
         print(f"   {len(HOSTS)} hosts, {len(every)} ports each, up after {time.monotonic() - began:.1f} s", flush=True)
         matrix()
         reload()
+        dialled_from()
         cut()
+        revived()
+        picked_up()
         two_clusters()
         published()
+        revived_in_container()
     finally:
         down()
     print(f"   {len(failed)} failed, {time.monotonic() - began:.1f} s")
