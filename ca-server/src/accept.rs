@@ -422,11 +422,12 @@ mod tests {
             roots.add(control.root_der.clone().into()).unwrap();
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
             let time = Arc::new(TlsTime(Arc::new(clock)));
-            let client = ClientConfig::builder_with_details(provider, time)
+            let mut client = ClientConfig::builder_with_details(provider, time)
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .unwrap()
                 .with_root_certificates(roots)
                 .with_no_client_auth();
+            client.alpn_protocols = vec![b"h2".to_vec()];
             let client = tokio_rustls::TlsConnector::from(Arc::new(client));
             Self { ca, address, connections, client }
         }

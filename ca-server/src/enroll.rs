@@ -9,7 +9,6 @@ use raymtls_proto::{
     token::BootstrapToken,
     v1::{self, enroll_request::Credential},
 };
-use time::OffsetDateTime;
 use tracing::info;
 
 use crate::{
@@ -32,11 +31,11 @@ pub async fn enroll(
     peer_address: IpAddr,
 ) -> Result<v1::EnrollResponse, StoreError> {
     let now = ca.clock.now();
-    ca.limiter.attempt(now, peer_address)?;
+    ca.limiter.attempt(ca.clock.elapsed(), peer_address)?;
 
     // 1. What is asked, in types.
     let parsed = Parsed::from(request).map_err(StoreError::from);
-    let parsed = parsed.inspect_err(|error| note_wrong_token(ca, now, peer_address, error))?;
+    let parsed = parsed.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
     let token = parsed.token;
     let csr = UnprovedCsr::read(parsed.csr_der)?;
     let ask = EnrollAsk {
@@ -56,8 +55,8 @@ pub async fn enroll(
     // 2. Token, policy, who holds what; then the signature, which costs most and is nobody's who has
     //    no token.
     let plan = ca.store.plan_enroll(now, ask.clone()).await;
-    let plan = plan.inspect_err(|error| note_wrong_token(ca, now, peer_address, error))?;
-    ca.limiter.enrolment(now)?;
+    let plan = plan.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
+    ca.limiter.enrolment(ca.clock.elapsed())?;
     let csr = csr.prove()?;
     let enrolled = match plan {
         EnrollPlan::Replay(enrolled) => *enrolled,
@@ -94,10 +93,10 @@ pub async fn enroll(
 }
 
 /// A wrong token counts against the address it came from, and is a reason to look.
-fn note_wrong_token(ca: &Ca, now: OffsetDateTime, peer_address: IpAddr, error: &StoreError) {
+fn note_wrong_token(ca: &Ca, peer_address: IpAddr, error: &StoreError) {
     if error.refusal() == Refusal::TokenUnknown {
         ca.metrics.wrong_token();
-        ca.limiter.wrong_token(now, peer_address);
+        ca.limiter.wrong_token(ca.clock.elapsed(), peer_address);
     }
 }
 

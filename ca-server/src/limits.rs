@@ -25,7 +25,6 @@ use std::{
 };
 
 use serde::Deserialize;
-use time::OffsetDateTime;
 
 use self::sketch::Sketch;
 use crate::{refusal::Refusal, store::Caller};
@@ -189,34 +188,34 @@ impl Limiter {
     ///
     /// # Errors
     /// `RateLimited`: too many attempts, or too many wrong tokens before.
-    pub fn attempt(&self, now: OffsetDateTime, address: IpAddr) -> Result<(), Refusal> {
+    pub fn attempt(&self, elapsed: Duration, address: IpAddr) -> Result<(), Refusal> {
         let key = AddressKey::of(address);
-        refuse("wrong tokens from this address", self.wrong_tokens_by_address.look(now, &key))?;
-        refuse("enrolments from this address", self.enrolments_by_address.take(now, &key))
+        refuse("wrong tokens from this address", self.wrong_tokens_by_address.look(elapsed, &key))?;
+        refuse("enrolments from this address", self.enrolments_by_address.take(elapsed, &key))
     }
 
     /// The token that came from the address was wrong. Calls that are in flight at this moment were
     /// let in before; how many those can be is bounded by the connections of an address.
-    pub fn wrong_token(&self, now: OffsetDateTime, address: IpAddr) {
+    pub fn wrong_token(&self, elapsed: Duration, address: IpAddr) {
         // Who asks next is refused; this one has its answer already.
-        let _ = self.wrong_tokens_by_address.take(now, &AddressKey::of(address));
+        let _ = self.wrong_tokens_by_address.take(elapsed, &AddressKey::of(address));
     }
 
     /// Somebody with a good token is about to be enrolled.
     ///
     /// # Errors
     /// `RateLimited`.
-    pub fn enrolment(&self, now: OffsetDateTime) -> Result<(), Refusal> {
-        refuse("enrolments in all", self.enrolments.take(now, &()))
+    pub fn enrolment(&self, elapsed: Duration) -> Result<(), Refusal> {
+        refuse("enrolments in all", self.enrolments.take(elapsed, &()))
     }
 
     /// The caller wants a certificate for its node.
     ///
     /// # Errors
     /// `RateLimited`.
-    pub fn certificate(&self, now: OffsetDateTime, caller: &Caller) -> Result<(), Refusal> {
+    pub fn certificate(&self, elapsed: Duration, caller: &Caller) -> Result<(), Refusal> {
         let key = (caller.cluster.to_string(), caller.node.to_string());
-        refuse("certificates of this node", self.certificates_by_node.take(now, &key))
+        refuse("certificates of this node", self.certificates_by_node.take(elapsed, &key))
     }
 }
 

@@ -290,7 +290,8 @@ fn invalid(text: String) -> Refusal {
     Refusal::SettingInvalid(text)
 }
 
-fn excerpt(text: &str) -> String {
+/// The beginning of a text from outside, for an error.
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()
 }
 

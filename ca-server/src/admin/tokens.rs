@@ -14,6 +14,7 @@ use crate::{
     keys::random,
     policy::NAMES_MAX,
     refusal::Refusal,
+    settings,
     store::{Authority, StoreError, records::TokenRecord, unix_ms},
 };
 
@@ -156,9 +157,10 @@ pub fn check_pattern(pattern: &str) -> Result<(), Refusal> {
         Some(beginning) => format!("{beginning}0"),
         None => pattern.to_owned(),
     };
-    name.parse::<NodeName>()
-        .map(drop)
-        .map_err(|_| Refusal::NameNotAllowed(format!("{pattern:?} is no node name or pattern")))
+    name.parse::<NodeName>().map(drop).map_err(|_| {
+        let text = format!("{:?} is no node name or pattern", settings::excerpt(pattern));
+        Refusal::NameNotAllowed(text)
+    })
 }
 
 #[cfg(test)]

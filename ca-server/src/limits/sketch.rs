@@ -4,15 +4,15 @@
 //! keys that share cells can only be judged too strictly, and to share all four with a stranger is a
 //! matter of chance that nobody outside can steer.
 //!
-//! Takes any key and knows no clock of its own.
+//! Takes any key, and how long it is since some moment that stays the same: the wall clock may jump, and
+//! nobody should be locked out by that.
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
     marker::PhantomData,
     sync::Mutex,
+    time::Duration,
 };
-
-use time::OffsetDateTime;
 
 use super::{Rate, Wait};
 
@@ -27,7 +27,7 @@ pub(super) struct Sketch<K> {
     rate: Rate,
     seeds: [RandomState; ROWS],
     cells: usize,
-    /// Row after row. What is used of a cell grows back until this moment, in microseconds since 1970.
+    /// Row after row. What is used of a cell grows back until this moment, in microseconds.
     whole_at_us: Mutex<Box<[u64]>>,
     key: PhantomData<fn(&K)>,
 }
@@ -54,11 +54,11 @@ impl<K: Hash> Sketch<K> {
     }
 
     /// Takes one, or says how long until there is one. A refused one costs nothing.
-    pub(super) fn take(&self, now: OffsetDateTime, key: &K) -> Wait {
-        let now_us = microseconds(now);
+    pub(super) fn take(&self, elapsed: Duration, key: &K) -> Wait {
+        let now_us = microseconds(elapsed);
         let places = self.places(key);
         let mut whole_at = self.lock();
-        let used_until = self.used_until(now_us, &places, &mut whole_at);
+        let used_until = used_until(now_us, &places, &whole_at);
         let wait = self.wait(now_us, used_until);
         if wait.is_none() {
             let next = used_until + self.rate.period_us;
@@ -71,26 +71,16 @@ impl<K: Hash> Sketch<K> {
     }
 
     /// The same, and takes none.
-    pub(super) fn look(&self, now: OffsetDateTime, key: &K) -> Wait {
-        let now_us = microseconds(now);
-        let used_until = self.used_until(now_us, &self.places(key), &mut self.lock());
+    pub(super) fn look(&self, elapsed: Duration, key: &K) -> Wait {
+        let now_us = microseconds(elapsed);
+        let used_until = used_until(now_us, &self.places(key), &self.lock());
         self.wait(now_us, used_until)
-    }
-
-    /// Nobody has used more than everything. What says otherwise is from before the clock was put
-    /// back, and is put right for good: else it would hold again until the clock is where it was.
-    fn used_until(&self, now_us: u64, places: &[usize; ROWS], whole_at: &mut [u64]) -> u64 {
-        let most = now_us + self.rate.full_us();
-        for &place in places {
-            whole_at[place] = whole_at[place].min(most);
-        }
-        places.iter().map(|&place| whole_at[place]).min().unwrap_or_default().max(now_us)
     }
 
     fn wait(&self, now_us: u64, used_until_us: u64) -> Wait {
         let after = used_until_us + self.rate.period_us;
         let over_us = after.saturating_sub(now_us + self.rate.full_us());
-        (over_us > 0).then(|| std::time::Duration::from_micros(over_us))
+        (over_us > 0).then(|| Duration::from_micros(over_us))
     }
 
     fn places(&self, key: &K) -> [usize; ROWS] {
@@ -106,6 +96,10 @@ impl<K: Hash> Sketch<K> {
     }
 }
 
-fn microseconds(now: OffsetDateTime) -> u64 {
-    u64::try_from(now.unix_timestamp_nanos() / 1_000).unwrap_or_default()
+fn used_until(now_us: u64, places: &[usize; ROWS], whole_at: &[u64]) -> u64 {
+    places.iter().map(|&place| whole_at[place]).min().unwrap_or_default().max(now_us)
+}
+
+fn microseconds(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX / 2)
 }

@@ -7,6 +7,7 @@ use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
     thread,
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -79,7 +80,7 @@ impl KvStore {
         for cluster in decide::cluster::list(&view)? {
             shared.publish(&cluster.cluster, cluster.version);
         }
-        let reader = ArcSwapOption::new(engine.reader().map(Arc::new));
+        let reader = ArcSwapOption::from_pointee(engine.reader());
         let (queue, failure) = start(engine, audit_head, started_ms, Arc::clone(&shared))?;
         Ok(Self { epoch: header.epoch, queue, shared, failure, reader, started_ms })
     }
@@ -141,8 +142,8 @@ impl KvStore {
         told.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
-    /// A plan made beside the writer, on what is written now: it waits for no commit and wakes
-    /// nobody. Nothing of it may leave the CA, because what it saw need not be durable, nor belong
+    /// A plan made beside the writer, on what is written now: it waits for no flush and wakes nobody
+    /// (sled holds its readers up while it takes a batch in, not while it flushes). Nothing of it may leave the CA, because what it saw need not be durable, nor belong
     /// together: it is good for signing, and the verb that commits judges all of it again. Only a
     /// plan that came out as yes is good for that; any other is for the writer to make.
     fn glance<T>(
@@ -461,11 +462,15 @@ impl Store for KvStore {
     }
 
     async fn close(&self) {
+        let reader = self.reader.swap(None);
         // A writer that has stopped takes no word, and needs none.
-        self.reader.store(None);
         let _ = self.queue.send(Message::Close).await;
         let mut failure = self.failure.clone();
         while failure.changed().await.is_ok() {}
+        // A glance that began before still reads: the engine is let go when the last one has ended.
+        while reader.as_ref().is_some_and(|reader| Arc::strong_count(reader) > 1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 

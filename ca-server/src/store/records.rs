@@ -475,6 +475,8 @@ pub enum AuditKind {
     NodeForgotten = 14,
     /// CRLs were signed.
     CrlSigned = 15,
+    /// A node lost an address it had only claimed to the machine that is there.
+    AddressLost = 16,
 }
 
 /// One record of the audit log. Its hash covers its bytes, and with them the hash before it.

@@ -12,7 +12,8 @@ use std::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use prost::Message as _;
@@ -109,7 +110,13 @@ impl Writer<'_> {
     /// # Errors
     /// Why it cannot go on.
     pub(super) fn run(&mut self, queue: &mut mpsc::Receiver<Message>) -> Result<(), String> {
+        let mut gathers = false;
         while let Some(first) = queue.blocking_recv() {
+            if gathers {
+                // The last group held several and wrote: others are about to ask too, and one flush does
+                // for more of them. Who asks alone waits once, after such a group.
+                thread::sleep(GATHER);
+            }
             let mut group = Vec::new();
             let mut next = Some(first);
             while let Some(message) = next {
@@ -120,15 +127,18 @@ impl Writer<'_> {
                 }
                 next = if group.len() < GROUP_MAX { queue.try_recv().ok() } else { None };
             }
-            self.commit_group(group)?;
+            let several = group.len() > 1;
+            gathers = self.commit_group(group)? && several;
         }
         Ok(())
     }
 
-    fn commit_group(&mut self, group: Vec<Job>) -> Result<(), String> {
+    /// Whether anything was written.
+    fn commit_group(&mut self, group: Vec<Job>) -> Result<bool, String> {
         let count = u64::try_from(group.len()).unwrap_or(u64::MAX);
         let (writes, answers) = self.decide(group)?;
-        if !writes.is_empty() {
+        let wrote = !writes.is_empty();
+        if wrote {
             let began = Instant::now();
             self.engine.commit(&writes).map_err(|e| format!("a commit failed: {e}"))?;
             let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -141,7 +151,7 @@ impl Writer<'_> {
         for (answer, stored) in answers {
             answer(stored);
         }
-        Ok(())
+        Ok(wrote)
     }
 
     fn decide(&mut self, group: Vec<Job>) -> Result<(Writes, Vec<Told>), String> {
@@ -203,6 +213,8 @@ fn check_bounds(writes: &Writes) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// How long a group is gathered where the one before it was of several.
+const GATHER: Duration = Duration::from_millis(1);
 /// Decisions of one commit.
 const GROUP_MAX: usize = 1_024;
 const KEY_LEN_MAX: usize = 400;

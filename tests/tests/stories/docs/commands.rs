@@ -53,7 +53,7 @@ fn a_wrong_call_is_found() {
         ("node-agent exec ray start", false),
         ("node-agent status -o json | jq .files_work_until", true),
         ("systemctl stop x && ca-server serve --dir /d --conf f", false),
-        ("printf x > y; /usr/local/bin/node-agent run --ray-uid ray", false),
+        ("printf x > y; /usr/local/bin/node-agent run --ray-user ray", false),
     ] {
         let calls = calls_of(line);
         assert_eq!(calls.len(), 1, "{line}: {calls:?}");
