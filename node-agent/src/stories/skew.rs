@@ -100,7 +100,12 @@ async fn an_act_of_a_newer_release_is_said_once_and_skipped() {
         let wanted = format!("7/{version}");
         agent.until("the version", |s| s.received.as_deref() == Some(wanted.as_str())).await;
     }
-    assert_eq!(log.text().matches("an act this release does not know").count(), 1, "{}", log.text());
+    assert_eq!(
+        log.text().matches("an act this release does not know").count(),
+        1,
+        "{}",
+        log.text()
+    );
     agent.stop().await;
 }
 

@@ -376,8 +376,7 @@ async fn what_is_asked_of_tokens_nodes_and_lists_is_bounded_in_each_field() {
     for (page, good) in [(no_page.clone(), true), (format!("{no_page}ab"), false)] {
         let nodes = v1::ListNodesRequest { cluster: c1(), page: page.clone() };
         let tokens = v1::ListTokensRequest { cluster: c1(), page: page.clone() };
-        let certificates =
-            v1::ListCertificatesRequest { cluster: c1(), node: String::new(), page };
+        let certificates = v1::ListCertificatesRequest { cluster: c1(), node: String::new(), page };
         let answers = [
             nodes::list(running, operator, nodes).await.map(drop),
             tokens::list(running, operator, tokens).await.map(drop),

@@ -158,11 +158,10 @@ pub(crate) async fn raw_client(
         roots.add(root).unwrap();
     }
     let time = Arc::new(TlsTime(Arc::new(ca.clock.clone())));
-    let config =
-        ClientConfig::builder_with_details(Arc::new(aws_lc_rs::default_provider()), time)
-            .with_protocol_versions(&[&TLS13])
-            .unwrap()
-            .with_root_certificates(roots);
+    let config = ClientConfig::builder_with_details(Arc::new(aws_lc_rs::default_provider()), time)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
     let (mut config, door) = match identity {
         None => (config.with_no_client_auth(), ca.enrollment),
         Some(identity) => {
