@@ -24,11 +24,15 @@ const _: () = {
     is_wiped::<SecretBox<[u8; 32]>>();
 };
 
+fn refuse<T>(value: T) -> Result<(), T> {
+    Err(value)
+}
+
 /// How a value shows itself: alone, laid out, inside another, and as the text of a panic.
 fn shown<T: Debug>(value: T) -> Vec<String> {
     let value = Some(value);
     let mut shown = vec![format!("{value:?}"), format!("{value:#?}"), format!("{value:02x?}")];
-    let panicked = catch_unwind(std::panic::AssertUnwindSafe(|| Err::<(), _>(value).unwrap()));
+    let panicked = catch_unwind(std::panic::AssertUnwindSafe(|| refuse(value).unwrap()));
     let text = panicked.unwrap_err().downcast::<String>().expect("a panic with a text");
     assert!(text.contains("called `Result::unwrap()`"), "{text}");
     shown.push(*text);
