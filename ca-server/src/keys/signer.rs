@@ -137,7 +137,7 @@ impl Signer {
 }
 
 /// A key of the CA. Its encoding is wiped when it is dropped; the crypto library wipes what it frees.
-pub(super) struct CaPrivateKey(KeyPair);
+pub(crate) struct CaPrivateKey(KeyPair);
 
 impl CaPrivateKey {
     /// PKCS#8 in DER.
