@@ -13,6 +13,7 @@ use raymtls_proto::{
     bundle,
     clock::{Clock, SystemClock},
     identity::TrustDomain,
+    process,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -156,16 +157,10 @@ pub fn main() -> ExitCode {
 /// Keeps keys out of core dumps and from other processes of the same user, and files that a library
 /// makes from others.
 fn harden() {
-    use rustix::{
-        fs::Mode,
-        process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
-    };
+    use rustix::{fs::Mode, process::umask};
     umask(Mode::RWXG | Mode::RWXO);
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err()
-        || setrlimit(Resource::Core, none).is_err()
-    {
-        eprintln!("ca-server: warning: core dumps could not be switched off");
+    if let Err(error) = process::harden() {
+        eprintln!("ca-server: warning: {error}");
     }
 }
 

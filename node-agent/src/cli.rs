@@ -14,6 +14,7 @@ use raymtls_proto::{
     address::NodeAddress,
     clock::{Clock, SystemClock},
     identity::{DnsName, NodeName, Role},
+    process,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,7 +28,7 @@ use crate::{
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    process, socket,
+    socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -255,7 +256,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 
 fn enroll_command(args: EnrollArgs) -> Result<(), Failure> {
     start_logs(LogFormat::Human);
-    process::harden();
+    harden();
     let output = args.output;
     let options = enroll_options(args)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -332,6 +333,12 @@ fn enrolled_text(enrolled: &Enrolled, clock: &dyn Clock) -> String {
     )
 }
 
+fn harden() {
+    if let Err(error) = process::harden() {
+        tracing::warn!("{error}");
+    }
+}
+
 fn run_command(args: RunArgs) -> Result<(), Failure> {
     let file = Partial::read(args.config.as_deref()).map_err(Failure::config)?;
     let flags = Partial {
@@ -347,7 +354,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
     let chosen = flags.or(file);
     start_logs(chosen.log_format.unwrap_or_default());
     let config = chosen.complete().map_err(Failure::config)?;
-    process::harden();
+    harden();
     block_on(async {
         let agent = Agent::open(config, Arc::new(SystemClock)).map_err(open_failure)?;
         let node = agent.node();

@@ -3,6 +3,7 @@
 mod callers;
 mod enrolment;
 mod failures;
+mod hostile;
 mod skew;
 
 use std::{
@@ -40,16 +41,18 @@ const SOON: Duration = Duration::from_secs(10);
 
 struct Place {
     folder: tempfile::TempDir,
+    /// Where in the folder everything lies.
+    inner: PathBuf,
     clock: Arc<dyn Clock>,
 }
 
 impl Place {
     fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), clock }
+        Self { folder: tempfile::tempdir().unwrap(), inner: PathBuf::new(), clock }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.path().join(&self.inner).join(name)
     }
 
     fn options(&self) -> Options {

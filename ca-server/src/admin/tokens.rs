@@ -89,8 +89,10 @@ pub async fn revoke(
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
-    let not_found = || Refusal::NotFound { what: "token", name: request.id.clone() };
-    let id = request.id.parse().map_err(|_| not_found())?;
+    let id = request
+        .id
+        .parse()
+        .map_err(|_| Refusal::RequestInvalid("a token's id is 16 hexadecimal digits".to_owned()))?;
     let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
     info!(token = request.id, actor = operator.actor, "token revoked");
     Ok(convert::token(token, now))

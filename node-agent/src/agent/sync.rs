@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     started: Option<Instant>,
     /// Times in a row that another call took its place.
     superseded: u32,
+    /// It was said that the CA asks for an act nobody here knows.
+    unknown_act_said: bool,
 }
 
 impl Waiting {
@@ -228,7 +230,13 @@ impl Agent {
                 tracing::info!(reason = %act.reason, "the CA asks for a new key folder");
                 self.folder_wanted = true;
             }
-            None => tracing::warn!("the CA asks for an act this release does not know: skipped"),
+            // It comes again with each answer for as long as nobody obeys it.
+            None if !std::mem::replace(&mut self.sync.unknown_act_said, true) => {
+                tracing::warn!(
+                    "the CA asks for an act this release does not know: skipped; upgrade node-agent"
+                );
+            }
+            None => {}
         }
     }
 

@@ -126,9 +126,10 @@ pub fn list(
     record_page(view, &layout::nodes(cluster.as_str()), cursor)
 }
 
-/// Blocks the node's addresses for older tokens, but never one that another live node has.
+/// Blocks the addresses the node called from for older tokens, but never one that another live node
+/// has. One it only claimed may be another machine's, which its own revocation must not shut out.
 fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
-    for bound in &node.addresses {
+    for bound in node.addresses.iter().filter(|bound| bound.proved) {
         if address_of_another(view, node, &bound.address)? {
             continue;
         }
