@@ -276,7 +276,7 @@ async fn a_ca_three_lives_ahead_costs_no_folder_that_ray_may_use() {
 /// the leaf in hand serves to its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
-    let mut deployment = Deployment::start().await;
+    let deployment = Deployment::start().await;
     deployment.cluster("c1", MAX_JOB).await;
     // The cluster's issuer is older than the step.
     deployment.clock.advance(2 * HOUR);
@@ -309,7 +309,7 @@ async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
 /// is valid, as where the CA's clock stood ahead and was put right, the CA is believed again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_certificate_that_is_over_is_refused_whatever_time_comes_with_it() {
-    let mut deployment = Deployment::start().await;
+    let deployment = Deployment::start().await;
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
     host.enroll().await.unwrap();
