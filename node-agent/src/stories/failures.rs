@@ -114,7 +114,7 @@ async fn a_time_after_the_end_of_the_identity_is_not_believed_and_said() {
     let place = Place::new(Arc::new(start()));
     place.enroll(&ca).await.unwrap();
     let agent = place.run();
-    let before = agent.until("a sync", |s| s.received.is_some()).await;
+    let before = agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
     for far in [datetime!(2027-11-24 08:00 UTC), datetime!(9999-12-31 23:59:59 UTC)] {
         let right = start().now();
         clock.set(far);
