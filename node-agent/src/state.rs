@@ -169,6 +169,9 @@ impl Life {
             let part = part_of(self.issued, self.not_after, LEAF_RENEWED_AFTER_PART);
             return self.not_after - part;
         }
+        if lost.is_zero() {
+            return self.renew_at;
+        }
         let life = (self.not_after - self.issued).as_seconds_f64();
         let worth = (1.0 - lost.as_seconds_f64() / life).clamp(WORTH_MIN, 1.0);
         self.issued.saturating_add((self.renew_at - self.issued) * worth)
