@@ -163,7 +163,7 @@ impl EnrollmentClient {
         limits: CallLimits,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CallError> {
-        let dialler = Dialler::new(target, None, limits, clock)?;
+        let dialler = Dialler::new(target, None, limits, &[clock])?;
         let grpc = EnrollmentServiceClient::new(dialler.channel())
             .max_decoding_message_size(ANSWER_LEN_MAX)
             .max_encoding_message_size(REQUEST_LEN_MAX);
@@ -202,7 +202,21 @@ impl NodeClient {
         limits: CallLimits,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CallError> {
-        let dialler = Dialler::new(target, Some(identity), limits, clock)?;
+        Self::judged_by(target, identity, limits, &[clock])
+    }
+
+    /// The same, with a server that is good where its certificate is within its time by one of these
+    /// clocks.
+    ///
+    /// # Errors
+    /// [`CallError::Setup`].
+    pub fn judged_by(
+        target: &Target,
+        identity: &Identity,
+        limits: CallLimits,
+        clocks: &[Arc<dyn Clock>],
+    ) -> Result<Self, CallError> {
+        let dialler = Dialler::new(target, Some(identity), limits, clocks)?;
         let grpc = NodeServiceClient::new(dialler.channel())
             .max_decoding_message_size(ANSWER_LEN_MAX)
             .max_encoding_message_size(REQUEST_LEN_MAX);
@@ -271,7 +285,8 @@ struct Dialler(Arc<DiallerInner>);
 struct DiallerInner {
     endpoints: Vec<String>,
     server_name: ServerName<'static>,
-    tls: TlsConnector,
+    /// One for each clock the server's certificate is judged by.
+    tls: Vec<TlsConnector>,
     limits: CallLimits,
     /// Why the last dial failed: tonic passes no typed error on.
     last_failure: Mutex<Option<DialFailure>>,
@@ -297,15 +312,19 @@ impl Dialler {
         target: &Target,
         identity: Option<&Identity>,
         limits: CallLimits,
-        clock: Arc<dyn Clock>,
+        clocks: &[Arc<dyn Clock>],
     ) -> Result<Self, CallError> {
         let server_name = ServerName::try_from(target.trust_domain.server_name())
             .map_err(|e| CallError::Setup(e.to_string()))?;
-        let config = tls_config(target, identity, clock).map_err(CallError::Setup)?;
+        let connector = |clock: &Arc<dyn Clock>| {
+            let config = tls_config(target, identity, Arc::clone(clock))?;
+            Ok(TlsConnector::from(Arc::new(config)))
+        };
+        let tls: Result<_, String> = clocks.iter().map(connector).collect();
         Ok(Self(Arc::new(DiallerInner {
             endpoints: target.endpoints.clone(),
             server_name,
-            tls: TlsConnector::from(Arc::new(config)),
+            tls: tls.map_err(CallError::Setup)?,
             limits,
             last_failure: Mutex::new(None),
         })))
@@ -347,13 +366,29 @@ impl Dialler {
         Err(failure)
     }
 
+    /// A server whose certificate is outside its time by one clock is judged by the next.
     async fn dial_one(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, DialFailure> {
+        let mut last = None;
+        for tls in &self.0.tls {
+            match self.dial_judged(endpoint, tls).await {
+                Err(failure) if failure.why == DialFault::Clock => last = Some(failure),
+                other => return other,
+            }
+        }
+        Err(last.expect("there is a clock to judge by"))
+    }
+
+    async fn dial_judged(
+        &self,
+        endpoint: &str,
+        tls: &TlsConnector,
+    ) -> Result<TlsStream<TcpStream>, DialFailure> {
         let away =
             |why: String| DialFailure { text: format!("{endpoint}: {why}"), why: DialFault::Away };
         let dial = async {
             let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
             tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
-            let connect = self.0.tls.connect(self.0.server_name.clone(), tcp);
+            let connect = tls.connect(self.0.server_name.clone(), tcp);
             connect.await.map_err(|e| handshake_failure(endpoint, &e))
         };
         let limit = self.0.limits.connect;
@@ -519,8 +554,8 @@ mod tests {
             control_roots: vec![root.cert.der().clone()],
             control_crls: Vec::new(),
         };
-        let clock = Arc::new(SystemClock);
-        let dialler = Dialler::new(&target, None, CallLimits::default(), clock).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let dialler = Dialler::new(&target, None, CallLimits::default(), &[clock]).unwrap();
         dialler.remember(Some(DialFailure { text: "refused".to_owned(), why: DialFault::Away }));
         let refusal = dialler.call_error(&Reason::Revoked.status("says the test", None));
         assert_eq!(refusal.word(), "REVOKED");

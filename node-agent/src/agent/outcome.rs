@@ -132,7 +132,7 @@ impl Agent {
     fn hold_all_back(&mut self, wait: Duration, error: &ActError) {
         self.calls_not_before = Some(Instant::now() + wait);
         self.contact.last_error = Some(error.to_string());
-        self.contact.next_try = Some((self.clock.now() + wait).into());
+        self.contact.next_try = Some(state::after(self.clock.now(), wait).into());
     }
 
     /// What does not succeed, for the status. What is no longer tried is forgotten.

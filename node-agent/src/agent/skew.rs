@@ -7,7 +7,10 @@ use raymtls_proto::clock::{self, Clock};
 use time::OffsetDateTime;
 
 use super::{Agent, view::seconds};
-use crate::caclock::{SKEW_REPORTED, skew_text};
+use crate::{
+    caclock::{SKEW_REPORTED, skew_text},
+    moment::Moment,
+};
 
 /// The log says the same again after this long.
 const SAID_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
@@ -16,6 +19,8 @@ const SAID_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
 #[derive(Debug, Default)]
 pub(super) struct Skew {
     said: Option<(i64, Duration)>,
+    /// The last time the CA said, where it was not believed.
+    not_believed: Option<OffsetDateTime>,
     /// Round trip of the last call that did not wait at the CA.
     round_trip: Duration,
 }
@@ -36,6 +41,14 @@ impl Agent {
         // A CA that says no time is one of an earlier release; 1970 itself is no time either.
         let time = clock::from_unix(server_time_unix).filter(|t| *t > OffsetDateTime::UNIX_EPOCH);
         let Some(time) = time else { return };
+        if time > self.identity.facts.not_after {
+            // A CA at that time would not have let this identity in.
+            if self.skew.not_believed.replace(time).is_none() {
+                tracing::warn!("{}", not_believed(time));
+            }
+            return;
+        }
+        self.skew.not_believed = None;
         self.clock.hear(time, round_trip);
         self.say_skew();
     }
@@ -44,6 +57,11 @@ impl Agent {
     pub(super) fn skew_reported(&self) -> Option<i64> {
         let skew = self.clock.skew().filter(|skew| skew.abs() > SKEW_REPORTED)?;
         Some(seconds(skew))
+    }
+
+    /// What the status says of a time that was not believed.
+    pub(super) fn time_not_believed(&self) -> Option<String> {
+        self.skew.not_believed.map(not_believed)
     }
 
     fn say_skew(&mut self) {
@@ -73,5 +91,13 @@ pub(super) fn problem(skew_seconds: i64) -> String {
     format!(
         "this host's clock is {}: set it right, Ray judges the other nodes' certificates by it",
         skew_text(skew_seconds)
+    )
+}
+
+fn not_believed(time: OffsetDateTime) -> String {
+    format!(
+        "the CA says it is {}, which is after this node's identity ends: not believed; put the CA's \
+         clock right",
+        Moment::from(time)
     )
 }

@@ -106,6 +106,29 @@ async fn a_clock_that_jumps_removes_no_folder() {
     agent.stop().await;
 }
 
+/// The node was let in, so it is not yet that late.
+#[tokio::test]
+async fn a_time_after_the_end_of_the_identity_is_not_believed_and_said() {
+    let clock = start();
+    let ca = ca_with(&clock).await;
+    let place = Place::new(Arc::new(start()));
+    place.enroll(&ca).await.unwrap();
+    let agent = place.run();
+    let before = agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    for far in [datetime!(2027-11-24 08:00 UTC), datetime!(9999-12-31 23:59:59 UTC)] {
+        let right = start().now();
+        clock.set(far);
+        let told = format!("says it is {}", far.year());
+        let status = agent.until("not believed", |s| problem(s, &told)).await;
+        assert_eq!(status.standing, "enrolled");
+        assert_eq!(status.files_work_until, before.files_work_until);
+        clock.set(right);
+        agent.until("believed", |s| s.problems.is_empty()).await;
+    }
+    assert_eq!(agent.handle.status().key_folders, before.key_folders);
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_control_crl_that_no_connection_could_use_is_not_kept() {
     let ca = TestCa::start(Face::Ca).await;

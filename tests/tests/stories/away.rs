@@ -209,7 +209,12 @@ impl Daemon {
             standing: Standing::Enrolled,
             identity: self.identity,
             renewal_pending: false,
-            folders: vec![FolderFacts { number: 1, life: self.leaf, key_too_old: false }],
+            folders: vec![FolderFacts {
+                number: 1,
+                life: self.leaf,
+                key_too_old: false,
+                held_for: Duration::ZERO,
+            }],
             current: Some(1),
             env_names: Some(1),
             folder_wanted: false,

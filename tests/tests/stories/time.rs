@@ -239,6 +239,98 @@ async fn a_ca_whose_clock_jumps_is_followed_and_what_it_dated_ahead_is_made_agai
     deployment.stop().await;
 }
 
+/// The CA's clock stands three leaf lives ahead: what a running Ray reads stays, and once that clock is
+/// put right all goes on with the same folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_three_lives_ahead_costs_no_folder_that_ray_may_use() {
+    let mut deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+    let first = |s: &Status| s.key_folders.iter().find(|f| f.name == "k1").cloned();
+    let serial = first(&agent.handle.status()).unwrap().leaf.serial;
+
+    deployment.clock.set(right + 6 * MAX_JOB);
+    // To the CA the leaf is long over; to Ray, which started with it, it is not.
+    agent.until("a folder of the CA's hour", |s| s.key_folders.len() >= 2).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(first(&agent.handle.status()).is_some(), "{:?}", agent.handle.status().key_folders);
+    assert!(host.at("tls/k1/tls.key").exists(), "the key of a running Ray was deleted");
+
+    deployment.clock.set(right);
+    agent.until_valid("valid again", &deployment.clock, false).await;
+    for step in 0..5 {
+        host.pass(STEP);
+        agent.until_valid(&format!("step {step}"), &deployment.clock, false).await;
+    }
+    agent.until("k1 renewed", |s| first(s).is_some_and(|k1| k1.leaf.serial != serial)).await;
+    agent.stop().await;
+    // Not judged: a leaf dated ahead is on record.
+    deployment.stop().await;
+}
+
+/// The CA's clock steps back by more than a leaf lives. What it makes then is over to everybody else:
+/// the leaf in hand serves to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    // The cluster's issuer is older than the step.
+    deployment.clock.advance(2 * HOUR);
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+    let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
+    let before = serial(&agent.handle.status());
+
+    deployment.clock.set(right - HOUR);
+    agent.until("the step", |s| s.clock_skew_seconds.is_some_and(|skew| skew > 3_000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(serial(&agent.handle.status()), before, "a good leaf gave way to one that is over");
+
+    deployment.clock.set(right);
+    agent.until("put right", |s| !says_clock(s)).await;
+    for step in 0..5 {
+        host.pass(STEP);
+        agent.until_valid(&format!("step {step}"), &deployment.clock, false).await;
+    }
+    assert_ne!(serial(&agent.handle.status()), before, "renewed in time");
+    agent.stop().await;
+    deployment.finish().await;
+}
+
+/// Whoever holds the CA's key of last week says it is last week still: after its certificate has ended
+/// no new connection is made, and no old one is kept for long. Where the host's own clock says that it
+/// is valid, as where the CA's clock stood ahead and was put right, the CA is believed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_certificate_that_is_over_is_refused_whatever_time_comes_with_it() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+
+    // The CA's certificate lives seven days.
+    host.clock.advance(8 * 24 * HOUR);
+    let refused = |s: &Status| {
+        let error = s.ca.last_error.as_deref().unwrap_or_default();
+        s.ca.reachable == Some(false) && error.contains("its certificate is not valid")
+    };
+    agent.until("refused", refused).await;
+    host.clock.set(right);
+    agent.until("believed again", |s| s.ca.reachable == Some(true)).await;
+    agent.until_valid("valid again", &deployment.clock, false).await;
+    agent.stop().await;
+    deployment.finish().await;
+}
+
 /// A clock so wrong that nothing can be verified: the error says so, and by how much.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_too_wrong_for_any_handshake_is_named_as_the_cause() {
