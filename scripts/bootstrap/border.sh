@@ -76,6 +76,21 @@ show_plant() {
   for words in ray python3; do
     judge "what the plant has as $words" "$(cat "$dir/seen-$words")" "has NCCL_PLANT; uid $RAY_UID; RAY_PLANT 1"
   done
+  judge "a signal while Ray starts" "$(interrupt)" "exit code 143, 0 of the start left"
+}
+
+# The start has a session of its own, so no signal of the terminal reaches it: the script must end it.
+interrupt() {
+  local code=0 pid slow
+  slow=$(host_dir worker1)/plant/slow
+  printf '#!/bin/sh\nexec sleep 77\n' >"$slow"
+  chmod 0755 "$slow"
+  bootstrap worker1 -- "$slow" start &
+  pid=$!
+  wait_for 20 "the slow start" in_host worker1 pgrep -f '^sleep 77' >/dev/null
+  in_host worker1 pkill -TERM -o -f '^bash [^ ]*/bootstrap-node.sh'
+  wait "$pid" || code=$?
+  printf 'exit code %s, %s of the start left\n' "$code" "$(in_host worker1 pgrep -c -f '^sleep 77' || true)"
 }
 
 show_other_user() {
