@@ -13,6 +13,8 @@ use crate::keyfolder::FOLDERS_MAX;
 pub const IDENTITY_RENEWED_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// A leaf is renewed when this part of its life (counted from issue) has passed, at the latest.
 pub const LEAF_RENEWED_AFTER_PART: u32 = 3;
+/// A leaf is renewed later where its next one would not be valid here for more than this part of a life.
+const POSTPONED_FROM_PART: i32 = 10;
 /// Jitter moves a renewal earlier by up to this part of the time until it.
 pub const JITTER_PART: u32 = 10;
 /// A leaf that ends sooner by the host's clock than by the CA's is renewed sooner by up to this part.
@@ -165,15 +167,18 @@ impl Life {
         host_now: OffsetDateTime,
         lost: time::Duration,
     ) -> OffsetDateTime {
-        if now - host_now > BACKDATED && self.has_begun(host_now) {
+        let life = self.not_after - self.issued;
+        // To postpone costs those who start something late in the leaf's life; it is worth it only
+        // where the new one would be of no use for a real part of its life.
+        let useless = now - host_now - BACKDATED;
+        if useless > life / POSTPONED_FROM_PART && self.has_begun(host_now) {
             let part = part_of(self.issued, self.not_after, LEAF_RENEWED_AFTER_PART);
             return self.not_after - part;
         }
         if lost.is_zero() {
             return self.renew_at;
         }
-        let life = (self.not_after - self.issued).as_seconds_f64();
-        let worth = (1.0 - lost.as_seconds_f64() / life).clamp(WORTH_MIN, 1.0);
+        let worth = (1.0 - lost.as_seconds_f64() / life.as_seconds_f64()).clamp(WORTH_MIN, 1.0);
         self.issued.saturating_add((self.renew_at - self.issued) * worth)
     }
 

@@ -12,12 +12,13 @@ PREFIX=raymtls-boot
 STATE=$BASE/bootstrap
 LOGS=$STATE/logs
 . "$ROOT/scripts/quickstart/control.sh"
+. "$ROOT/scripts/bootstrap/border.sh"
 
 BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 HOSTS=(ca head worker1)
 HEAD_NAME=head.$TRUST_DOMAIN
 # Points at which a run without Ray is killed, and of one with Ray.
-KILLS=${KILLS:-12}
+KILLS=${KILLS:-6}
 KILLS_WITH_RAY=${KILLS_WITH_RAY:-1}
 # What is on a node that is made.
 NODE_STATE="1 live, 1 identity, 1 agent, join file gone, nothing half done"
@@ -54,6 +55,12 @@ main() {
   show_misuse
   step "The program from a URL, the join file from a descriptor"
   show_sources
+  step "A plant among the files of Ray's user, at root's own terminal"
+  show_plant
+  step "Another user on the same node"
+  show_other_user
+  step "The Slurm prolog and epilog, called by hand for two users"
+  show_slurm
   step "Killed at $KILLS points before Ray, and run again each time"
   show_kills
   step "A head and a worker, each by one command"
@@ -126,6 +133,7 @@ show_misuse() {
   local file=$STATE/release.tar.gz url=https://127.0.0.1:1/node-agent
   judge "a URL without a hash" "$(code_of bootstrap head --from $url --sha256= --no-ray)" 64
   judge "a URL without TLS" "$(code_of bootstrap head --from http://127.0.0.1/node-agent --no-ray)" 64
+  judge "a descriptor that is bash's own" "$(code_of bootstrap head --join-fd 255 --no-ray)" 64
   judge "no command for Ray" "$(code_of bootstrap head)" 64
   judge "another file than the hash says" "$(code_of bootstrap head --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
   judge "and nothing was installed" "$(find "$(host_dir head)/node" -name 'node-agent*' | wc -l)" 0
@@ -166,7 +174,6 @@ server.serve_forever()' "$STATE" >>"$LOGS/url.log" 2>&1 </dev/null &
   judge "the secret in a log or list of its own" "$(grep -rlF "$(grep -o 'token.*' "$STATE/fd.join" | grep -o '[A-Za-z0-9_-]\{30,\}' | tail -n 1)" "$(host_dir worker1)/node" "$LOGS" | wc -l)" 0
   kill "$pid" 2>/dev/null || true
   unset CURL_CA
-  bootstrap worker1 --uninstall --yes
 }
 
 # made NAME: how many files and folders there are of the node.

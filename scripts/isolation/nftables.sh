@@ -205,12 +205,25 @@ read_ports() {
 never_guarded() {
   local i port ports=("${NEVER_GUARDED[@]}")
   [ -z "${SSH_CONNECTION:-}" ] || ports+=("${SSH_CONNECTION##* }")
+  mapfile -t -O "${#ports[@]}" ports < <(ssh_ports)
   for i in "${!P_NAME[@]}"; do
     for port in "${ports[@]}"; do
       ((port < P_FIRST[i] || port > P_LAST[i])) ||
         die "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $port, SSH or the CA: it would lock this host out"
     done
   done
+}
+
+# ssh_ports: where sshd listens, and where it is told to: under sudo nothing says by which port one came in.
+# Not on loopback, which is never guarded and where sshd has what it forwards.
+ssh_ports() {
+  local sshd
+  sshd=$(command -v sshd || echo /usr/sbin/sshd)
+  {
+    ss -Hltnp 2>/dev/null | awk '/"sshd/ && $4 !~ /^(127\.|\[::1\])/ { print $4 }'
+    timeout 5 "$sshd" -T 2>/dev/null | awk '$1 == "port" { print $2 }'
+    timeout 5 systemctl show -p Listen --value ssh.socket sshd.socket 2>/dev/null | grep -oE '[0-9.:]*:?[0-9]+ \(Stream\)'
+  } | sed -nE 's/^(.*:)?([0-9]+)( .*)?$/\2/p' | sort -un || true
 }
 
 # A member list without this host is another cluster's, or old: the head would refuse its own workers.

@@ -147,8 +147,8 @@ impl Handle {
 #[derive(Debug)]
 enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
-    /// A Sync ended; the number says which one.
-    Synced(u64, Box<Result<v1::SyncResponse, CallError>>),
+    /// A Sync ended; the number says which one, the moment when its answer came.
+    Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
 }
 
 /// The agent of one node.
@@ -454,7 +454,7 @@ impl Agent {
                 self.publish();
                 let _ = reply.send(answer);
             }
-            Ok(Some(Event::Synced(number, result))) => self.synced(number, *result),
+            Ok(Some(Event::Synced(number, came, result))) => self.synced(number, came, *result),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }

@@ -10,6 +10,7 @@ use super::{Agent, view::seconds};
 use crate::{
     caclock::{SKEW_REPORTED, skew_text},
     moment::Moment,
+    state,
 };
 
 /// The log says the same again after this long.
@@ -29,15 +30,21 @@ impl Agent {
     /// What the CA's clock says, in an answer that came `took` after its call.
     pub(super) fn hear_time(&mut self, server_time_unix: i64, took: Duration) {
         self.skew.round_trip = took;
-        self.heard(server_time_unix, took);
+        self.heard(server_time_unix, took, Duration::ZERO);
     }
 
-    /// The same of a call that waited at the CA: the time was written at the end of the wait.
-    pub(super) fn hear_time_after_wait(&mut self, server_time_unix: i64, took: Duration) {
-        self.heard(server_time_unix, took.min(self.skew.round_trip));
+    /// The same of a call that waited at the CA: the time was written at the end of the wait, and the
+    /// answer came so long ago, while this agent did something else.
+    pub(super) fn hear_time_after_wait(
+        &mut self,
+        server_time_unix: i64,
+        took: Duration,
+        ago: Duration,
+    ) {
+        self.heard(server_time_unix, took.min(self.skew.round_trip), ago);
     }
 
-    fn heard(&mut self, server_time_unix: i64, round_trip: Duration) {
+    fn heard(&mut self, server_time_unix: i64, round_trip: Duration, ago: Duration) {
         // A CA that says no time is one of an earlier release; 1970 itself is no time either.
         let time = clock::from_unix(server_time_unix).filter(|t| *t > OffsetDateTime::UNIX_EPOCH);
         let Some(time) = time else { return };
@@ -49,7 +56,7 @@ impl Agent {
             return;
         }
         self.skew.not_believed = None;
-        self.clock.hear(time, round_trip);
+        self.clock.hear(state::after(time, ago), round_trip);
         self.say_skew();
     }
 

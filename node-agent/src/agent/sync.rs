@@ -78,7 +78,7 @@ impl Agent {
         let (number, events) = (self.sync.number, self.event_sender.clone());
         let task = tokio::spawn(async move {
             let result = Box::new(client.sync(request).await);
-            let _ = events.send(Event::Synced(number, result)).await;
+            let _ = events.send(Event::Synced(number, Instant::now(), result)).await;
         });
         self.sync.task = Some(Task(task.abort_handle()));
         Ok(())
@@ -94,15 +94,20 @@ impl Agent {
         self.apply(&answer)
     }
 
-    pub(super) fn synced(&mut self, number: u64, result: Result<v1::SyncResponse, CallError>) {
+    pub(super) fn synced(
+        &mut self,
+        number: u64,
+        came: Instant,
+        result: Result<v1::SyncResponse, CallError>,
+    ) {
         if number != self.sync.number || !self.sync.is_waiting() {
             return;
         }
         self.sync.end();
         match result {
             Ok(answer) => {
-                let took = self.sync.started.map_or(Duration::ZERO, |at| at.elapsed());
-                self.hear_time_after_wait(answer.server_time_unix, took);
+                let took = self.sync.started.map_or(Duration::ZERO, |at| came.duration_since(at));
+                self.hear_time_after_wait(answer.server_time_unix, took, came.elapsed());
                 self.answered();
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);

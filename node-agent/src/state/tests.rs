@@ -120,6 +120,35 @@ fn a_leaf_is_due_by_whichever_clock_ends_it_first_and_never_all_the_time() {
 }
 
 #[test]
+fn a_host_that_is_behind_postpones_only_where_a_real_part_of_a_life_is_at_stake() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let due_after = |life: Duration, behind: Duration| {
+        let leaf = Life::of_leaf(serial(), T0, T0 + life);
+        (0..=1_200).map(|n| life / 1_200 * n).find(|passed| {
+            let now = T0 + *passed;
+            leaf.is_due(now, now - behind)
+        })
+    };
+    let third = |life: Duration| Some(life / 3);
+    let two_thirds = |life: Duration| Some(life / 3 * 2);
+    let (short, long) = (4 * MINUTE, 40 * 24 * HOUR);
+    for (behind, at_short, at_long) in [
+        (Duration::ZERO, third(short), third(long)),
+        (10 * MINUTE, third(short), third(long)),
+        // From here on a new leaf is valid here so much later than to its peers.
+        (10 * MINUTE + short / 10, third(short), third(long)),
+        (11 * MINUTE, two_thirds(short), third(long)),
+        // Forty days: whoever starts a job late in a leaf's life must not pay for a clock's hour.
+        // (What is not valid here at all serves nobody here: no reason to keep it.)
+        (HOUR, third(short), third(long)),
+        (HOUR / 6 + long / 10 + MINUTE, third(short), two_thirds(long)),
+    ] {
+        assert_eq!(due_after(short, behind), at_short, "4 minutes, {behind:?} behind");
+        assert_eq!(due_after(long, behind), at_long, "40 days, {behind:?} behind");
+    }
+}
+
+#[test]
 fn a_leaf_that_is_dated_ahead_gives_way_to_none_that_is_over_on_arrival() {
     let leaf = Life::of_leaf(serial(), T0, T0 + 24 * HOUR);
     let back = |by: Duration, host_now| leaf.is_due(T0 - by, host_now);

@@ -321,6 +321,24 @@ def dialled_from():
         judge("with the ports reserved nothing is said", apply("head-a").stderr, "")
 
 
+def lockout():
+    """A program of sshd's name, on a port that the plan's workers have; nothing else says where SSH comes in."""
+    with tempfile.TemporaryDirectory() as folder:
+        sshd = Path(folder) / "sshd"
+        sshd.symlink_to(os.path.realpath(PYTHON))
+        for address, refused in (("0.0.0.0", True), ("127.0.0.1", False)):
+            # Without the listeners of the other tests: the port itself.
+            code = f"import socket, sys; s = socket.create_server(('{address}', 10022)); print('ready', flush=True); sys.stdin.read()"
+            child = subprocess.Popen(on("admin", sshd, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            children.append(child)
+            ready(child)
+            done = run(*on("admin", SCRIPT, "apply", "--dry-run", "--cluster", "team-a", "--role", "worker", "--members", v4("admin")), check=False)
+            judge(f"a plan that covers sshd's port on {address} is {'refused' if refused else 'taken'}",
+                  ("covers 10022, SSH" in done.stderr, done.returncode != 0), (refused, refused))
+            child.kill()
+            child.wait()
+
+
 def published():
     cells = [(source, "head-a", port) for source in ("admin", "stranger", "head-b") for port in (8265, 18265)]
     container_up()
@@ -469,6 +487,7 @@ def main():
         two_clusters()
         published()
         revived_in_container()
+        lockout()
     finally:
         down()
     print(f"   {len(failed)} failed, {time.monotonic() - began:.1f} s")
