@@ -272,10 +272,23 @@ async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
     let renewed = old.client.renew_identity(key.csr_der().unwrap()).await.unwrap();
     let live = Identity::new(key, renewed.identity.unwrap()).unwrap();
     let live = deployment.node_client(&live);
-    live.sync(v1::SyncRequest::default()).await.unwrap();
+    let have = live.sync(v1::SyncRequest::default()).await.unwrap().version;
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        let wait = v1::SyncRequest { have, wait_seconds: 60, report: None };
+        async move { live.sync(wait).await.map(drop) }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
 
+    // Many connections made with the old one take no place of the live one's.
+    let mut many = Vec::new();
+    for _ in 0..8 {
+        let client = deployment.node_client(&old.identity);
+        assert_eq!(word(client.sync(v1::SyncRequest::default()).await), "IDENTITY_REUSED");
+        many.push(client);
+    }
     let leaf_key = PrivateKey::generate().unwrap();
-    for attempt in 0..100 {
+    for attempt in 0..60 {
         let refused = match attempt % 3 {
             0 => word(old.client.issue_leaf(node_leaf(&leaf_key)).await),
             1 => word(old.client.renew_identity(leaf_key.csr_der().unwrap()).await),
@@ -288,6 +301,8 @@ async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
         };
         assert!(told.contains(&refused), "attempt {attempt}: {refused}");
     }
+    assert!(!waiting.is_finished(), "the live node was cut off");
+    waiting.abort();
     // The renewal took one of four.
     for _ in 0..3 {
         live.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
@@ -296,7 +311,7 @@ async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
     let log = deployment.audit_log().await;
     let events = log.iter().filter(|record| record.kind() == AuditKind::IdentityReused).count();
     assert_eq!(events, 1);
-    drop((old, live));
+    drop((old, live, many));
     deployment.finish().await;
 }
 
