@@ -189,6 +189,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_gets_one_answer_and_ends() {
+        let (ca, _) = new_ca().await;
+        let address = serving(&ca, HEADERS_TIME_MAX).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: ca\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let ended = tokio::time::timeout(HEADERS_TIME_MAX / 2, stream.read_to_string(&mut answer));
+        ended.await.expect("it is kept for a next request").unwrap();
+        assert!(answer.ends_with("ok\n"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn a_server_whose_issuer_has_expired_is_not_ready_and_says_whose() {
         let (ca, clock) = new_ca().await;
         let operator = Operator::on_socket(Some(0), 0, false);
