@@ -190,6 +190,7 @@ async fn a_node_that_floods_sync_costs_the_store_little_and_no_other_node_notice
     deployment.cluster("c1", DAY).await;
     let zealot = deployment.worker("c1", "zealot", "10.0.0.1").await;
     let other = deployment.worker("c1", "other", "10.0.0.2").await;
+    let key = PrivateKey::generate().unwrap();
     let jobs_before = deployment.store.counts().jobs;
     let (mut answers, mut waits) = (0, Vec::new());
     for connections in FLOODING {
@@ -210,7 +211,6 @@ async fn a_node_that_floods_sync_costs_the_store_little_and_no_other_node_notice
         }
         while Instant::now() < until {
             let asked = Instant::now();
-            let key = PrivateKey::generate().unwrap();
             other.client.issue_leaf(node_leaf(&key)).await.unwrap();
             waits.push(asked.elapsed());
             tokio::time::sleep(Duration::from_millis(50)).await;
