@@ -53,7 +53,7 @@ pub struct Bounds {
     pub handshakes_per_address: usize,
     /// Connections at once that are.
     pub connections: usize,
-    /// Of these, of one holder: an identity, or without one an address.
+    /// Of these, of one holder: a node, or without one an address.
     pub connections_per_holder: usize,
     /// A connection ends after so long.
     pub life: Option<Duration>,
@@ -65,16 +65,25 @@ pub struct Bounds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Holder {
     Address(AddressKey),
-    /// SHA-256 of the certificate.
-    Identity([u8; 32]),
+    /// SHA-256 of cluster and node, whose identity is in force. Renewals make no second holder.
+    Node([u8; 32]),
+    /// SHA-256 of a certificate that no node is known by: who has a retired one takes no place of the
+    /// node's.
+    Certificate([u8; 32]),
 }
 
 impl Holder {
-    fn of(peer: &Peer) -> Self {
-        match &peer.identity {
-            Some(identity) => Self::Identity(sha256(&identity.certificate)),
-            None => Self::Address(AddressKey::of(peer.address)),
+    async fn of(peer: &Peer, ca: &Ca) -> Self {
+        let Some(identity) = &peer.identity else {
+            return Self::Address(AddressKey::of(peer.address));
+        };
+        if let Ok(caller) = peer.caller(ca)
+            && ca.store.is_in_force(caller.clone()).await.unwrap_or(false)
+        {
+            // Neither name has a slash in it.
+            return Self::Node(sha256(caller.actor().as_bytes()));
         }
+        Self::Certificate(sha256(&identity.certificate))
     }
 }
 
@@ -305,7 +314,7 @@ impl Door {
         set_options(self.name, &stream, address);
         let shaking = self.shake_hands(stream, address.ip().to_canonical(), place);
         let lost = match tokio::time::timeout(HANDSHAKE_TIME_MAX, shaking).await {
-            Ok(Ok((stream, peer))) => return Some(self.connection(stream, peer)),
+            Ok(Ok((stream, peer))) => return Some(self.connection(stream, peer).await),
             Ok(Err(lost)) => lost,
             Err(_) => Lost::TimedOut,
         };
@@ -351,8 +360,9 @@ impl Door {
         Ok((stream, Peer { address, identity }))
     }
 
-    fn connection(&self, stream: TlsStream<TcpStream>, peer: Peer) -> Connection {
-        let (place, made_room) = self.connections.enter(Holder::of(&peer));
+    async fn connection(&self, stream: TlsStream<TcpStream>, peer: Peer) -> Connection {
+        let holder = Holder::of(&peer, &self.ca).await;
+        let (place, made_room) = self.connections.enter(holder);
         if made_room {
             self.ca.metrics.connection_evicted(self.name);
         }

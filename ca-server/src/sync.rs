@@ -8,7 +8,8 @@ use tracing::debug;
 
 use crate::{
     ca::Ca,
-    identify::judged,
+    identify::{admit, judged},
+    limits::NodeCall,
     refusal::Refusal,
     store::{Authority, Caller, StoreError, records::ClusterRecord},
 };
@@ -32,6 +33,7 @@ pub async fn sync(
     request: v1::SyncRequest,
 ) -> Result<v1::SyncResponse, StoreError> {
     let now = ca.clock.now();
+    admit(ca, &caller, NodeCall::Sync).await?;
     let node = ca.store.identify(now, caller.clone()).await;
     judged(ca, &caller, now, node)?;
     if let Some(report) = request.report {

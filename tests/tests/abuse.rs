@@ -22,6 +22,7 @@ use std::{
 
 use abuse::server::Server;
 use node_agent::keys::PrivateKey;
+use raymtls_proto::v1;
 use raymtls_tests::{
     ask,
     wire::{Stranger, connect_from},
@@ -56,6 +57,10 @@ const HEADERS: u32 = 1_000_000;
 const HEADERS_IN_FRAME: u32 = 1_000;
 const ATTACKERS: usize = 16;
 const HTTP2_MIB_MAX: f64 = 48.0;
+/// Connections of one node, and calls on each, whose answers are not taken.
+const DEAF_CONNECTIONS: usize = 128;
+const DEAF_CALLS: usize = 32;
+const DEAF_MIB_MAX: f64 = 16.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_stalled_handshakes_hold_no_honest_node_up() {
@@ -217,6 +222,33 @@ async fn http2_that_only_an_attacker_speaks_ends_its_own_connection() {
     println!("memory {before_mib:.1} MiB before, {peak_mib:.1} at most");
     assert!(peak_mib - before_mib < HTTP2_MIB_MAX, "{before_mib:.1} -> {peak_mib:.1} MiB");
     assert!(server.is_alive());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_takes_no_answer_holds_little_memory() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let server = Server::start(20_000).await;
+    let deaf = server.enrolled(&server.enrol().await);
+    server.honest().await;
+    let before_mib = server.memory_mib();
+    let mut held = JoinSet::new();
+    for _ in 0..DEAF_CONNECTIONS {
+        let Ok(client) = deaf.deaf(server.nodes).await else { continue };
+        for _ in 0..DEAF_CALLS {
+            let mut client = client.clone();
+            held.spawn(async move { client.sync(v1::SyncRequest::default()).await.map(drop) });
+        }
+    }
+    let (enrolled, renewed) = server.honest().await;
+    let grown_mib = server.memory_mib() - before_mib;
+    held.shutdown().await;
+    println!(
+        "{DEAF_CONNECTIONS} connections of one node with {DEAF_CALLS} Syncs each whose answers it \
+         does not take: {grown_mib:.1} MiB more than before; meanwhile enrolment {enrolled:?}, \
+         renewal {renewed:?}"
+    );
+    assert!(enrolled.max(renewed) < HONEST_MAX);
+    assert!(grown_mib < DEAF_MIB_MAX, "{grown_mib:.1} MiB");
 }
 
 #[derive(Clone, Copy)]

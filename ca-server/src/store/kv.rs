@@ -151,6 +151,15 @@ impl KvStore {
         now: OffsetDateTime,
         decision: impl FnOnce(&mut View<'_>) -> Result<T, StoreError>,
     ) -> Option<T> {
+        self.look(unix_ms(now), decision)?.ok()
+    }
+
+    /// What a decision comes to on what is written now, whatever it is; `None` without a reader.
+    fn look<T>(
+        &self,
+        now_ms: i64,
+        decision: impl FnOnce(&mut View<'_>) -> Result<T, StoreError>,
+    ) -> Option<Result<T, StoreError>> {
         if self.queue.is_closed() {
             return None;
         }
@@ -158,8 +167,8 @@ impl KvStore {
         let reader = reader.as_ref()?;
         let nothing = Writes::new();
         let audit_head = empty_audit_head();
-        let mut view = View::new(&***reader, &nothing, audit_head, unix_ms(now), self.started_ms);
-        decision(&mut view).ok()
+        let mut view = View::new(&***reader, &nothing, audit_head, now_ms, self.started_ms);
+        Some(decision(&mut view))
     }
 
     fn stopped(&self) -> StoreError {
@@ -283,6 +292,23 @@ impl Store for KvStore {
         page: String,
     ) -> Result<Page<TokenRecord>, StoreError> {
         self.decide(None, move |view| decide::token::list(view, &cluster, &page)).await
+    }
+
+    async fn check_token(&self, token: TokenId, secret_hash: [u8; 32]) -> Result<(), StoreError> {
+        let check = move |view: &mut View<'_>| decide::token::check(view, &token, &secret_hash);
+        // No time is asked.
+        match self.look(self.started_ms, check.clone()) {
+            Some(judged @ (Ok(()) | Err(StoreError::Refused(_)))) => judged,
+            Some(Err(_)) | None => self.decide(None, check).await,
+        }
+    }
+
+    async fn is_in_force(&self, caller: Caller) -> Result<bool, StoreError> {
+        let ask = move |view: &mut View<'_>| decide::identity::is_in_force(view, &caller);
+        match self.look(self.started_ms, ask.clone()) {
+            Some(Ok(in_force)) => Ok(in_force),
+            Some(Err(_)) | None => self.decide(None, ask).await,
+        }
     }
 
     async fn plan_enroll(

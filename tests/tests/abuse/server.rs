@@ -101,6 +101,19 @@ impl Server {
 
     /// How long a node needs to enrol on a fresh connection, and then to renew on another.
     pub(crate) async fn honest(&self) -> (Duration, Duration) {
+        let began = Instant::now();
+        let identity = self.enrol().await;
+        let enrolled = began.elapsed();
+        let next = PrivateKey::generate().unwrap().csr_der().unwrap();
+        let began = Instant::now();
+        let target = self.target(self.nodes);
+        let client = NodeClient::new(&target, &identity, LIMITS, Arc::new(SystemClock)).unwrap();
+        client.renew_identity(next).await.unwrap();
+        (enrolled, began.elapsed())
+    }
+
+    /// A node of a name of its own.
+    pub(crate) async fn enrol(&self) -> Identity {
         let key = PrivateKey::generate().unwrap();
         let request = v1::EnrollRequest {
             credential: Some(Credential::BootstrapToken(
@@ -115,24 +128,21 @@ impl Server {
             csr_der: key.csr_der().unwrap(),
             ..v1::EnrollRequest::default()
         };
-        let clock = Arc::new(SystemClock);
-        let began = Instant::now();
-        let mut client =
-            EnrollmentClient::new(&self.target(self.enrollment), LIMITS, Arc::clone(&clock) as _)
-                .unwrap();
+        let target = self.target(self.enrollment);
+        let mut client = EnrollmentClient::new(&target, LIMITS, Arc::new(SystemClock)).unwrap();
         let answer = client.enroll(request).await.unwrap();
-        let enrolled = began.elapsed();
-        let identity = Identity::new(key, answer.identity.unwrap()).unwrap();
-        let next = PrivateKey::generate().unwrap().csr_der().unwrap();
-        let began = Instant::now();
-        let client = NodeClient::new(&self.target(self.nodes), &identity, LIMITS, clock).unwrap();
-        client.renew_identity(next).await.unwrap();
-        (enrolled, began.elapsed())
+        Identity::new(key, answer.identity.unwrap()).unwrap()
     }
 
     pub(crate) fn stranger(&self) -> Stranger {
         let root = self.join.control_roots[0].clone();
         Stranger::new(root, &self.join.trust_domain.server_name())
+    }
+
+    /// Somebody who has a node's identity and follows no rule of ours.
+    pub(crate) fn enrolled(&self, identity: &Identity) -> Stranger {
+        let root = self.join.control_roots[0].clone();
+        Stranger::enrolled(root, &self.join.trust_domain.server_name(), identity)
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {
