@@ -400,7 +400,10 @@ mod tests {
     use crate::{store::Authority, tls, upkeep, upkeep::tests::new_ca};
 
     const LONG: Duration = Duration::from_secs(60);
+    /// How long nothing happens that should not.
     const SHORT: Duration = Duration::from_millis(200);
+    /// Long enough for what should happen, on a busy machine too.
+    const WHILE: Duration = Duration::from_secs(2);
     const ROOM: Bounds = Bounds {
         handshakes: 8,
         handshakes_per_address: 8,
@@ -461,14 +464,14 @@ mod tests {
     async fn a_silent_connection_ends_and_one_that_talks_ends_with_its_life() {
         use tokio::io::AsyncWriteExt;
 
-        let bounds = Bounds { life: Some(LONG), silence: Some(SHORT), ..ROOM };
+        let bounds = Bounds { life: Some(LONG), silence: Some(WHILE), ..ROOM };
         let mut listening = Listening::within(bounds).await;
         let (mut client, mut served) = listening.dial().await;
         client.write_all(b"slow").await.unwrap();
         served.read_exact(&mut [0; 4]).await.unwrap();
         assert_eq!(end_of(&mut served).await, io::ErrorKind::TimedOut);
 
-        let bounds = Bounds { life: Some(2 * SHORT), silence: Some(LONG), ..ROOM };
+        let bounds = Bounds { life: Some(WHILE), silence: Some(LONG), ..ROOM };
         let mut listening = Listening::within(bounds).await;
         let (mut client, mut served) = listening.dial().await;
         let began = Instant::now();
@@ -510,7 +513,7 @@ mod tests {
         let _through = listening.dial().await;
         assert!(began.elapsed() < HANDSHAKE_TIME_MAX, "the newcomer waited for those that stall");
         // The oldest are closed at once; the newest still have their time.
-        let closed = tokio::time::timeout(SHORT, stalled[0].read(&mut [0; 1])).await;
+        let closed = tokio::time::timeout(WHILE, stalled[0].read(&mut [0; 1])).await;
         assert!(matches!(closed, Ok(Ok(0) | Err(_))), "the oldest was kept: {closed:?}");
         assert!(tokio::time::timeout(SHORT, stalled[7].read(&mut [0; 1])).await.is_err());
     }

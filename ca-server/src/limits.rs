@@ -295,7 +295,7 @@ fn refuse(what: &'static str, wait: Wait) -> Result<(), Refusal> {
         None => Ok(()),
         Some(wait) => {
             // Whole seconds: the text says what RetryInfo says.
-            let whole = Duration::from_secs(wait.as_millis().div_ceil(1_000) as u64);
+            let whole = Duration::from_secs(wait.as_micros().div_ceil(1_000_000) as u64);
             Err(Refusal::RateLimited { what, retry_after: whole.max(RETRY_AFTER_MIN) })
         }
     }

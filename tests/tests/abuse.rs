@@ -80,22 +80,25 @@ async fn five_thousand_stalled_handshakes_hold_no_honest_node_up() {
         sleep(Duration::from_millis(50)).await;
     }
 
-    let (mut times, mut peak_mib, mut least_open) = (Vec::new(), before_mib, STALLED);
+    let (mut times, mut peak_mib, mut looks) = (Vec::new(), before_mib, Vec::new());
     let cpu_before = server.cpu_time();
     let began = Instant::now();
     for _ in 0..HONEST {
         let (enrolled, renewed) = server.honest().await;
         times.extend([enrolled, renewed]);
         peak_mib = server.memory_mib().max(peak_mib);
-        least_open = least_open.min(open.load(Ordering::Relaxed));
+        looks.push(open.load(Ordering::Relaxed));
         sleep(Duration::from_millis(50)).await;
     }
     let cpu_share = (server.cpu_time() - cpu_before).as_secs_f64() / began.elapsed().as_secs_f64();
     flood.shutdown().await;
+    looks.sort_unstable();
+    // The server cuts all of them every 5 s, and they come again.
+    let usual = looks[looks.len() / 2];
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
     println!(
-        "{STALLED} stalled handshakes ({least_open} or more at any look): {} honest calls on fresh \
+        "{STALLED} stalled handshakes ({usual} at half of the looks or more): {} honest calls on fresh \
          connections p50 {:?}, p99 {p99:?}; memory {before_mib:.1} MiB before, {peak_mib:.1} at most; \
          CPU {cpu_share:.2} cores; load {}",
         times.len(),
@@ -103,7 +106,7 @@ async fn five_thousand_stalled_handshakes_hold_no_honest_node_up() {
         load(),
     );
     assert!(p99 < HONEST_MAX, "{p99:?}");
-    assert!(least_open > STALLED / 2, "{least_open} stalled: too few to show anything");
+    assert!(usual > STALLED / 2, "{usual} stalled: too few to show anything");
     let kib_each = (peak_mib - before_mib) * 1_024.0 / STALLED as f64;
     assert!(kib_each < STALLED_KIB_MAX, "{kib_each:.1} KiB each");
 }
