@@ -338,6 +338,7 @@ show_uninstall() {
     as_ray "$name" ray stop --force >>"$LOGS/stop.log" 2>&1 || true
     judge "without --yes nobody is asked: $name" "$(code_of bootstrap "$name" --uninstall)" 64
     judge "uninstall of $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
+    judge "it does not say that files stay: $name" "$(grep -c 'all files stay' "$LOGS/bootstrap-$name.log" || true)" 0
     judge "agents on $name" "$(agents "$name")" 0
     judge "again is no error: $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
   done
