@@ -82,7 +82,7 @@ time: what is done already is not done again. As Ray's user, with an agent runni
   --uninstall         stop the agent, leave the cluster, remove what this script made
   --keep-identity     with --uninstall: do not leave the cluster, keep the folders of identity and keys
   --yes               do not ask
-  --dry-run           say what would be done and change nothing
+  --dry-run           say what would be done and change nothing; 78 if it can be seen that it would fail
   --help              this text
 
 examples
@@ -223,6 +223,7 @@ find_ray_user() {
 # --- The way up -------------------------------------------------------------------------------------
 
 up() {
+  need_ray_command
   keep_to_one_ray_user
   phase "node-agent" install_agent
   phase "enrolment" enrol
@@ -234,6 +235,21 @@ up() {
   fi
   say_times
   [ "$STAY" = no ] || stay
+}
+
+# Before a use of a token is spent.
+need_ray_command() {
+  [ "$WITH_RAY" = yes ] || return 0
+  can_run "${RAY_COMMAND[0]}" || misconfigured "$(cannot_run)"
+  find_python
+}
+
+cannot_run() {
+  printf 'uid %s cannot run %s: ' "$RAY_UID" "${RAY_COMMAND[0]}"
+  case ${RAY_COMMAND[0]} in
+    */*) printf 'there is no such program, or that user cannot reach it or its interpreter: install Ray there, or open the folders above it\n' ;;
+    *) printf 'it is in no folder of PATH that this user can reach (%s): give its full path, such as /opt/ray/bin/ray\n' "$PATH" ;;
+  esac
 }
 
 # The agent gives its key folders to Ray's user of the last run: not while another user's Ray uses them.
@@ -253,6 +269,7 @@ up_as_ray() {
   if [ "$(id -u)" != "$RAY_UID" ] || ! agent_answers; then
     die "needs root: only as Ray's own user (--ray-user), with an agent that answers on $SOCKET, it goes on from there"
   fi
+  need_ray_command
   find_work_as_ray
   WORK_IS_OURS=yes
   end_session
@@ -687,6 +704,26 @@ end_session() {
   pkill -KILL -u "$RAY_UID" -s "$number" || true
 }
 
+# can_run COMMAND: whether Ray's user reaches the program and what its first line names. It is not run, and what
+# looks for it is as far from root as in as_ray.
+# shellcheck disable=SC2016
+can_run() {
+  local look=(sh -c '[ -z "$2" ] || cd "$2" 2>/dev/null || cd /
+program=$(command -v -- "$1") && [ -f "$program" ] && [ -x "$program" ] || exit 1
+first=$(head -c 256 -- "$program" | tr -d "\0" | head -n 1)
+case $first in
+  "#!"*) set -f && set -- ${first#"#!"} && [ -x "$1" ] ;;
+esac' look "$1")
+  if [ "$(id -u)" != 0 ] || [ "$RAY_UID" = 0 ]; then
+    "${look[@]}" "" </dev/null >/dev/null 2>&1
+    return
+  fi
+  (
+    close_descriptors
+    exec setsid --wait env "${WITHOUT[@]}" setpriv --reuid "$RAY_UID" --regid "$RAY_GID" "$RAY_GROUPS" "${look[@]}" "$RAY_HOME"
+  ) </dev/null >/dev/null 2>&1
+}
+
 # All but input, output, errors, and bash's own, which closes itself.
 close_descriptors() {
   local path
@@ -874,7 +911,8 @@ leave_cluster() {
   fi
   agent_answers || start_agent
   timeout -k 5 60 "$AGENT" leave --socket "$SOCKET" --yes >"$WORK/leave.log" 2>&1 9>&- </dev/null || code=$?
-  sed 's/^/   /' "$WORK/leave.log"
+  # By itself the agent leaves its files; here they go next.
+  sed 's/; all files stay$//; s/^/   /' "$WORK/leave.log"
   case $code in
     0) ;;
     2) note "the CA does not serve this node any more: it goes on" ;;
@@ -961,6 +999,7 @@ say_plan() {
   fi
   printf 'this would be done:\n'
   printf '  node-agent  %s from %s\n' "$AGENT" "${FROM:-where it is}"
+  printf '  join file   %s\n' "$(join_words)"
   printf '  enrolment   role %s, state in %s%s\n' "$ROLE" "$STATE_DIR" \
     "$([ ! -e "$STATE_DIR/node.toml" ] || printf ' (enrolled already)')"
   if under_systemd; then
@@ -971,6 +1010,50 @@ say_plan() {
   fi
   printf '  files       %s, readable by uid %s\n' "$TLS_DIR" "$RAY_UID"
   [ "$WITH_RAY" = no ] || printf '  Ray         as uid %s: %s\n  proof       a task on this node\n' "$RAY_UID" "${RAY_COMMAND[*]}"
+  judge_plan
+}
+
+join_words() {
+  if [ -n "$JOIN" ]; then
+    printf '%s%s\n' "$JOIN" "$([ "$KEEP_JOIN_FILE" = yes ] || printf ', removed once it is used')"
+  else
+    printf '%s\n' "${JOIN_FD:+from descriptor $JOIN_FD}"
+  fi
+}
+
+# What can be seen from here without a change. Not seen: the CA, a URL, what an archive holds.
+judge_plan() {
+  local faults=() fault
+  case $FROM in
+    "") [ -x "$AGENT" ] || faults+=("there is no $AGENT: say where it comes from with --from FILE|URL") ;;
+    https://*) ;;
+    *)
+      if [ ! -f "$FROM" ] || [ ! -r "$FROM" ]; then
+        faults+=("--from $FROM: there is no such file, or it cannot be read")
+      elif [ -n "$SHA256" ] && [ "$(hash_of "$FROM")" != "$SHA256" ]; then
+        faults+=("--from $FROM: its SHA-256 is $(hash_of "$FROM") and not $SHA256")
+      fi
+      ;;
+  esac
+  judge_join
+  if [ "$WITH_RAY" = yes ] && ! can_run "${RAY_COMMAND[0]}"; then faults+=("$(cannot_run)"); fi
+  for fault in "${faults[@]}"; do warn "$fault"; done
+  ((${#faults[@]} == 0)) || exit 78
+}
+
+# judge_join: adds to the caller's faults. An enrolled host needs none; the agent takes one that is its user's alone.
+judge_join() {
+  if [ -n "$JOIN_FD" ]; then
+    [ -e "/proc/$$/fd/$JOIN_FD" ] || faults+=("--join-fd $JOIN_FD: no such descriptor is open for reading")
+  elif [ -e "$STATE_DIR/node.toml" ] || [ -e "$WORK/join" ]; then
+    :
+  elif [ -z "$JOIN" ]; then
+    faults+=("this host is not enrolled, and no join file is given: --join FILE or --join-fd N")
+  elif [ ! -f "$JOIN" ] || [ ! -r "$JOIN" ]; then
+    faults+=("--join $JOIN: there is no such file, or it cannot be read")
+  elif [[ $(stat -L -c %a "$JOIN") != *00 ]]; then
+    faults+=("--join $JOIN has mode $(stat -L -c %a "$JOIN") and holds a secret: chmod 0600 $JOIN, and think of who has read it")
+  fi
 }
 
 # --- What a person reads -----------------------------------------------------------------------------

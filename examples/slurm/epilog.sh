@@ -4,6 +4,8 @@
 # and removes the agent. Only for the job that prolog.sh has made the node for. A failing epilog drains the
 # node, so a CA that is away leaves the node enrolled: the same user's next job goes on with it, another's
 # first takes it down.
+#
+# Run as it is by a real Slurm on one machine, and by hand for two users: see prolog.sh. Not run on a site's cluster.
 set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 

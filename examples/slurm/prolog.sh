@@ -9,6 +9,9 @@
 # make a cluster for each job (`ca-admin cluster create job-4711 --max-life 26h`, its join file as
 # join.d/job-4711): everything in it ends with it.
 #
+# Run as it is by a real Slurm: slurmctld and two slurmd in network namespaces of one machine, without cgroups
+# (`scripts/check slurm`), and by hand for two users (`scripts/check bootstrap`). Not run on a site's cluster.
+#
 # One job at a time on a node has Ray: a second one beside it gets nothing (ray.sbatch is --exclusive).
 # /etc/ray-mtls/slurm.env may set JOINS, STATE, ROLE, BOOTSTRAP (where the script is), OPTIONS (words for it)
 # and GROUP, a group of the job's user alone: its members read the key. slurmd gives a prolog no PATH.

@@ -138,14 +138,32 @@ show_misuse() {
   judge "another file than the hash says" "$(code_of bootstrap head --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
   judge "and nothing was installed" "$(find "$(host_dir head)/node" -name 'node-agent*' | wc -l)" 0
   judge "a host without a join file" "$(code_of bootstrap head --from "$file" --no-ray)" 78
-  judge "a dry run" "$(code_of bootstrap worker1 --dry-run --no-ray), $(made worker1) files made" "0, 0 files made"
   # A token for another node: the CA's word, and its exit code.
   create_token stray --cluster demo --role worker --node somebody-else
   install -m 0600 "$CA_DIR/join/stray" "$(host_dir head)/join"
+  show_dry_runs
+  judge "a program that Ray's user cannot run, before a token is used" \
+    "$(code_of bootstrap head -- /nowhere/ray start), $(find "$(host_dir head)/node" -name 'enroll.key' | wc -l) keys" "78, 0 keys"
   judge "a token for another node" "$(code_of bootstrap head --no-ray)" 2
   bootstrap head --uninstall --yes
   judge "nothing is left of a node that never was" "$(made head)" 0
   rm -f "$(host_dir head)/join"
+}
+
+# What a dry run can see, it says; it changes nothing either way.
+show_dry_runs() {
+  local join
+  join=$(host_dir worker1)/join
+  judge "a dry run without a join file" "$(code_of bootstrap worker1 --dry-run --no-ray)" 78
+  install -m 0644 "$CA_DIR/join/stray" "$join"
+  judge "a dry run with a join file that others read" "$(code_of bootstrap worker1 --dry-run --no-ray)" 78
+  chmod 0600 "$join"
+  judge "a dry run of what can be" "$(code_of bootstrap worker1 --dry-run -- ray start)" 0
+  judge "a dry run from a file that is not there" "$(code_of bootstrap worker1 --dry-run --from /nowhere --no-ray)" 78
+  judge "a dry run from another file than the hash says" "$(code_of bootstrap worker1 --dry-run --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
+  judge "a dry run with a Ray that is not there" "$(code_of bootstrap worker1 --dry-run -- /nowhere/ray start)" 78
+  judge "files made by all of them" "$(made worker1)" 0
+  rm -f "$join"
 }
 
 # An https server with a certificate of its own, which curl is told of; the join file never lies on the host.
@@ -320,6 +338,7 @@ show_uninstall() {
     as_ray "$name" ray stop --force >>"$LOGS/stop.log" 2>&1 || true
     judge "without --yes nobody is asked: $name" "$(code_of bootstrap "$name" --uninstall)" 64
     judge "uninstall of $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
+    judge "it does not say that files stay: $name" "$(grep -c 'all files stay' "$LOGS/bootstrap-$name.log" || true)" 0
     judge "agents on $name" "$(agents "$name")" 0
     judge "again is no error: $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
   done

@@ -268,6 +268,10 @@ def matrix():
     for target in TARGETS:
         apply(target, "--audit")
     compare("audit refuses nothing", open_to_all, probe(open_to_all))
+    shown = {target: run(*on(target, SCRIPT, "show")).stdout for target in ("head-a", "worker-a")}
+    judge("what is shown says role, audit and that it would have been refused",
+          [text.startswith(f"team-a: {role}, audit,") and "would have been refused" in text
+           for role, text in zip(("head", "worker"), shown.values())], [True, True])
     judge("audit counts what it would refuse", counters()[2] > 0)
     for target in TARGETS:
         run(*on(target, SCRIPT, "clear", "--cluster", TARGETS[target][0]))
@@ -377,6 +381,10 @@ def cut():
         judge_cut(f"{family}: blocked (the command took {took} ms), its open connection that ran on is silent", last["inward"], blocked, ends)
         judge_cut(f"{family}: blocked, our open connection to it is silent", last["outward"], blocked, ends)
     judge("the blocked counter moved", counter("worker-a", "blocked", "raymtls_team-a") > 0)
+    said = apply("worker-a", "--blocked", ",".join([v4("second-a"), v6("second-a"), v4("head-a")]), members=left, check=False)
+    judge("a block of one who is still a member fails, and blocks the others",
+          (said.returncode, f"not blocked: {v4('head-a')} is a member" in said.stderr, " 2 blocked;" in said.stdout,
+           v4("second-a") in listing("worker-a").split("set blocked4")[1].split("}")[0]), (1, True, True, True))
     cells = {("second-a", "worker-a", 6701): False, ("worker-a", "second-a", 6702): False, ("second-a", "worker-a", 22): True}
     compare("blocked: new connections refused both ways, ports that are not Ray's still work", cells, probe(cells))
     apply("worker-a", members=left)
