@@ -389,7 +389,7 @@ mod tests {
             enrollment: bind(loopback).await.unwrap(),
             nodes: bind(loopback).await.unwrap(),
             http: bind(loopback).await.unwrap(),
-            admin: admin_socket::listen(&socket, None).unwrap(),
+            admin: admin_socket::listen(&socket, None).await.unwrap(),
             operator_group: false,
         };
         let (started, has_started) = oneshot::channel();

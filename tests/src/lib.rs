@@ -136,7 +136,7 @@ impl Deployment {
             enrollment,
             nodes,
             http: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            admin: admin_socket::listen(&socket, group.as_deref()).unwrap(),
+            admin: admin_socket::listen(&socket, group.as_deref()).await.unwrap(),
             operator_group: group.is_some(),
         };
         let (started, has_started) = oneshot::channel::<()>();
