@@ -61,6 +61,7 @@ impl Place {
             state_dir: self.path("state"),
             tls_dir: self.path("tls"),
             name: "n1".parse().unwrap(),
+            name_given: true,
             role: Role::Head,
             addresses: vec!["10.0.0.1".parse().unwrap()],
             dns_names: vec!["head.ray".parse().unwrap()],
