@@ -61,6 +61,8 @@ async fn a_join_file_with_the_node_port_for_enrolment_is_said_to_be_so() {
     assert_eq!(error.word(), "CA_AWAY");
     assert!(error.to_string().contains("it is not the enrolment port"), "{error}");
     assert_eq!(deployment.tokens("c1").await[0].used, 0);
+    // On its own port it is not spent.
+    deployment.enroll(ask(&token, "c1", "w1", &["10.0.0.1"], &key), key).await.unwrap();
     deployment.finish().await;
 }
 
