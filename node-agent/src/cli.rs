@@ -29,7 +29,7 @@ use crate::{
     keyfolder::KeyFolderError,
     keys::KeyError,
     socket,
-    statedir::{IDENTITY, StateError, read_if_there},
+    statedir::{StateError, read_if_there},
     status::{self, Status},
 };
 
@@ -76,11 +76,12 @@ http_listen and log_format.")]
   node-agent status --watch
   node-agent status --check || echo look after this node
 
-The field `standing` says whether the CA serves this node: enrolled, refused, re-enrol needed or left. Without --check
-the exit code says only whether the daemon answers: 0 yes, 1 no. With --check:
-  0  the daemon answers, the CA serves this node as far as it knows, and what starts now finds all files
+The field `standing` says whether the CA serves this node: enrolled, refused, re-enrol needed or
+left. Without --check the exit code tells only whether the daemon answers: 0 yes, 1 no.
+With --check:
+  0  the daemon answers, the standing is enrolled, and what starts now finds all its files
   1  the daemon does not answer, or there is no valid leaf or not yet Ray's token
-  2  standing is refused, re-enrol needed or left: nothing is renewed any more, though files may still be valid")]
+  2  refused, re-enrol needed or left: nothing is renewed, though files may still be valid")]
     Status(StatusArgs),
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
     #[command(after_help = "Example:\n  node-agent renew")]
@@ -499,8 +500,7 @@ fn renewed_text(renewed: &Renewed) -> String {
 
 fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
     let (env, identity_near) = match &args.env_file {
-        // A driver that keeps no identity has none to lose; an enrolled node reads the same way.
-        Some(path) => (exec::env_from_file(path)?, Path::new(STATE_DIR).join(IDENTITY).exists()),
+        Some(path) => (exec::env_from_file(path)?, exec::has_identity(Path::new(STATE_DIR))),
         None => (block_on(exec::env_from_agent(&args.socket))?, true),
     };
     Err(exec::become_program(&env, &args.program, identity_near))

@@ -23,7 +23,7 @@ use crate::{
     moment::Moment,
     rayenv::{RayEnv, is_owned},
     socket,
-    statedir::read_if_there,
+    statedir::{IDENTITY, read_if_there},
 };
 
 /// Asks the agent for a key folder.
@@ -72,15 +72,26 @@ pub fn become_program(env: &RayEnv, program: &[OsString], identity_near: bool) -
         }
     }
     command.envs(env.variables());
-    if identity_near && rustix::process::geteuid().is_root() {
-        eprintln!(
-            "node-agent: this runs as root: every Ray task could read the identity key; start it as \
-             Ray's own user, for example with `sudo -u ray`"
-        );
+    if let Some(warning) = warning(identity_near, rustix::process::geteuid().is_root()) {
+        eprintln!("node-agent: {warning}");
     }
     let error = command.exec();
     let path = std::env::var_os("PATH").unwrap_or_default();
     Failure::Failed(not_started(Path::new(name), &path, &error))
+}
+
+/// Whether this machine keeps an identity: a driver for once has none to lose, and an enrolled node
+/// may read its `ray.env` the same way.
+#[must_use]
+pub fn has_identity(state_dir: &Path) -> bool {
+    state_dir.join(IDENTITY).exists()
+}
+
+fn warning(identity_near: bool, is_root: bool) -> Option<&'static str> {
+    (identity_near && is_root).then_some(
+        "this runs as root: every Ray task could read the identity key; start it as Ray's own user, \
+         for example with `sudo -u ray`",
+    )
 }
 
 /// Why a program does not start. The system has one word for a program that is missing and for one
@@ -203,6 +214,15 @@ mod tests {
                 assert!(failure.to_string().contains("nothing was started"), "{failure}");
             }
         }
+    }
+
+    #[test]
+    fn root_is_warned_of_the_identity_key_only_where_there_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(warning(has_identity(folder.path()), true), None);
+        create(&folder.path().join("identity.pem"), b"x", Access::PRIVATE).unwrap();
+        assert!(warning(has_identity(folder.path()), true).is_some());
+        assert_eq!(warning(has_identity(folder.path()), false), None);
     }
 
     #[test]
