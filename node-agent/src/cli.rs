@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{BufRead, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -70,9 +70,18 @@ Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket,
 http_listen and log_format.")]
     Run(RunArgs),
     /// Show what the agent knows, from its status file when it does not answer
-    #[command(
-        after_help = "Examples:\n  node-agent status\n  node-agent status -o json | jq .files_work_until\n  node-agent status --watch"
-    )]
+    #[command(after_help = "Examples:
+  node-agent status
+  node-agent status -o json | jq .files_work_until
+  node-agent status --watch
+  node-agent status --check || echo look after this node
+
+The field `standing` says whether the CA serves this node: enrolled, refused, re-enrol needed or
+left. Without --check the exit code tells only whether the daemon answers: 0 yes, 1 no.
+With --check:
+  0  the daemon answers, the standing is enrolled, and what starts now finds all its files
+  1  the daemon does not answer, or there is no valid leaf or not yet Ray's token
+  2  refused, re-enrol needed or left: nothing is renewed, though files may still be valid")]
     Status(StatusArgs),
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
     #[command(after_help = "Example:\n  node-agent renew")]
@@ -193,6 +202,9 @@ struct StatusArgs {
     /// Show it again and again
     #[arg(long)]
     watch: bool,
+    /// Exit with 2 if the CA does not serve this node, with 1 if its files cannot be used
+    #[arg(long, conflicts_with = "watch")]
+    check: bool,
 }
 
 #[derive(Debug, Args)]
@@ -271,6 +283,7 @@ fn enroll_options(args: EnrollArgs) -> Result<enroll::Options, Failure> {
     if args.once && args.role != Role::Driver {
         return Err(Failure::Usage("--once goes with --role driver only".to_owned()));
     }
+    let name_given = args.name.is_some();
     let name = args.name.unwrap_or_else(host_name);
     let name: NodeName = name.parse().map_err(|e| Failure::Usage(format!("--name: {e}")))?;
     let dns_names: Result<Vec<DnsName>, _> = args.dns_names.iter().map(|n| n.parse()).collect();
@@ -279,6 +292,7 @@ fn enroll_options(args: EnrollArgs) -> Result<enroll::Options, Failure> {
         state_dir: args.state_dir,
         tls_dir: args.tls_dir,
         name,
+        name_given,
         role: args.role,
         addresses: args.addresses,
         dns_names: dns_names.map_err(|e| Failure::Usage(format!("--dns: {e}")))?,
@@ -429,8 +443,14 @@ async fn status_command(args: StatusArgs) -> Result<(), Failure> {
                 print(&status::table(&status, now, live))?;
             }
         }
+        if !live && !args.watch {
+            return Err(Failure::Failed(DAEMON_DEAD.to_owned()));
+        }
+        if args.check {
+            return status::check(&status, SystemClock.now());
+        }
         if !args.watch {
-            return if live { Ok(()) } else { Err(Failure::Failed(DAEMON_DEAD.to_owned())) };
+            return Ok(());
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
@@ -479,11 +499,11 @@ fn renewed_text(renewed: &Renewed) -> String {
 }
 
 fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
-    let env = match &args.env_file {
-        Some(path) => exec::env_from_file(path)?,
-        None => block_on(exec::env_from_agent(&args.socket))?,
+    let (env, identity_near) = match &args.env_file {
+        Some(path) => (exec::env_from_file(path)?, exec::has_identity(Path::new(STATE_DIR))),
+        None => (block_on(exec::env_from_agent(&args.socket))?, true),
     };
-    Err(exec::become_program(&env, &args.program))
+    Err(exec::become_program(&env, &args.program, identity_near))
 }
 
 async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {

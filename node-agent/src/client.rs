@@ -283,6 +283,8 @@ fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
 struct Dialler(Arc<DiallerInner>);
 
 struct DiallerInner {
+    /// It has no identity and dials the enrolment port.
+    enrols: bool,
     endpoints: Vec<String>,
     server_name: ServerName<'static>,
     /// One for each clock the server's certificate is judged by.
@@ -298,6 +300,12 @@ struct DialFailure {
     text: String,
     why: DialFault,
 }
+
+/// Follows on a connection that was made and then ended by the other side, without an answer. The
+/// node port does so to whoever has no certificate.
+const OTHER_PORT: &str = "; something answers there and ends the connection: if it does so again, it is \
+                          not the enrolment port: compare enrollment_endpoints of the join file with \
+                          enrollment_listen of ca-server";
 
 /// What stood in the way, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -322,6 +330,7 @@ impl Dialler {
         };
         let tls: Result<_, String> = clocks.iter().map(connector).collect();
         Ok(Self(Arc::new(DiallerInner {
+            enrols: identity.is_none(),
             endpoints: target.endpoints.clone(),
             server_name,
             tls: tls.map_err(CallError::Setup)?,
@@ -389,7 +398,13 @@ impl Dialler {
             let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
             tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
             let connect = tls.connect(self.0.server_name.clone(), tcp);
-            connect.await.map_err(|e| handshake_failure(endpoint, &e))
+            connect.await.map_err(|e| {
+                let mut failure = handshake_failure(endpoint, &e);
+                if self.0.enrols && failure.why == DialFault::Away {
+                    failure.text.push_str(OTHER_PORT);
+                }
+                failure
+            })
         };
         let limit = self.0.limits.connect;
         tokio::time::timeout(limit, dial)
@@ -423,7 +438,12 @@ impl Dialler {
             };
         }
         if reason.is_none() && is_transport(status.code()) {
-            return CallError::Away(with_sources(status));
+            let mut text = with_sources(status);
+            // A dial that failed would have been told: something listens there.
+            if self.0.enrols && is_ended(status) {
+                text.push_str(OTHER_PORT);
+            }
+            return CallError::Away(text);
         }
         CallError::Refused {
             reason,
@@ -521,6 +541,19 @@ fn is_transport(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled)
 }
 
+/// Made here because the connection ended, and neither answered by the server nor out of time.
+fn is_ended(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    let has_source = source.is_some();
+    while let Some(error) = source {
+        if error.is::<tonic::TimeoutExpired>() {
+            return false;
+        }
+        source = error.source();
+    }
+    has_source
+}
+
 /// A status with what lies under it: "transport error" alone helps nobody.
 fn with_sources(status: &Status) -> String {
     let mut text = status.message().to_owned();
@@ -540,26 +573,4 @@ fn bounded_text(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use raymtls_proto::clock::SystemClock;
-
-    use super::*;
-
-    #[test]
-    fn a_reason_in_the_answer_counts_before_a_dial_that_failed() {
-        let root = rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap();
-        let target = Target {
-            endpoints: Vec::new(),
-            trust_domain: "ray.example".parse().unwrap(),
-            control_roots: vec![root.cert.der().clone()],
-            control_crls: Vec::new(),
-        };
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let dialler = Dialler::new(&target, None, CallLimits::default(), &[clock]).unwrap();
-        dialler.remember(Some(DialFailure { text: "refused".to_owned(), why: DialFault::Away }));
-        let refusal = dialler.call_error(&Reason::Revoked.status("says the test", None));
-        assert_eq!(refusal.word(), "REVOKED");
-        let no_reason = dialler.call_error(&Status::unavailable("transport error"));
-        assert_eq!(no_reason.word(), "CA_AWAY");
-    }
-}
+mod tests;

@@ -49,6 +49,8 @@ pub struct Options {
     pub tls_dir: PathBuf,
     /// Name of the node.
     pub name: NodeName,
+    /// Somebody asked for this name; without, it is the host's, and a node keeps the one it has.
+    pub name_given: bool,
     /// What it is for.
     pub role: Role,
     /// Addresses besides the one the connection comes from.
@@ -481,15 +483,18 @@ fn enrolment_failure(error: &CallError) -> Failure {
     let CallError::Refused { reason: Some(reason), .. } = error else {
         return Failure::failed(error);
     };
-    Failure::Refused(format!("refused by the CA: {error}; {}", what_next(*reason)))
+    Failure::Refused(match what_next(*reason) {
+        Some(advice) => format!("refused by the CA: {error}; {advice}"),
+        None => format!("refused by the CA: {error}"),
+    })
 }
 
-/// The next step for a person whose enrolment was refused.
+/// The next step for a person whose enrolment was refused, where the CA's sentence has none.
 #[allow(clippy::wildcard_enum_match_arm, reason = "advice; the table of reasons is in proto")]
-fn what_next(reason: Reason) -> &'static str {
-    match reason {
+fn what_next(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
         Reason::TokenUnknown | Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenSpent => {
-            "make a new join file with `ca-admin token create`"
+            return None;
         }
         Reason::TokenNodeMismatch => "enrol with a --name the token allows, or make another token",
         Reason::TokenRoleMismatch => "enrol with the token's role, or make a token for this one",
@@ -503,7 +508,7 @@ fn what_next(reason: Reason) -> &'static str {
              was run: enrol under another --name with a new token, --state-dir and --tls-dir"
         }
         _ => "see the CA's log",
-    }
+    })
 }
 
 fn read_join(path: &Path) -> Result<JoinFile, JoinError> {
@@ -529,7 +534,7 @@ fn dispose(options: &Options, token: Token) -> Result<&'static str, Failure> {
     }
     match std::fs::remove_file(path) {
         Ok(()) => Ok("removed"),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok("removed"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok("none was there"),
         Err(e) => Err(Failure::Failed(format!(
             "enrolled, but the join file {} cannot be removed ({e}): remove it yourself",
             path.display()
@@ -572,5 +577,19 @@ mod tests {
         let days = refused(Reason::RateLimited, Some(Duration::from_secs(1_000_000)));
         assert!(wait_before_retry(&days, 0).unwrap() < Duration::from_secs(3_700));
         assert!(wait_before_retry(&refused(Reason::TokenUnknown, None), 0).is_none());
+    }
+
+    #[test]
+    fn advice_is_given_once() {
+        let said = "the bootstrap token has expired: make a new one with `ca-admin token create`";
+        let error = CallError::Refused {
+            reason: Some(Reason::TokenExpired),
+            message: said.to_owned(),
+            retry_after: None,
+        };
+        let text = enrolment_failure(&error).to_string();
+        assert_eq!(text, format!("refused by the CA: TOKEN_EXPIRED: {said}"));
+        let text = enrolment_failure(&refused(Reason::ClusterEnded, None)).to_string();
+        assert!(text.ends_with("; the cluster is over: create another"), "{text}");
     }
 }

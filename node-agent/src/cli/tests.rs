@@ -27,6 +27,17 @@ fn only_what_an_operator_must_put_right_is_configuration() {
 }
 
 #[test]
+fn a_machine_that_is_given_no_name_asks_for_none() {
+    let options = |more: &[&str]| {
+        let line = ["node-agent", "enroll", "--join", "j"].iter().chain(more);
+        let Command::Enroll(args) = Cli::parse_from(line).command else { panic!("not enroll") };
+        enroll_options(args).unwrap()
+    };
+    assert!(options(&["--name", "n1"]).name_given);
+    assert!(!options(&[]).name_given);
+}
+
+#[test]
 fn only_the_whole_word_agrees() {
     assert!(agreed("yes\n").is_ok());
     for no in ["", "\n", "y\n", "YES\n", "yes please\n", "no\n"] {

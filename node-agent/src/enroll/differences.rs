@@ -21,7 +21,7 @@ pub(super) fn other_cluster(join: &JoinFile, node: &NodeFile) -> Vec<String> {
 /// What the command asks for that the CA did not bind to this node, or bound otherwise.
 pub(super) fn other_binding(options: &Options, node: &NodeFile) -> Vec<String> {
     let mut differences = Vec::new();
-    if !is_named(node.node.as_str(), options.name.as_str()) {
+    if options.name_given && !is_named(node.node.as_str(), options.name.as_str()) {
         differences.push(format!("name {} is asked for", options.name));
     }
     if options.role != node.role {

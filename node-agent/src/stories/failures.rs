@@ -266,3 +266,40 @@ async fn a_file_that_cannot_be_replaced_fails_its_own_call_only() {
     assert!(renewed.failed[0].starts_with("k1: "), "{:?}", renewed.failed);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_check_tells_a_node_that_is_not_served_from_files_that_are_over() {
+    use crate::status::check;
+    let ca = TestCa::start(Face::Ca).await;
+    let place = Place::new(system_clock());
+    place.enroll(&ca).await.unwrap();
+    let agent = place.run();
+    let good = agent.until("served", |s| s.ca.reachable == Some(true) && s.is_ready()).await;
+    agent.stop().await;
+    let end = good.files_work_until.unwrap().time();
+    let second = Duration::from_secs(1);
+    assert!(check(&good, end - second).is_ok());
+    assert!(matches!(check(&good, end), Err(Failure::Failed(_))), "the leaf is over");
+    type Change = fn(&mut Status);
+    let table: [(&str, Change, u8); 6] = [
+        ("no leaf", |s| s.files_work_until = None, 1),
+        ("no token", |s| s.has_ray_token = Some(false), 1),
+        ("refused", |s| s.standing = "refused".to_owned(), 2),
+        ("must enrol", |s| s.standing = "re-enrol needed".to_owned(), 2),
+        ("left", |s| s.standing = "left".to_owned(), 2),
+        ("away", |s| s.ca.reachable = Some(false), 0),
+    ];
+    for (name, change, code) in table {
+        let mut status = good.clone();
+        change(&mut status);
+        let found = match check(&status, end - second) {
+            Ok(()) => std::process::ExitCode::SUCCESS,
+            Err(failure) => failure.exit_code(),
+        };
+        assert_eq!(
+            format!("{found:?}"),
+            format!("{:?}", std::process::ExitCode::from(code)),
+            "{name}"
+        );
+    }
+}

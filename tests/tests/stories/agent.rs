@@ -40,6 +40,7 @@ impl Node<'_> {
             state_dir: self.at("state"),
             tls_dir: self.at("tls"),
             name: name.parse().unwrap(),
+            name_given: true,
             role: Role::Worker,
             addresses: vec![address.parse().unwrap()],
             dns_names: vec![],

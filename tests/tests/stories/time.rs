@@ -66,6 +66,7 @@ impl<'a> Host<'a> {
             state_dir: self.at("state"),
             tls_dir: self.at("tls"),
             name: "w1".parse().unwrap(),
+            name_given: true,
             role: Role::Worker,
             addresses: vec!["10.0.0.1".parse().unwrap()],
             dns_names: vec![],

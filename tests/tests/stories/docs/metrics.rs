@@ -78,6 +78,7 @@ async fn scrape_agent(deployment: &Deployment) -> String {
         state_dir: at("state"),
         tls_dir: at("tls"),
         name: "w1".parse().unwrap(),
+        name_given: true,
         role: Role::Worker,
         addresses: vec!["10.0.0.1".parse().unwrap()],
         dns_names: vec![],
