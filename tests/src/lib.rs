@@ -13,6 +13,7 @@
     reason = "helpers of tests: a panic is a failed test"
 )]
 
+pub mod agents;
 pub mod fuzz;
 pub mod held;
 pub mod judge;

@@ -7,24 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use node_agent::{
-    agent::{Agent, Handle},
-    client::CallError,
-    config::Config,
-    enroll::{self, Options},
-    failure::Failure,
-    status::Status,
-};
+use node_agent::{client::CallError, enroll, failure::Failure, status::Status};
 use raymtls_proto::{
     clock::{Clock, SettableClock},
-    identity::Role,
     v1,
 };
-use raymtls_tests::{Deployment, limits, node_leaf, word};
+use raymtls_tests::{
+    Deployment,
+    agents::{RunningAgent, SOON, config, options},
+    node_leaf, word,
+};
 use time::{OffsetDateTime, macros::datetime};
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-const SOON: Duration = Duration::from_secs(20);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Longest job of the cluster: its leaves live four minutes, the shortest life there is.
@@ -42,12 +36,6 @@ struct Host<'a> {
     folder: tempfile::TempDir,
 }
 
-struct Running {
-    handle: Handle,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
 impl<'a> Host<'a> {
     fn new(deployment: &'a Deployment, ahead: time::Duration) -> Self {
         let clock = SettableClock::new(deployment.clock.now() + ahead);
@@ -61,36 +49,14 @@ impl<'a> Host<'a> {
     async fn enroll(&self) -> Result<(), Failure> {
         let token = self.deployment.token("c1", v1::Role::Worker, 1).await;
         self.deployment.write_join("c1", &token, &self.at("join"));
-        let options = Options {
-            join: self.at("join"),
-            state_dir: self.at("state"),
-            tls_dir: self.at("tls"),
-            name: "w1".parse().unwrap(),
-            name_given: true,
-            role: Role::Worker,
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            dns_names: vec![],
-            shared_address: false,
-            ray_gid: None,
-            keep_join_file: false,
-            once: false,
-            timeout: SOON,
-            limits: limits(),
-        };
+        let options = options(self.folder.path(), "w1", "10.0.0.1");
         enroll::enroll(&options, Arc::new(self.clock.clone())).await.map(drop)
     }
 
-    fn run(&self) -> Running {
-        let mut limits = limits();
-        limits.sync_wait = Duration::from_secs(1);
-        let config = Config { limits, ..Config::in_process(self.at("state"), self.at("tls")) };
-        let agent = Agent::open(config, Arc::new(self.clock.clone())).unwrap();
-        let handle = agent.handle();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            agent.run(async { drop(stopped.await) }).await.unwrap();
-        });
-        Running { handle, stop, task }
+    fn run(&self) -> RunningAgent {
+        let mut config = config(self.folder.path());
+        config.limits.sync_wait = Duration::from_secs(1);
+        RunningAgent::start(config, Arc::new(self.clock.clone()))
     }
 
     /// The same time passes here and at the CA.
@@ -100,20 +66,16 @@ impl<'a> Host<'a> {
     }
 }
 
-impl Running {
-    async fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
-        let mut status = self.handle.watch();
-        let found = timeout(SOON, status.wait_for(|status| is_so(status))).await;
-        found
-            .unwrap_or_else(|_| panic!("never {what}: {:#?}", self.handle.status()))
-            .unwrap()
-            .clone()
-    }
-
-    /// A leaf that is valid to whoever has the CA's time, and that nobody waits for the next of. Where
-    /// the next one would not be valid here yet, that comes later: at two thirds of its life.
-    async fn until_valid(&self, what: &str, ca: &SettableClock, keeps_longer: bool) -> Status {
-        self.until(what, |s| {
+/// A leaf that is valid to whoever has the CA's time, and that nobody waits for the next of. Where
+/// the next one would not be valid here yet, that comes later: at two thirds of its life.
+async fn until_valid(
+    agent: &RunningAgent,
+    what: &str,
+    ca: &SettableClock,
+    keeps_longer: bool,
+) -> Status {
+    agent
+        .until(what, |s| {
             s.key_folders.iter().filter(|f| f.current).any(|f| {
                 let left = f.leaf.not_after.time() - ca.now();
                 // The CA says its time in whole seconds.
@@ -122,12 +84,6 @@ impl Running {
             })
         })
         .await
-    }
-
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        self.task.await.unwrap();
-    }
 }
 
 fn says_clock(status: &Status) -> bool {
@@ -154,7 +110,7 @@ async fn a_host_with_a_wrong_clock_always_has_a_valid_leaf_and_says_how_wrong_it
         for step in 0..STEPS {
             host.pass(STEP);
             let what = format!("valid, {name}, step {step}");
-            let status = agent.until_valid(&what, &deployment.clock, keeps_longer).await;
+            let status = until_valid(&agent, &what, &deployment.clock, keeps_longer).await;
             assert_eq!(says_clock(&status), said.is_some(), "{name}: {:?}", status.problems);
         }
         let status = agent.handle.status();
@@ -199,7 +155,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
         for step in 0..6 {
             host.pass(STEP);
             let what = format!("valid, {name}, step {step}");
-            let status = agent.until_valid(&what, &deployment.clock, false).await;
+            let status = until_valid(&agent, &what, &deployment.clock, false).await;
             assert_eq!(status.standing, "enrolled", "{name}");
         }
         // Two minutes: one or two renewals, whatever the clock says.
@@ -225,7 +181,7 @@ async fn a_ca_whose_clock_jumps_is_followed_and_what_it_dated_ahead_is_made_agai
     let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
 
     deployment.clock.set(right + HOUR);
-    let status = agent.until_valid("valid at the CA's hour", &deployment.clock, false).await;
+    let status = until_valid(&agent, "valid at the CA's hour", &deployment.clock, false).await;
     let ahead = serial(&status);
     deployment.clock.set(right);
     let put_right = Instant::now();
@@ -262,10 +218,10 @@ async fn a_ca_three_lives_ahead_costs_no_folder_that_ray_may_use() {
     assert!(host.at("tls/k1/tls.key").exists(), "the key of a running Ray was deleted");
 
     deployment.clock.set(right);
-    agent.until_valid("valid again", &deployment.clock, false).await;
+    until_valid(&agent, "valid again", &deployment.clock, false).await;
     for step in 0..5 {
         host.pass(STEP);
-        agent.until_valid(&format!("step {step}"), &deployment.clock, false).await;
+        until_valid(&agent, &format!("step {step}"), &deployment.clock, false).await;
     }
     agent.until("k1 renewed", |s| first(s).is_some_and(|k1| k1.leaf.serial != serial)).await;
     agent.stop().await;
@@ -298,7 +254,7 @@ async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
     agent.until("put right", |s| !says_clock(s)).await;
     for step in 0..5 {
         host.pass(STEP);
-        agent.until_valid(&format!("step {step}"), &deployment.clock, false).await;
+        until_valid(&agent, &format!("step {step}"), &deployment.clock, false).await;
     }
     assert_ne!(serial(&agent.handle.status()), before, "renewed in time");
     agent.stop().await;
@@ -327,7 +283,7 @@ async fn a_ca_certificate_that_is_over_is_refused_whatever_time_comes_with_it() 
     agent.until("refused", refused).await;
     host.clock.set(right);
     agent.until("believed again", |s| s.ca.reachable == Some(true)).await;
-    agent.until_valid("valid again", &deployment.clock, false).await;
+    until_valid(&agent, "valid again", &deployment.clock, false).await;
     agent.stop().await;
     deployment.finish().await;
 }
