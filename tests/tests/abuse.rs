@@ -364,3 +364,23 @@ fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap();
     text.split(' ').next().unwrap().to_owned()
 }
+
+/// The real server under libfaketime: an operator or NTP puts the clock an hour ahead, back, an hour
+/// behind. Whoever enrols and renews is served all the while, and nothing spins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_whose_clock_jumps_by_an_hour_serves_on_and_does_not_spin() {
+    const CLOCK: &str = "clock";
+    let mut server = Server::start_by_clock_file(CLOCK, "+0").await;
+    let begins = server.enrol().await.facts.not_after;
+    for (offset, hours) in [("+0", 0), ("+1h", 1), ("+0", 0), ("-1h", -1), ("+0", 0)] {
+        server.put_clock(CLOCK, offset);
+        let moved = server.enrol().await.facts.not_after - begins;
+        assert!((moved.as_seconds_f64() / 3_600.0 - f64::from(hours)).abs() < 0.02, "{moved}");
+        let (began, cpu_before) = (Instant::now(), server.cpu_time());
+        server.honest().await;
+        sleep(Duration::from_secs(1)).await;
+        let cpu = server.cpu_time() - cpu_before;
+        assert!(cpu < began.elapsed() / 2, "{offset}: {cpu:?} of CPU in {:?}", began.elapsed());
+        assert!(server.is_alive(), "{offset}:\n{}", server.log());
+    }
+}

@@ -86,6 +86,15 @@ async fn until_valid(
         .await
 }
 
+/// Between two Syncs lie 0.2 s that pass, whatever the clocks do.
+fn no_hot_loop(deployment: &Deployment, began: Instant) {
+    let text = deployment.ca.metrics.text();
+    let line = text.lines().find_map(|line| line.strip_prefix("raymtls_ca_syncs_total "));
+    let syncs: f64 = line.unwrap().parse().unwrap();
+    let seconds = began.elapsed().as_secs_f64();
+    assert!(syncs <= 10.0 + 5.0 * seconds, "{syncs} Syncs in {seconds} s");
+}
+
 fn says_clock(status: &Status) -> bool {
     status.problems.iter().any(|p| p.contains("this host's clock is"))
 }
@@ -104,6 +113,7 @@ async fn a_host_with_a_wrong_clock_always_has_a_valid_leaf_and_says_how_wrong_it
         deployment.cluster("c1", MAX_JOB).await;
         let host = Host::new(&deployment, ahead);
         host.enroll().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let began = Instant::now();
         let agent = host.run();
         agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
         let keeps_longer = name == "ten minutes behind";
@@ -125,6 +135,7 @@ async fn a_host_with_a_wrong_clock_always_has_a_valid_leaf_and_says_how_wrong_it
         assert!(status.renewals <= LEAVES_MAX, "{name}: {} leaves", status.renewals);
         // A key is renewed for one leaf life, then another one takes its place.
         assert!(status.key_folders.len() <= 4, "{name}: {} folders", status.key_folders.len());
+        no_hot_loop(&deployment, began);
         agent.stop().await;
         deployment.finish().await;
     }
@@ -136,6 +147,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
     host.enroll().await.unwrap();
+    let began = Instant::now();
     let agent = host.run();
     agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
     let far = [datetime!(2040-01-01 00:00 UTC), datetime!(2106-02-08 00:00 UTC)];
@@ -164,6 +176,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
     }
     agent.until("agrees again", |s| !says_clock(s)).await;
     assert!(agent.handle.status().key_folders.len() <= 6, "too many new key folders");
+    no_hot_loop(&deployment, began);
     agent.stop().await;
     deployment.finish().await;
 }
