@@ -60,7 +60,8 @@ pub async fn sync(
             () = tokio::time::sleep_until(deadline) => {}
             () = ca.stopped() => {
                 ca.metrics.synced();
-                return Ok(answer);
+                let server_time_unix = ca.clock.now().unix_timestamp();
+                return Ok(v1::SyncResponse { server_time_unix, ..answer });
             }
             () = newest.superseded() => return Err(Refusal::Superseded.into()),
         }
