@@ -44,6 +44,8 @@ pub struct Config {
     pub node_listen: SocketAddr,
     /// Metrics and probes, in the clear: keep it on loopback.
     pub http_listen: SocketAddr,
+    /// CRLs over plain HTTP, for proxies; none by default.
+    pub crl_listen: Option<SocketAddr>,
     /// The operator's socket.
     pub admin_socket: PathBuf,
     /// Group that may use the operator's socket in the role of operator.
@@ -67,6 +69,7 @@ impl Default for Config {
             enrollment_listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
             node_listen: SocketAddr::from(([0, 0, 0, 0], 7444)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7446)),
+            crl_listen: None,
             admin_socket: PathBuf::from("/run/ray-mtls/ca-admin.sock"),
             operator_group: None,
             enrollment_endpoints: Vec::new(),

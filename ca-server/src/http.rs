@@ -28,13 +28,24 @@ const NAMES_MAX: usize = 8;
 
 /// Serves until the server stops, then finishes what it began.
 pub async fn serve(ca: Arc<Ca>, listener: TcpListener) {
-    serve_within(ca, listener, HEADERS_TIME_MAX).await;
+    let router = router(Arc::clone(&ca));
+    serve_router(ca, "http", listener, router).await;
 }
 
-async fn serve_within(ca: Arc<Ca>, listener: TcpListener, headers_time_max: Duration) {
+/// The same bounds for what another listener answers.
+pub async fn serve_router(ca: Arc<Ca>, name: &'static str, listener: TcpListener, router: Router) {
+    serve_within(ca, name, listener, router, HEADERS_TIME_MAX).await;
+}
+
+async fn serve_within(
+    ca: Arc<Ca>,
+    name: &'static str,
+    listener: TcpListener,
+    router: Router,
+    headers_time_max: Duration,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
-    let router = router(Arc::clone(&ca));
-    let mut failures = AcceptFailures::new("http");
+    let mut failures = AcceptFailures::new(name);
     loop {
         let accepted = tokio::select! {
             accepted = accept(&slots, &listener) => accepted,
@@ -43,7 +54,7 @@ async fn serve_within(ca: Arc<Ca>, listener: TcpListener, headers_time_max: Dura
         let (slot, stream) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                ca.metrics.accept_failed("http");
+                ca.metrics.accept_failed(name);
                 failures.pause(&error).await;
                 continue;
             }
@@ -52,7 +63,7 @@ async fn serve_within(ca: Arc<Ca>, listener: TcpListener, headers_time_max: Dura
         tokio::spawn(async move {
             let answering = answer(&ca, router, stream, headers_time_max);
             if tokio::time::timeout(CONNECTION_TIME_MAX, answering).await.is_err() {
-                debug!(listener = "http", "a connection was cut off");
+                debug!(listener = name, "a connection was cut off");
             }
             drop(slot);
         });
@@ -135,7 +146,7 @@ async fn why_not_ready(ca: &Ca) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Instant;
 
     use raymtls_proto::v1::{self, create_cluster_request::Life};
@@ -149,7 +160,7 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    async fn get_path(address: std::net::SocketAddr, path: &str) -> String {
+    pub(crate) async fn get_path(address: std::net::SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: ca\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -161,7 +172,8 @@ mod tests {
     async fn serving(ca: &Arc<Ca>, headers_time_max: Duration) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_within(Arc::clone(ca), listener, headers_time_max));
+        let router = router(Arc::clone(ca));
+        tokio::spawn(serve_within(Arc::clone(ca), "http", listener, router, headers_time_max));
         address
     }
 

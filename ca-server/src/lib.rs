@@ -13,6 +13,7 @@ pub mod admin_socket;
 pub mod ca;
 pub mod config;
 pub mod contacts;
+pub mod crls;
 pub mod crowd;
 pub mod descriptors;
 pub mod enroll;

@@ -96,6 +96,7 @@ fn serve_help() -> String {
          enrollment_listen = \"0.0.0.0:7443\"\n  \
          node_listen = \"0.0.0.0:7444\"\n  \
          http_listen = \"127.0.0.1:7446\"\n  \
+         crl_listen = none   (CRLs for proxies over plain HTTP: /crl/control.pem, /crl/cluster/NAME.pem)\n  \
          admin_socket = \"/run/ray-mtls/ca-admin.sock\"\n  \
          operator_group = none\n  \
          enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
@@ -285,7 +286,12 @@ fn unloadable(error: &CaError, kek_file: &Path) -> Failure {
 }
 
 async fn listen(config: &Config) -> io::Result<Listeners> {
+    let crl = match config.crl_listen {
+        Some(address) => Some(serve::bind(address).await?),
+        None => None,
+    };
     Ok(Listeners {
+        crl,
         enrollment: serve::bind(config.enrollment_listen).await?,
         nodes: serve::bind(config.node_listen).await?,
         http: serve::bind(config.http_listen).await?,

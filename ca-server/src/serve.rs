@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     accept::{self, AcceptFailures, Bounds},
     ca::Ca,
+    crls,
     descriptors::Budget,
     grpc::{admin::Admin, enrollment::Enrollment, node::Node},
     http,
@@ -73,6 +74,8 @@ pub struct Listeners {
     pub nodes: TcpListener,
     /// Metrics and probes.
     pub http: TcpListener,
+    /// CRLs, where they are wanted.
+    pub crl: Option<TcpListener>,
     /// Operators; its mode says who may connect.
     pub admin: UnixListener,
     /// The operator's socket is open to a group.
@@ -121,6 +124,13 @@ pub async fn serve(
             Ok(())
         }
     });
+    if let Some(listener) = listeners.crl {
+        let serving = crls::serve(Arc::clone(&ca), listener);
+        servers.spawn(async move {
+            serving.await;
+            Ok(())
+        });
+    }
     servers.spawn({
         let health = health_service.clone();
         let config = Arc::clone(&certificates.enrollment);
@@ -389,6 +399,7 @@ mod tests {
             enrollment: bind(loopback).await.unwrap(),
             nodes: bind(loopback).await.unwrap(),
             http: bind(loopback).await.unwrap(),
+            crl: None,
             admin: admin_socket::listen(&socket, None).await.unwrap(),
             operator_group: false,
         };

@@ -5,7 +5,7 @@
 //!
 //! Decisions follow the CA's clock forwards and backwards. The judgement of the CA's own certificate
 //! does not follow it backwards, or whoever holds a key of the CA could make its certificate last by
-//! saying an old time: see [`FurthestClock`].
+//! saying an old time: see `FurthestClock`.
 
 use std::{
     sync::{Arc, Mutex},

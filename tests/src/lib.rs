@@ -137,6 +137,7 @@ impl Deployment {
             enrollment,
             nodes,
             http: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            crl: None,
             admin: admin_socket::listen(&socket, group.as_deref()).await.unwrap(),
             operator_group: group.is_some(),
         };

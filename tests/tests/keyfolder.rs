@@ -18,6 +18,8 @@ mod layouts;
 mod node;
 #[path = "keyfolder/printing.rs"]
 mod printing;
+#[path = "keyfolder/proxy.rs"]
+mod proxy;
 #[path = "keyfolder/reader.rs"]
 mod reader;
 #[path = "keyfolder/secrets.rs"]
