@@ -252,9 +252,9 @@ mod tests {
         assert!(
             parse("trusted_proxies = [\"0.0.0.0/0\"]").unwrap_err().contains("trusted_proxies")
         );
-        let zero = parse("[limits]\nenrolments_burst = 0").unwrap_err();
-        assert!(zero.contains("limits.enrolments_burst = 0"), "{zero}");
-        assert!(parse("[limits]\nenrolments_burst = -1").is_err());
+        let zero = parse("[limits]\nenrollments_burst = 0").unwrap_err();
+        assert!(zero.contains("limits.enrollments_burst = 0"), "{zero}");
+        assert!(parse("[limits]\nenrollments_burst = -1").is_err());
         assert!(parse("[limits]\nenrolments = 5").unwrap_err().contains("enrolments"));
         assert_eq!(parse("").unwrap(), Config::default());
     }

@@ -77,14 +77,18 @@ pub async fn enroll(
             failpoint::hit(Point::AfterSign);
 
             // 5. One commit: the token's use, the node, the certificate, the audit record.
+            let serial = signed.serial;
             let enrolled = ca.store.enroll(now, ask.clone(), binding, signed).await?;
-            ca.metrics.issued("agent_identity");
-            // What an earlier machine of the name reported is not this one's.
-            ca.contacts.forget(ask.cluster.as_str(), &enrolled.node.name);
-            info!(
-                cluster = %ask.cluster, node = enrolled.node.name, role = %ask.role,
-                token = %ask.token, "node enrolled"
-            );
+            // Another call of the same key may have come first: then its certificate is the answer.
+            if enrolled.identity.serial == serial.as_bytes() {
+                ca.metrics.issued("agent_identity");
+                // What an earlier machine of the name reported is not this one's.
+                ca.contacts.forget(ask.cluster.as_str(), &enrolled.node.name);
+                info!(
+                    cluster = %ask.cluster, node = enrolled.node.name, role = %ask.role,
+                    token = %ask.token, "node enrolled"
+                );
+            }
             enrolled
         }
     };

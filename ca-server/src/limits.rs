@@ -45,21 +45,21 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Enrolments with a good token from one address.
-    pub enrolments_per_address_per_minute: u32,
+    pub enrollments_per_address_per_minute: u32,
     /// The same at once.
-    pub enrolments_per_address_burst: u32,
+    pub enrollments_per_address_burst: u32,
     /// Wrong tokens from one address; past them a wrong one is told to come later.
     pub wrong_tokens_per_address_per_minute: u32,
     /// Wrong tokens from one address at once.
     pub wrong_tokens_per_address_burst: u32,
     /// Enrolments with one token.
-    pub enrolments_per_token_per_minute: u32,
+    pub enrollments_per_token_per_minute: u32,
     /// Enrolments with one token at once.
-    pub enrolments_per_token_burst: u32,
+    pub enrollments_per_token_burst: u32,
     /// Enrolments with a good token, in all.
-    pub enrolments_per_minute: u32,
+    pub enrollments_per_minute: u32,
     /// Enrolments with a good token at once.
-    pub enrolments_burst: u32,
+    pub enrollments_burst: u32,
     /// Identities and leaves of one node.
     pub certificates_per_node_per_minute: u32,
     /// Identities and leaves of one node at once.
@@ -79,14 +79,14 @@ impl Default for Limits {
     /// hosts of their own starts at once.
     fn default() -> Self {
         Self {
-            enrolments_per_address_per_minute: 1_000,
-            enrolments_per_address_burst: 1_000,
+            enrollments_per_address_per_minute: 1_000,
+            enrollments_per_address_burst: 1_000,
             wrong_tokens_per_address_per_minute: 20,
             wrong_tokens_per_address_burst: 30,
-            enrolments_per_token_per_minute: 6_000,
-            enrolments_per_token_burst: 3_000,
-            enrolments_per_minute: 12_000,
-            enrolments_burst: 6_000,
+            enrollments_per_token_per_minute: 6_000,
+            enrollments_per_token_burst: 3_000,
+            enrollments_per_minute: 12_000,
+            enrollments_burst: 6_000,
             certificates_per_node_per_minute: 30,
             certificates_per_node_burst: 120,
             syncs_per_node_per_minute: 60,
@@ -102,14 +102,14 @@ impl Limits {
     #[must_use]
     pub fn highest() -> Self {
         Self {
-            enrolments_per_address_per_minute: LIMIT_MAX,
-            enrolments_per_address_burst: LIMIT_MAX,
+            enrollments_per_address_per_minute: LIMIT_MAX,
+            enrollments_per_address_burst: LIMIT_MAX,
             wrong_tokens_per_address_per_minute: LIMIT_MAX,
             wrong_tokens_per_address_burst: LIMIT_MAX,
-            enrolments_per_token_per_minute: LIMIT_MAX,
-            enrolments_per_token_burst: LIMIT_MAX,
-            enrolments_per_minute: LIMIT_MAX,
-            enrolments_burst: LIMIT_MAX,
+            enrollments_per_token_per_minute: LIMIT_MAX,
+            enrollments_per_token_burst: LIMIT_MAX,
+            enrollments_per_minute: LIMIT_MAX,
+            enrollments_burst: LIMIT_MAX,
             certificates_per_node_per_minute: LIMIT_MAX,
             certificates_per_node_burst: LIMIT_MAX,
             syncs_per_node_per_minute: LIMIT_MAX,
@@ -137,14 +137,14 @@ impl Limits {
     #[must_use]
     pub fn table(&self) -> [(&'static str, u32); 14] {
         [
-            ("enrolments_per_address_per_minute", self.enrolments_per_address_per_minute),
-            ("enrolments_per_address_burst", self.enrolments_per_address_burst),
+            ("enrollments_per_address_per_minute", self.enrollments_per_address_per_minute),
+            ("enrollments_per_address_burst", self.enrollments_per_address_burst),
             ("wrong_tokens_per_address_per_minute", self.wrong_tokens_per_address_per_minute),
             ("wrong_tokens_per_address_burst", self.wrong_tokens_per_address_burst),
-            ("enrolments_per_token_per_minute", self.enrolments_per_token_per_minute),
-            ("enrolments_per_token_burst", self.enrolments_per_token_burst),
-            ("enrolments_per_minute", self.enrolments_per_minute),
-            ("enrolments_burst", self.enrolments_burst),
+            ("enrollments_per_token_per_minute", self.enrollments_per_token_per_minute),
+            ("enrollments_per_token_burst", self.enrollments_per_token_burst),
+            ("enrollments_per_minute", self.enrollments_per_minute),
+            ("enrollments_burst", self.enrollments_burst),
             ("certificates_per_node_per_minute", self.certificates_per_node_per_minute),
             ("certificates_per_node_burst", self.certificates_per_node_burst),
             ("syncs_per_node_per_minute", self.syncs_per_node_per_minute),
@@ -208,11 +208,12 @@ impl Limiter {
     pub fn new(limits: &Limits) -> Self {
         let rate = Rate::new;
         let address =
-            rate(limits.enrolments_per_address_per_minute, limits.enrolments_per_address_burst);
+            rate(limits.enrollments_per_address_per_minute, limits.enrollments_per_address_burst);
         let wrong =
             rate(limits.wrong_tokens_per_address_per_minute, limits.wrong_tokens_per_address_burst);
-        let token = rate(limits.enrolments_per_token_per_minute, limits.enrolments_per_token_burst);
-        let in_all = rate(limits.enrolments_per_minute, limits.enrolments_burst);
+        let token =
+            rate(limits.enrollments_per_token_per_minute, limits.enrollments_per_token_burst);
+        let in_all = rate(limits.enrollments_per_minute, limits.enrollments_burst);
         let certificates =
             rate(limits.certificates_per_node_per_minute, limits.certificates_per_node_burst);
         let syncs = rate(limits.syncs_per_node_per_minute, limits.syncs_per_node_burst);

@@ -94,7 +94,7 @@ impl Metrics {
         );
         registry.register(
             "accepts_failed",
-            "Connections that could not be accepted: out of file descriptors",
+            "Connections that could not be accepted, mostly for want of file descriptors",
             metrics.accepts_failed.clone(),
         );
         registry.register("connections", "Open connections", metrics.connections.clone());

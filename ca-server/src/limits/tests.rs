@@ -69,7 +69,7 @@ fn wrong_tokens_count_against_their_address_alone_and_grow_back() {
 
 #[test]
 fn whoever_has_no_token_spends_nothing_of_what_others_need() {
-    let limiter = Limiter::new(&Limits { enrolments_burst: 1, ..Limits::default() });
+    let limiter = Limiter::new(&Limits { enrollments_burst: 1, ..Limits::default() });
     // A whole network tries wrong tokens until all of them are too many.
     for address in 0..2_000 {
         while limiter.wrong_token(at_ms(0), v4(address)).is_ok() {}
@@ -125,11 +125,11 @@ fn limits_out_of_bounds_are_named() {
     Limits::default().check().unwrap();
     Limits::highest().check().unwrap();
     for (value, good) in [(0, false), (1, true), (1_000_000, true), (1_000_001, false)] {
-        let limits = Limits { enrolments_burst: value, ..Limits::default() };
+        let limits = Limits { enrollments_burst: value, ..Limits::default() };
         let checked = limits.check();
         assert_eq!(checked.is_ok(), good, "{value}");
         if let Err(error) = checked {
-            assert!(error.contains("limits.enrolments_burst"), "{error}");
+            assert!(error.contains("limits.enrollments_burst"), "{error}");
         }
     }
 }

@@ -113,7 +113,7 @@ async fn ten_thousand_wrong_tokens_from_one_address_are_told_to_wait_and_a_good_
 
 #[tokio::test]
 async fn a_crowd_with_good_tokens_is_let_in_at_the_rate_of_all_and_told_when() {
-    let limits = Limits { enrolments_burst: 3, enrolments_per_minute: 60, ..Limits::highest() };
+    let limits = Limits { enrollments_burst: 3, enrollments_per_minute: 60, ..Limits::highest() };
     let deployment = Deployment::start_within(limits, no_proxies()).await;
     deployment.cluster("c1", DAY).await;
     let token = deployment.token("c1", v1::Role::Worker, 5).await;
@@ -317,7 +317,7 @@ async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
 
 #[tokio::test]
 async fn a_request_whose_signature_is_bad_spends_nothing_of_what_all_share() {
-    let limits = Limits { enrolments_burst: 3, enrolments_per_minute: 60, ..Limits::highest() };
+    let limits = Limits { enrollments_burst: 3, enrollments_per_minute: 60, ..Limits::highest() };
     let deployment = Deployment::start_within(limits, no_proxies()).await;
     deployment.cluster("c1", DAY).await;
     let token = deployment.token("c1", v1::Role::Worker, 5).await;

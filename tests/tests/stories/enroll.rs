@@ -1,6 +1,6 @@
 //! An operator makes tokens; machines race for them, lose replies, and try what they may not.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use node_agent::{client::EnrollmentClient, keys::PrivateKey};
 use raymtls_proto::v1;
@@ -45,6 +45,31 @@ async fn a_token_of_n_uses_raced_by_64_clients_gives_exactly_n_nodes() {
     let nodes: usize = (0..ROUNDS).map(|round| 1 + round % 5).sum();
     let cluster = ca_server::admin::clusters::show(&deployment.ca, &deployment.operator, "c1");
     assert_eq!(cluster.await.unwrap().nodes_live as usize, nodes);
+    deployment.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_key_that_races_itself_gets_one_certificate_which_is_counted_once() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", DAY).await;
+    let token = deployment.token("c1", v1::Role::Worker, 1).await;
+    let key = PrivateKey::generate().unwrap();
+    let request = ask(&token, "c1", "w1", &["10.0.0.1"], &key);
+    // As the listener hands them on, so that they come at one moment.
+    let (mut clients, start) = (JoinSet::new(), Arc::new(Barrier::new(CLIENTS)));
+    for _ in 0..CLIENTS {
+        let (ca, request) = (Arc::clone(&deployment.ca), request.clone());
+        let (start, peer) = (Arc::clone(&start), Ipv4Addr::LOCALHOST.into());
+        clients.spawn(async move {
+            start.wait().await;
+            ca_server::enroll::enroll(&ca, request, peer).await.unwrap().identity.unwrap()
+        });
+    }
+    let answers = clients.join_all().await;
+    assert!(answers.iter().all(|answer| answer.leaf_der == answers[0].leaf_der));
+    let counted = "raymtls_ca_certificates_issued_total{kind=\"agent_identity\"} 1\n";
+    let text = deployment.ca.metrics.text();
+    assert!(text.contains(counted), "{text}");
     deployment.finish().await;
 }
 
