@@ -118,6 +118,7 @@ suite! {
         a_leaf_key_is_certified_for_one_leaf_life
         the_identity_key_is_no_leaf_key
         a_node_has_a_bounded_number_of_leaf_keys
+        a_name_that_comes_back_again_and_again_has_its_share_each_time
         a_key_that_was_too_old_does_not_become_young
         one_key_has_one_purpose_and_one_node
         a_node_has_a_bounded_number_of_certificates

@@ -49,7 +49,7 @@ pub const CONTACT_COARSE_MS: i64 = 3 * 60 * 1_000;
 pub const IDENTITIES_MAX: u32 = 4_096;
 /// Certificates of all live leaf keys of one node, at most.
 pub const LEAVES_MAX: u32 = 8_192;
-/// Leaf keys of one node whose certificates have not expired, at most.
+/// Leaf keys of one node, since it enrolled, whose certificates have not expired, at most.
 pub const LEAF_KEYS_MAX: usize = 32;
 
 /// Why a verb did not do what it was asked.

@@ -3,7 +3,8 @@
 use super::{
     Place,
     fixture::{
-        Ca, LEAF_LIFE_MS, START_MS, address, ask, at, c1, caller, key, leaf_ask, race_lost, refusal,
+        Ca, LEAF_LIFE_MS, START_MS, address, ask, at, c1, caller, key, leaf_ask, name, race_lost,
+        refusal,
     },
 };
 use crate::{
@@ -86,6 +87,25 @@ pub(super) async fn a_node_has_a_bounded_number_of_leaf_keys(place: &dyn Place) 
     assert_eq!(ca.record("n-1").await.leaf_keys.len(), LEAF_KEYS_MAX + 1);
     ca.leaf(2 + 3 * LEAF_LIFE_MS, &calling, leaf_ask(98)).await.unwrap();
     assert_eq!(ca.record("n-1").await.leaf_keys.len(), 1);
+}
+
+pub(super) async fn a_name_that_comes_back_again_and_again_has_its_share_each_time(
+    place: &dyn Place,
+) {
+    let ca = Ca::new(place).await;
+    let lives = u8::try_from(LEAF_KEYS_MAX).unwrap() + 4;
+    for life in 0..lives {
+        let token = ca.token().await;
+        let ask = EnrollAsk {
+            name: name("n-1"),
+            source: Some(address(1).parse().unwrap()),
+            ..ask(&token, 1 + life)
+        };
+        let node = ca.enroll(life.into(), ask).await.unwrap();
+        ca.leaf(life.into(), &node.caller(), leaf_ask(100 + life)).await.unwrap();
+        ca.leave(life.into(), &node.caller()).await.unwrap();
+    }
+    assert_eq!(ca.record("n-1").await.leaf_keys.len(), usize::from(lives), "none is forgotten");
 }
 
 pub(super) async fn a_key_that_was_too_old_does_not_become_young(place: &dyn Place) {

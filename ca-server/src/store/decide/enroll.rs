@@ -295,13 +295,17 @@ fn node_record(
 /// had it then may still hold.
 fn earlier(before: NodeRecord) -> (Vec<LeafKeyRecord>, Vec<String>) {
     const EARLIER_TOKENS_MAX: usize = 16;
+    const EARLIER_LEAF_KEYS_MAX: usize = 256;
+    let mut leaf_keys = before.leaf_keys;
+    leaf_keys.sort_by_key(|key| std::cmp::Reverse(key.not_after_ms));
+    leaf_keys.truncate(EARLIER_LEAF_KEYS_MAX);
     let mut token_ids = vec![before.token_id];
     for id in before.earlier_token_ids {
         if !token_ids.contains(&id) && token_ids.len() < EARLIER_TOKENS_MAX {
             token_ids.push(id);
         }
     }
-    (before.leaf_keys, token_ids)
+    (leaf_keys, token_ids)
 }
 
 pub(super) fn revoked(node: &NodeRecord) -> Refusal {
@@ -310,4 +314,18 @@ pub(super) fn revoked(node: &NodeRecord) -> Refusal {
 
 fn joined(addresses: &[NodeAddress]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_its_earlier_lives_a_name_keeps_the_leaf_keys_that_end_last() {
+        let key = |ends_ms| LeafKeyRecord { not_after_ms: ends_ms, ..LeafKeyRecord::default() };
+        let before = NodeRecord { leaf_keys: (0..300).map(key).collect(), ..NodeRecord::default() };
+        let (kept, _) = earlier(before);
+        assert_eq!(kept.len(), 256);
+        assert_eq!(kept.iter().map(|key| key.not_after_ms).min(), Some(44));
+    }
 }

@@ -139,7 +139,9 @@ fn check_key(
     }
     let live = || node.leaf_keys.iter().filter(|key| key.not_after_ms > now_ms);
     let certificates: u32 = live().map(|key| key.certificates).sum();
-    let what = if known.is_none() && live().count() >= LEAF_KEYS_MAX {
+    // Each enrolment is a token's word: a host that is made anew for each job begins with none.
+    let of_this_life = live().filter(|key| key.first_issued_ms >= node.enrolled_ms).count();
+    let what = if known.is_none() && of_this_life >= LEAF_KEYS_MAX {
         "the node has as many live leaf keys as it may have"
     } else if certificates >= LEAVES_MAX {
         "the node has as many live leaves as it may have"
