@@ -41,6 +41,7 @@ http_listen = "127.0.0.1:7446"
 admin_socket = "$ADMIN_SOCKET"
 enrollment_endpoints = ["$(address ca):7443"]
 node_endpoints = ["$(address ca):7444"]
+${CA_SETTINGS:-}
 TOML
   daemon ca "$LOGS/ca-server.log" ca-server serve --dir "$CA_DIR/data" --config "$CA_DIR/ca.toml"
   wait_for 30 "the CA to answer on $ADMIN_SOCKET" ca_answers
