@@ -24,7 +24,9 @@ KILLS_WITH_RAY=${KILLS_WITH_RAY:-1}
 # shellcheck disable=SC2034
 CA_SETTINGS='[limits]
 certificates_per_node_per_minute = 1000
-certificates_per_node_burst = 1000'
+certificates_per_node_burst = 1000
+syncs_per_node_per_minute = 1000
+syncs_per_node_burst = 1000'
 # What is on a node that is made.
 NODE_STATE="1 live, 1 identity, 1 agent, join file gone, nothing half done"
 # Seconds a node may take beyond Ray's own start: 15 are promised, ten times that is asserted.
