@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod held;
 pub mod judge;
 pub mod manifests;
+pub mod programs;
 pub mod wire;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};

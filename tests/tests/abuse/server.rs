@@ -20,7 +20,10 @@ use raymtls_proto::{
     join::JoinFile,
     v1::{self, enroll_request::Credential},
 };
-use raymtls_tests::wire::Stranger;
+use raymtls_tests::{
+    programs::{binary, free_ports, run},
+    wire::Stranger,
+};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use secrecy::ExposeSecret;
 use tokio::{
@@ -85,7 +88,7 @@ impl Server {
         files_max: u32,
         environment: &[(&str, String)],
     ) -> Self {
-        let server = binary();
+        let server = binary("ca-server");
         let admin = server.with_file_name("ca-admin");
         let [enrollment, nodes, http] = free_ports();
         let at = |name: &str| folder.path().join(name);
@@ -254,31 +257,6 @@ async fn wait_for(child: &mut Child, socket: &Path) {
         sleep(START_WAIT).await;
     }
     panic!("the server does not listen");
-}
-
-async fn run(program: &Path, arguments: &[String]) {
-    let output = Command::new(program).args(arguments).output().await.unwrap();
-    assert!(
-        output.status.success(),
-        "{} {arguments:?}: {}\n{}",
-        program.display(),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// In the target folder: this test runs from target/PROFILE/deps.
-fn binary() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.parent().unwrap().parent().unwrap().join("ca-server");
-    assert!(path.exists(), "{} is missing: run `cargo build -p ca-server` first", path.display());
-    path
-}
-
-fn free_ports<const N: usize>() -> [SocketAddr; N] {
-    let held: [std::net::TcpListener; N] =
-        std::array::from_fn(|_| std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap());
-    held.map(|listener| listener.local_addr().unwrap())
 }
 
 fn text(path: &Path) -> &str {

@@ -1,7 +1,6 @@
 //! A CA of its own in a temporary folder: its processes, its ports, its token.
 
 use std::{
-    net::TcpListener,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -15,6 +14,7 @@ use raymtls_proto::{
     durable::{self, Access},
     join::JoinFile,
 };
+use raymtls_tests::programs::{binary, free_ports, run};
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
@@ -50,12 +50,12 @@ impl Deployment {
         run(&server, &["init", "--dir", text(&at("ca")), "--kek-file", text(&at("kek"))]).await;
         let config = format!(
             "kek_file = {kek:?}\n\
-             enrollment_listen = \"127.0.0.1:{enrollment}\"\n\
-             node_listen = \"127.0.0.1:{node}\"\n\
-             http_listen = \"127.0.0.1:{http}\"\n\
+             enrollment_listen = \"{enrollment}\"\n\
+             node_listen = \"{node}\"\n\
+             http_listen = \"{http}\"\n\
              admin_socket = {socket:?}\n\
-             enrollment_endpoints = [\"127.0.0.1:{enrollment}\"]\n\
-             node_endpoints = [\"127.0.0.1:{node}\"]\n\
+             enrollment_endpoints = [\"{enrollment}\"]\n\
+             node_endpoints = [\"{node}\"]\n\
              {limits}",
             kek = at("kek"),
             socket = at("admin.sock"),
@@ -155,37 +155,16 @@ async fn spawn(folder: &Path, server: &Path, fail_point: Option<&str>) -> Server
     panic!("the server does not listen:\n{log}");
 }
 
-async fn run(program: &Path, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().await.unwrap();
-    assert!(
-        output.status.success(),
-        "{} {arguments:?}: {}\n{}",
-        program.display(),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
+/// One with fail points: a name in the environment, or this build's.
 fn server_binary() -> PathBuf {
     let named = std::env::var_os("RAYMTLS_FAILPOINT_BIN").map(PathBuf::from);
-    // This test runs from target/PROFILE/deps.
-    let path = named.unwrap_or_else(|| {
-        let folder =
-            std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
-        folder.join("ca-server")
-    });
+    let path = named.unwrap_or_else(|| binary("ca-server"));
     assert!(
         path.exists(),
         "{} is missing: run `cargo build -p ca-server --features fail-points` first",
         path.display()
     );
     path
-}
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [TcpListener; N] =
-        std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
-    held.map(|listener| listener.local_addr().unwrap().port())
 }
 
 fn text(path: &Path) -> &str {

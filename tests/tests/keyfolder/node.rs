@@ -137,10 +137,4 @@ pub(crate) fn stray_files(folder: &Path) -> Vec<PathBuf> {
     strays
 }
 
-/// A program of this build.
-pub(crate) fn binary(name: &str) -> PathBuf {
-    // This test runs from target/PROFILE/deps.
-    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
-    path
-}
+pub(crate) use raymtls_tests::programs::binary;

@@ -3,7 +3,7 @@
 //! `ca-server`, `ca-admin` and `node-agent` in the target folder.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -23,7 +23,7 @@ use raymtls_proto::{
     durable::{self, Access},
     v1,
 };
-use raymtls_tests::{ADMIN_SOCKET, Deployment, TRUST_DOMAIN};
+use raymtls_tests::{ADMIN_SOCKET, Deployment, TRUST_DOMAIN, programs::binary};
 use time::OffsetDateTime;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -217,11 +217,4 @@ async fn run(command: &mut Command) -> Output {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
-}
-
-fn binary(name: &str) -> PathBuf {
-    // This test runs from target/PROFILE/deps.
-    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
-    path
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use raymtls_proto::v1::NodeState;
-use raymtls_tests::{ADMIN_SOCKET, Deployment};
+use raymtls_tests::{ADMIN_SOCKET, Deployment, programs::binary};
 use tokio::process::Command;
 
 /// Ids that no account of a machine has.
@@ -148,11 +148,4 @@ fn open_to_all(path: &Path) {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-fn binary(name: &str) -> PathBuf {
-    // This test runs from target/PROFILE/deps.
-    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
-    path
 }

@@ -59,6 +59,14 @@ impl<'a> Host<'a> {
         RunningAgent::start(config, Arc::new(self.clock.clone()))
     }
 
+    /// Enrolled, its agent running and in touch.
+    async fn joins(&self) -> RunningAgent {
+        self.enroll().await.unwrap();
+        let agent = self.run();
+        agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+        agent
+    }
+
     /// The same time passes here and at the CA.
     fn pass(&self, by: Duration) {
         self.clock.advance(by);
@@ -187,9 +195,7 @@ async fn a_ca_whose_clock_jumps_is_followed_and_what_it_dated_ahead_is_made_agai
     let mut deployment = Deployment::start().await;
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
-    host.enroll().await.unwrap();
-    let agent = host.run();
-    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let agent = host.joins().await;
     let right = deployment.clock.now();
     let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
 
@@ -216,9 +222,7 @@ async fn a_ca_three_lives_ahead_costs_no_folder_that_ray_may_use() {
     let mut deployment = Deployment::start().await;
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
-    host.enroll().await.unwrap();
-    let agent = host.run();
-    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let agent = host.joins().await;
     let right = deployment.clock.now();
     let first = |s: &Status| s.key_folders.iter().find(|f| f.name == "k1").cloned();
     let serial = first(&agent.handle.status()).unwrap().leaf.serial;
@@ -251,9 +255,7 @@ async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
     // The cluster's issuer is older than the step.
     deployment.clock.advance(2 * HOUR);
     let host = Host::new(&deployment, time::Duration::ZERO);
-    host.enroll().await.unwrap();
-    let agent = host.run();
-    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let agent = host.joins().await;
     let right = deployment.clock.now();
     let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
     let before = serial(&agent.handle.status());
@@ -282,9 +284,7 @@ async fn a_ca_certificate_that_is_over_is_refused_whatever_time_comes_with_it() 
     let deployment = Deployment::start().await;
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
-    host.enroll().await.unwrap();
-    let agent = host.run();
-    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let agent = host.joins().await;
     let right = deployment.clock.now();
 
     // The CA's certificate lives seven days.
