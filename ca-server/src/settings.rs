@@ -87,13 +87,14 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
         }
         "ray-token" => on_off(key, value).map(|on| settings.ray_token = on),
         "ray-client" => on_off(key, value).map(|on| settings.ray_client = on),
+        "trust-ranges" => on_off(key, value).map(|on| settings.trust_ranges = on),
         "collective-ports" => set_collectives(plan(settings), value),
         _ => match key.strip_prefix("port.") {
             Some(port) => set_port(plan(settings), port, value),
             None => Err(invalid(format!(
                 "{:?} is no setting; there are max-job, isolation, mode, admin-ranges, \
-                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, collective-ports, \
-                 port.NAME",
+                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, trust-ranges, \
+                 collective-ports, port.NAME",
                 excerpt(key)
             ))),
         },
@@ -177,6 +178,7 @@ fn defaults() -> v1::Settings {
         ray_client: false,
         max_job_seconds: 0,
         ends_unix: 0,
+        trust_ranges: false,
     }
 }
 

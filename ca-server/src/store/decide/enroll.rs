@@ -6,7 +6,7 @@ use raymtls_proto::{
     v1,
 };
 
-use super::{check_key_use, check_not_ended, cluster, event, put_certificate};
+use super::{check_key_use, check_not_ended, cluster, event, member, put_certificate};
 use crate::{
     policy,
     refusal::Refusal,
@@ -70,13 +70,16 @@ pub fn enroll(
     if let Some(before) = &before {
         release_addresses(view, before)?;
     }
-    let node = node_record(view, ask, binding, identity, before);
-    if node.holds_exclusively() {
-        for address in &binding.addresses {
-            let key = layout::holder(cluster, &address.to_string());
+    let mut node = node_record(view, ask, binding, identity, before);
+    for address in &binding.addresses {
+        let address = address.to_string();
+        if node.holds_exclusively() {
+            let key = layout::holder(cluster, &address);
             view.put_raw(key, binding.name.as_str().as_bytes().to_vec());
         }
+        member::lift(view, cluster, &address)?;
     }
+    member::tell(view, &mut node)?;
     view.put(layout::node(cluster, binding.name.as_str()), &node);
     let identity = put_certificate(
         view,
@@ -226,6 +229,7 @@ fn node_record(
         address: address.to_string(),
         proved: ask.source == Some(*address),
     };
+    let member_version = before.as_ref().map_or(0, |before| before.member_version);
     let (leaf_keys, earlier_token_ids) = before.map_or_else(Default::default, earlier);
     NodeRecord {
         cluster: ask.cluster.to_string(),
@@ -253,6 +257,8 @@ fn node_record(
         earlier_token_ids,
         identities: 1,
         identities_since_ms: identity.issued_ms,
+        member_version,
+        lapsed_ms: 0,
     }
 }
 
