@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-STEPS=(fmt shell build clippy doc deny unit conformance e2e bins ray)
+STEPS=(fmt shell build clippy doc deny unit conformance e2e lint bins manifests isolation ray bootstrap units deploy)
 CARGO_DENY_VERSION=0.20.2
 PASSED=0
 FAILED=0
@@ -17,10 +17,11 @@ usage() {
   cat <<TEXT
 usage: scripts/test.sh [--full]
 
-Installs what the tests need (Debian packages, cargo-deny, a virtual environment with Ray), then runs
+Installs what the tests need (Debian packages, cargo-deny, virtual environments), then runs
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
-  --full    also the quickstart as a person runs it, with its release build
+  --full    more kills of bootstrap-node.sh, the Slurm example, the quickstart as a person runs it with its
+            release build, and the long stories
 
 examples
   scripts/test.sh
@@ -33,7 +34,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(quickstart) ;;
+      --full) STEPS+=(slurm quickstart full); export KILLS=60 KILLS_WITH_RAY=4 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac
@@ -60,7 +61,13 @@ install_needs() {
   need_cargo
   need_command ip iproute2
   need_command openssl openssl
+  need_command faketime faketime
   need_command shellcheck shellcheck
+  need_command certtool gnutls-bin
+  need_command nft nftables
+  need_nginx
+  need_pkilint
+  need_manifest_linters
   need_ray
   run "$INSTALL_MAX" "$BASE/logs/cargo.log" "the crates" cargo fetch --locked --manifest-path "$ROOT/Cargo.toml"
   if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY_VERSION" ]; then

@@ -21,7 +21,9 @@ use crate::{
         authority::{AuthorityError, LiveAuthority},
         kek::Kek,
     },
+    limits::{Limiter, Limits},
     metrics::Metrics,
+    proxy_protocol::TrustedProxies,
     refusal::Refusal,
     store::{
         Authority, Store, StoreError,
@@ -55,6 +57,12 @@ pub struct Ca {
     pub contacts: Contacts,
     /// What is counted.
     pub metrics: Metrics,
+    /// How much may be asked.
+    pub limits: Limits,
+    /// What has been asked lately.
+    pub limiter: Limiter,
+    /// Whose word on where a connection comes from is taken.
+    pub trusted_proxies: TrustedProxies,
     /// When this server began to serve.
     pub started: OffsetDateTime,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
@@ -101,6 +109,9 @@ impl Ca {
             kek,
             endpoints,
             contacts: Contacts::default(),
+            limits: Limits::default(),
+            limiter: Limiter::default(),
+            trusted_proxies: TrustedProxies::default(),
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -110,6 +121,21 @@ impl Ca {
             ca.load_authority(&Authority::Cluster(cluster.cluster.parse()?)).await?;
         }
         Ok(ca)
+    }
+
+    /// The same with other limits than the default ones.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limiter = Limiter::new(&limits);
+        self.limits = limits;
+        self
+    }
+
+    /// The same behind balancers that speak the PROXY protocol.
+    #[must_use]
+    pub fn behind(mut self, trusted_proxies: TrustedProxies) -> Self {
+        self.trusted_proxies = trusted_proxies;
+        self
     }
 
     /// From here on no call waits any more.

@@ -5,11 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use raymtls_proto::join::is_endpoint;
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::{
     ca::Endpoints,
+    limits::Limits,
+    proxy_protocol::TrustedProxies,
     trusted_file::{self, FileFault},
 };
 
@@ -49,6 +52,10 @@ pub struct Config {
     pub enrollment_endpoints: Vec<String>,
     /// `host:port` of the node listener as nodes reach it; goes into join files.
     pub node_endpoints: Vec<String>,
+    /// Addresses of balancers before the listeners, which must speak the PROXY protocol, version 2.
+    pub trusted_proxies: Vec<String>,
+    /// How much may be asked.
+    pub limits: Limits,
     /// How logs are written.
     pub log_format: LogFormat,
 }
@@ -64,6 +71,8 @@ impl Default for Config {
             operator_group: None,
             enrollment_endpoints: Vec::new(),
             node_endpoints: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
             log_format: LogFormat::Human,
         }
     }
@@ -110,16 +119,21 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let config = match path {
-            None => Self::default(),
-            Some(path) => {
-                let text = read(path)?;
-                toml::from_str(&text).map_err(|error| ConfigError::Parse {
-                    path: path.to_owned(),
-                    message: error.to_string().trim_end().to_owned(),
-                })?
-            }
-        };
+        match path {
+            None => Ok(Self::default()),
+            Some(path) => Self::parse(&read(path)?, path),
+        }
+    }
+
+    /// Parses the text of a configuration file; its path is for the error.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -133,9 +147,15 @@ impl Config {
             if endpoints.len() > ENDPOINTS_MAX {
                 return invalid(format!("{key}: at most {ENDPOINTS_MAX}"));
             }
-            if let Some(bad) = endpoints.iter().find(|endpoint| !is_host_port(endpoint)) {
+            if let Some(bad) = endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
                 return invalid(format!("{key}: {bad:?} is not of the form host:port"));
             }
+        }
+        if let Err(error) = TrustedProxies::parse(&self.trusted_proxies) {
+            return invalid(format!("trusted_proxies: {error}"));
+        }
+        if let Err(error) = self.limits.check() {
+            return invalid(error);
         }
         if !self.http_listen.ip().is_loopback() {
             return invalid(format!(
@@ -168,15 +188,6 @@ impl Config {
     }
 }
 
-fn is_host_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    !host.is_empty()
-        && (bracketed || !host.contains(':'))
-        && host.len() <= 253
-        && port.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 fn read(path: &Path) -> Result<String, ConfigError> {
     let text = trusted_file::read(path, 0o022, FILE_LEN_MAX);
     text.map(|text| text.to_string()).map_err(|fault| match fault {
@@ -206,7 +217,16 @@ mod tests {
         assert!(parse("node_listen = \"7444\"").is_err());
         assert!(parse("http_listen = \"0.0.0.0:7446\"").unwrap_err().contains("loopback"));
         assert!(parse("node_endpoints = [\"ca\"]").unwrap_err().contains("host:port"));
+        // Else nobody could read the join files this server makes.
+        assert!(parse("node_endpoints = [\"[x]:7444\"]").unwrap_err().contains("host:port"));
         assert!(parse("log_format = \"xml\"").is_err());
+        assert!(
+            parse("trusted_proxies = [\"0.0.0.0/0\"]").unwrap_err().contains("trusted_proxies")
+        );
+        let zero = parse("[limits]\nenrolments_burst = 0").unwrap_err();
+        assert!(zero.contains("limits.enrolments_burst = 0"), "{zero}");
+        assert!(parse("[limits]\nenrolments_burst = -1").is_err());
+        assert!(parse("[limits]\nenrolments = 5").unwrap_err().contains("enrolments"));
         assert_eq!(parse("").unwrap(), Config::default());
     }
 

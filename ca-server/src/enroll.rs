@@ -1,6 +1,8 @@
 //! Enrolment: a credential becomes an identity. Cheapest check first; nothing leaves before the
 //! commit, and nothing in the commit is half there.
 
+use std::net::IpAddr;
+
 use raymtls_proto::{
     address::NodeAddress,
     identity::{ClusterId, DnsName, NodeName, Role},
@@ -26,12 +28,14 @@ use crate::{
 pub async fn enroll(
     ca: &Ca,
     request: v1::EnrollRequest,
-    source: Option<NodeAddress>,
+    peer_address: IpAddr,
 ) -> Result<v1::EnrollResponse, StoreError> {
     let now = ca.clock.now();
+    ca.limiter.attempt(ca.clock.elapsed(), peer_address)?;
 
     // 1. What is asked, in types.
-    let parsed = Parsed::from(request)?;
+    let parsed = Parsed::from(request).map_err(StoreError::from);
+    let parsed = parsed.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
     let token = parsed.token;
     let csr = UnprovedCsr::read(parsed.csr_der)?;
     let ask = EnrollAsk {
@@ -41,7 +45,7 @@ pub async fn enroll(
         role: parsed.role,
         name: parsed.name,
         key_hash: csr.key_hash(),
-        source,
+        source: NodeAddress::new(peer_address).ok(),
         addresses: parsed.addresses,
         dns_names: parsed.dns_names,
         shared_address: parsed.shared_address,
@@ -50,7 +54,9 @@ pub async fn enroll(
 
     // 2. Token, policy, who holds what; then the signature, which costs most and is nobody's who has
     //    no token.
-    let plan = ca.store.plan_enroll(now, ask.clone()).await?;
+    let plan = ca.store.plan_enroll(now, ask.clone()).await;
+    let plan = plan.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
+    ca.limiter.enrolment(ca.clock.elapsed())?;
     let csr = csr.prove()?;
     let enrolled = match plan {
         EnrollPlan::Replay(enrolled) => *enrolled,
@@ -84,6 +90,14 @@ pub async fn enroll(
 
     // 5. What the node needs to go on.
     response(ca, &ask.cluster, enrolled, now.unix_timestamp())
+}
+
+/// A wrong token counts against the address it came from, and is a reason to look.
+fn note_wrong_token(ca: &Ca, peer_address: IpAddr, error: &StoreError) {
+    if error.refusal() == Refusal::TokenUnknown {
+        ca.metrics.wrong_token();
+        ca.limiter.wrong_token(ca.clock.elapsed(), peer_address);
+    }
 }
 
 fn response(

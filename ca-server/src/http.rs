@@ -13,20 +13,18 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
-use crate::ca::Ca;
+use crate::{accept::AcceptFailures, ca::Ca};
 
 /// Connections at once; the next ones wait.
-const CONNECTIONS_MAX: u32 = 64;
+const CONNECTIONS_MAX: u32 = 16;
 /// A request's headers must be there after this long; so must the next request of a connection.
 const HEADERS_TIME_MAX: Duration = Duration::from_secs(5);
 /// A connection is cut off after this long.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5 * 60);
 /// Names in an answer at most.
 const NAMES_MAX: usize = 8;
-/// Pause after a failed accept (out of file descriptors), so that the loop neither spins nor dies.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the server stops, then finishes what it began.
 pub async fn serve(ca: Arc<Ca>, listener: TcpListener) {
@@ -36,6 +34,7 @@ pub async fn serve(ca: Arc<Ca>, listener: TcpListener) {
 async fn serve_within(ca: Arc<Ca>, listener: TcpListener, headers_time_max: Duration) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
     let router = router(Arc::clone(&ca));
+    let mut failures = AcceptFailures::new("http");
     loop {
         let accepted = tokio::select! {
             accepted = accept(&slots, &listener) => accepted,
@@ -44,8 +43,8 @@ async fn serve_within(ca: Arc<Ca>, listener: TcpListener, headers_time_max: Dura
         let (slot, stream) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                warn!(listener = "http", %error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                ca.metrics.accept_failed("http");
+                failures.pause(&error).await;
                 continue;
             }
         };

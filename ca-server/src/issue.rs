@@ -25,6 +25,7 @@ pub async fn issue(
     request: v1::IssueLeafRequest,
 ) -> Result<v1::IssueLeafResponse, StoreError> {
     let now = ca.clock.now();
+    ca.limiter.certificate(ca.clock.elapsed(), &caller)?;
     let csr = Csr::verify(request.csr_der)?;
     let kind = kind(request.purpose)?;
     let ask = LeafAsk {

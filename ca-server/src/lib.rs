@@ -6,12 +6,15 @@
 //! [`token`] and [`policy`] judge, without I/O; [`keys`] signs; [`store`] decides and remembers.
 //! [`admin_cli`] is the operator's command line, which speaks gRPC and shares nothing else.
 
+pub mod accept;
 pub mod admin;
 pub mod admin_cli;
 pub mod admin_socket;
 pub mod ca;
 pub mod config;
 pub mod contacts;
+pub mod crowd;
+pub mod descriptors;
 pub mod enroll;
 pub mod failpoint;
 pub mod grpc;
@@ -21,8 +24,12 @@ pub mod init;
 pub mod issue;
 pub mod keys;
 pub mod leave;
+pub mod limits;
+#[cfg(test)]
+mod lying_signer;
 pub mod metrics;
 pub mod policy;
+pub mod proxy_protocol;
 pub mod refusal;
 pub mod renew;
 pub mod run;

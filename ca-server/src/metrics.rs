@@ -24,7 +24,10 @@ pub struct Metrics {
     registry: Registry,
     issued: Family<Kind, Counter>,
     refused: Family<Word, Counter>,
+    wrong_tokens: Counter,
     handshakes_failed: Family<Why, Counter>,
+    evicted: Family<Listener, Counter>,
+    accepts_failed: Family<Listener, Counter>,
     connections: Family<Listener, Gauge>,
     waiting: Gauge,
     server_certificate_expiry: Gauge<i64, std::sync::atomic::AtomicI64>,
@@ -61,7 +64,10 @@ impl Metrics {
             registry: Registry::with_prefix("raymtls_ca"),
             issued: Family::default(),
             refused: Family::default(),
+            wrong_tokens: Counter::default(),
             handshakes_failed: Family::default(),
+            evicted: Family::default(),
+            accepts_failed: Family::default(),
             connections: Family::default(),
             waiting: Gauge::default(),
             server_certificate_expiry: Gauge::default(),
@@ -75,6 +81,21 @@ impl Metrics {
             "handshakes_failed",
             "TLS handshakes that did not finish",
             metrics.handshakes_failed.clone(),
+        );
+        registry.register(
+            "wrong_tokens",
+            "Enrolments with a token that is not known here: somebody guesses, or has an old join file",
+            metrics.wrong_tokens.clone(),
+        );
+        registry.register(
+            "connections_evicted",
+            "Connections closed to make room for newer ones",
+            metrics.evicted.clone(),
+        );
+        registry.register(
+            "accepts_failed",
+            "Connections that could not be accepted: out of file descriptors",
+            metrics.accepts_failed.clone(),
         );
         registry.register("connections", "Open connections", metrics.connections.clone());
         registry.register("syncs_waiting", "Sync calls that wait", metrics.waiting.clone());
@@ -106,6 +127,21 @@ impl Metrics {
     /// A handshake did not finish.
     pub fn handshake_failed(&self, listener: &'static str, why: &'static str) {
         self.handshakes_failed.get_or_create(&Why { listener, why }).inc();
+    }
+
+    /// Somebody tried a token that is not known here.
+    pub fn wrong_token(&self) {
+        self.wrong_tokens.inc();
+    }
+
+    /// A connection was closed to make room for another.
+    pub fn connection_evicted(&self, listener: &'static str) {
+        self.evicted.get_or_create(&Listener { listener }).inc();
+    }
+
+    /// A connection could not be accepted.
+    pub fn accept_failed(&self, listener: &'static str) {
+        self.accepts_failed.get_or_create(&Listener { listener }).inc();
     }
 
     /// The gauge of a listener's connections.

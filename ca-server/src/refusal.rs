@@ -62,7 +62,8 @@ pub enum Refusal {
     /// Name in use.
     #[error(
         "node name {0:?} is held by a live node: it is free once that node leaves, \
-         is forgotten, or has been out of touch for {minutes} minutes",
+         is forgotten, or has been out of touch for {minutes} minutes; to take it over now, \
+         make a token with `ca-admin token create --node {0} --replace`",
         minutes = ABSENT_AFTER_MS / 60_000
     )]
     NodeNameTaken(String),

@@ -23,6 +23,7 @@ pub async fn renew(
     request: v1::RenewIdentityRequest,
 ) -> Result<v1::RenewIdentityResponse, StoreError> {
     let now = ca.clock.now();
+    ca.limiter.certificate(ca.clock.elapsed(), &caller)?;
     let csr = Csr::verify(request.csr_der)?;
     let plan = ca.store.plan_renew(now, caller.clone(), csr.key_hash()).await;
     let record = match judged(ca, &caller, now, plan)? {

@@ -21,8 +21,10 @@ use crate::{
     admin_socket,
     ca::Ca,
     config::{Config, LogFormat},
-    init,
+    descriptors, init,
     keys::kek::Kek,
+    limits::Limits,
+    proxy_protocol::TrustedProxies,
     serve::{self, Listeners},
     store::{Store, kv::KvStore, sled::SledEngine},
 };
@@ -67,14 +69,7 @@ enum Command {
     },
     /// Serve enrolment, nodes and operators
     #[command(
-        after_help = "The configuration is TOML; unknown keys are refused. Keys and defaults:\n  \
-                      kek_file = \"/etc/ray-mtls/kek\"\n  enrollment_listen = \"0.0.0.0:7443\"\n  \
-                      node_listen = \"0.0.0.0:7444\"\n  http_listen = \"127.0.0.1:7446\"\n  \
-                      admin_socket = \"/run/ray-mtls/ca-admin.sock\"\n  operator_group = none\n  \
-                      enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
-                      node_endpoints = [\"<hostname>:7444\"]\n  log_format = \"human\" or \
-                      \"json\"\n\nExample:\n  ca-server serve --dir /var/lib/ray-mtls/ca --config \
-                      /etc/ray-mtls/ca-server.toml"
+        after_help = serve_help()
     )]
     Serve {
         /// Data folder
@@ -84,6 +79,32 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+}
+
+/// What `serve --help` says of the configuration.
+fn serve_help() -> String {
+    let limits: Vec<String> = Limits::default()
+        .table()
+        .into_iter()
+        .map(|(key, value)| format!("    {key} = {value}"))
+        .collect();
+    format!(
+        "The configuration is TOML; unknown keys are refused. Keys and defaults:\n  \
+         kek_file = \"/etc/ray-mtls/kek\"\n  \
+         enrollment_listen = \"0.0.0.0:7443\"\n  \
+         node_listen = \"0.0.0.0:7444\"\n  \
+         http_listen = \"127.0.0.1:7446\"\n  \
+         admin_socket = \"/run/ray-mtls/ca-admin.sock\"\n  \
+         operator_group = none\n  \
+         enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
+         node_endpoints = [\"<hostname>:7444\"]\n  \
+         trusted_proxies = []   (ranges of balancers; they must speak PROXY protocol v2)\n  \
+         log_format = \"human\" or \"json\"\n  \
+         [limits]   (a burst is what may come at once; a rate is what grows back)\n\
+         {}\n\nExample:\n  \
+         ca-server serve --dir /var/lib/ray-mtls/ca --config /etc/ray-mtls/ca-server.toml",
+        limits.join("\n")
+    )
 }
 
 /// A failure with its exit code.
@@ -97,6 +118,12 @@ impl Failure {
     fn config(error: impl std::fmt::Display) -> Self {
         Self(EXIT_CONFIG, error.to_string())
     }
+}
+
+/// What the command line accepts; tests hold the documents' lines against it.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Runs the program.
@@ -150,6 +177,10 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve { dir, config } => {
             let config = Config::load(config.as_deref()).map_err(Failure::config)?;
             start_logging(config.log_format);
+            descriptors::raise();
+            if let Some(warning) = descriptors::warning() {
+                warn!("{warning}");
+            }
             serve_command(&dir, &config).await
         }
     }
@@ -199,6 +230,8 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
     let store_failed = store.failed();
     let store: Arc<dyn Store> = Arc::new(store);
     let ca = Ca::load(store, clock, kek, config.endpoints()).await.map_err(Failure::failed)?;
+    let proxies = TrustedProxies::parse(&config.trusted_proxies).map_err(Failure::config)?;
+    let ca = ca.with_limits(config.limits.clone()).behind(proxies);
     let listeners = listen(config).await.map_err(Failure::failed)?;
     let trust_domain = ca.trust_domain.clone();
     let started = || {

@@ -10,10 +10,11 @@ use raymtls_proto::v1::{
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::mpsc,
     task::JoinSet,
 };
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic_health::{
     ServingStatus,
@@ -22,7 +23,9 @@ use tonic_health::{
 use tracing::{error, info, warn};
 
 use crate::{
+    accept::{self, AcceptFailures, Bounds},
     ca::Ca,
+    descriptors::Budget,
     grpc::{admin::Admin, enrollment::Enrollment, node::Node},
     http,
     keys::profile::CA_SERVER_LIFE,
@@ -36,8 +39,21 @@ const STREAMS_MAX: u32 = 32;
 const HEADERS_LEN_MAX: u32 = 8 * 1_024;
 /// Streams a peer may open and reset before the connection is closed (rapid reset).
 const RESETS_MAX: usize = 32;
+/// Bytes a peer may send before they are taken, on one stream and on one connection: a call has 64 KiB
+/// at most.
+const STREAM_WINDOW_LEN: u32 = 128 * 1_024;
+const CONNECTION_WINDOW_LEN: u32 = 256 * 1_024;
 /// A call that takes longer is ended; a Sync waits up to 60 s.
 const CALL_TIME_MAX: Duration = Duration::from_secs(90);
+/// The same for an enrolment, from its first header to its last byte.
+const ENROLL_TIME_MAX: Duration = Duration::from_secs(30);
+/// A connection to the enrolment listener ends then, whatever it is used for, so that slow headers or
+/// pings keep none.
+const ENROLLMENT_LIFE: Duration = Duration::from_secs(120);
+/// And then, if nothing comes.
+const ENROLLMENT_SILENCE: Duration = Duration::from_secs(30);
+/// Connections of one identity at once; an agent has one, for a moment two.
+const CONNECTIONS_PER_IDENTITY_MAX: usize = 256;
 /// A connection is closed after this long, so that agents spread over replicas and new settings.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 /// How long calls in flight may take to end when the server stops.
@@ -104,15 +120,22 @@ pub async fn serve(
     });
     servers.spawn({
         let health = health_service.clone();
-        let incoming = start_tls(&ca, "enrollment", listeners.enrollment, &certificates.enrollment);
-        let router = bounded().add_service(health).add_service(Enrollment::server(Arc::clone(&ca)));
+        let config = Arc::clone(&certificates.enrollment);
+        let (name, bounds) = ("enrollment", enrollment_bounds(&ca));
+        let incoming = start_tls(&ca, name, listeners.enrollment, config, bounds);
+        let router = bounded(ENROLL_TIME_MAX)
+            .add_service(health)
+            .add_service(Enrollment::server(Arc::clone(&ca)));
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
     servers.spawn({
         let health = health_service.clone();
-        let incoming = start_tls(&ca, "nodes", listeners.nodes, &certificates.nodes);
-        let router = bounded().add_service(health).add_service(Node::server(Arc::clone(&ca)));
+        let config = Arc::clone(&certificates.nodes);
+        let (name, bounds) = ("nodes", node_bounds(&ca));
+        let incoming = start_tls(&ca, name, listeners.nodes, config, bounds);
+        let router =
+            bounded(CALL_TIME_MAX).add_service(health).add_service(Node::server(Arc::clone(&ca)));
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
@@ -121,11 +144,11 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let router = bounded()
+        let router = bounded(CALL_TIME_MAX)
             .add_service(health_service)
             .add_service(reflection)
             .add_service(Admin::server(Arc::clone(&ca), listeners.operator_group));
-        let incoming = UnixListenerStream::new(listeners.admin);
+        let incoming = start_admin(&ca, listeners.admin);
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
@@ -151,16 +174,68 @@ fn start_tls(
     ca: &Arc<Ca>,
     name: &'static str,
     listener: TcpListener,
-    config: &SharedConfig,
-) -> ReceiverStream<io::Result<tls::Connection>> {
-    let (ready, connections) = tls::ready_channel();
-    tokio::spawn(tls::accept(Arc::clone(ca), name, listener, Arc::clone(config), ready));
+    config: SharedConfig,
+    bounds: Bounds,
+) -> ReceiverStream<io::Result<accept::Connection>> {
+    let (ready, connections) = accept::ready_channel();
+    tokio::spawn(accept::accept(Arc::clone(ca), name, listener, config, bounds, ready));
     ReceiverStream::new(connections)
 }
 
-fn bounded() -> Server {
+/// The operator's connections. tonic would ask a listener that cannot accept again at once, for ever.
+fn start_admin(ca: &Arc<Ca>, listener: UnixListener) -> ReceiverStream<io::Result<UnixStream>> {
+    let (ready, connections) = mpsc::channel(1);
+    let ca = Arc::clone(ca);
+    tokio::spawn(async move {
+        let mut failures = AcceptFailures::new("admin");
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = ready.closed() => return,
+            };
+            match accepted {
+                // A closed channel means that the server is stopping.
+                Ok((stream, _)) => drop(ready.send(Ok(stream)).await),
+                Err(error) => {
+                    ca.metrics.accept_failed("admin");
+                    failures.pause(&error).await;
+                }
+            }
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+fn enrollment_bounds(ca: &Ca) -> Bounds {
+    let budget = Budget::now();
+    Bounds {
+        handshakes: budget.handshakes,
+        handshakes_per_address: ca.limits.handshakes_per_address as usize,
+        connections: budget.enrollment,
+        connections_per_holder: ca.limits.enrollment_connections_per_address as usize,
+        life: Some(ENROLLMENT_LIFE),
+        silence: Some(ENROLLMENT_SILENCE),
+    }
+}
+
+/// Whoever is through has an identity, may be cut off by it, and stays.
+fn node_bounds(ca: &Ca) -> Bounds {
+    let budget = Budget::now();
+    Bounds {
+        handshakes: budget.handshakes,
+        handshakes_per_address: ca.limits.handshakes_per_address as usize,
+        connections: budget.nodes,
+        connections_per_holder: CONNECTIONS_PER_IDENTITY_MAX,
+        life: None,
+        silence: None,
+    }
+}
+
+fn bounded(call_time_max: Duration) -> Server {
     Server::builder()
-        .timeout(CALL_TIME_MAX)
+        .timeout(call_time_max)
+        .initial_stream_window_size(STREAM_WINDOW_LEN)
+        .initial_connection_window_size(CONNECTION_WINDOW_LEN)
         .max_concurrent_streams(STREAMS_MAX)
         .concurrency_limit_per_connection(STREAMS_MAX as usize)
         .http2_max_header_list_size(HEADERS_LEN_MAX)

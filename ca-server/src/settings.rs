@@ -183,7 +183,19 @@ fn defaults() -> v1::Settings {
 }
 
 fn set_max_job(settings: &mut v1::Settings, max_job: Duration) -> Result<(), Refusal> {
-    check_range("max-job", max_job, &MAX_JOB)?;
+    if !MAX_JOB.contains(&max_job) {
+        let (least, most) = (*MAX_JOB.start(), *MAX_JOB.end());
+        return Err(invalid(format!(
+            "max-job {} cannot hold: a leaf lives 2 x max-job = {}, and its life is from {} to {}; \
+             give a max-job from {} to {}",
+            Span(max_job),
+            Span(max_job.saturating_mul(2)),
+            Span(least * 2),
+            Span(most * 2),
+            Span(least),
+            Span(most)
+        )));
+    }
     settings.max_job_seconds = seconds(max_job);
     settings.leaf_life_seconds = 2 * settings.max_job_seconds;
     Ok(())
@@ -217,8 +229,9 @@ fn set_collectives(plan: &mut v1::PortPlan, value: &str) -> Result<(), Refusal> 
 }
 
 fn set_port(plan: &mut v1::PortPlan, name: &str, value: &str) -> Result<(), Refusal> {
-    let port = port_number(value)
-        .ok_or_else(|| wanted(&format!("port.{name}"), value, "a port from 1 to 65535"))?;
+    let port = port_number(value).ok_or_else(|| {
+        wanted(&format!("port.{}", excerpt(name)), value, "a port from 1 to 65535")
+    })?;
     let place = match name {
         "worker_min" => Some(&mut plan.worker_min),
         "worker_max" => Some(&mut plan.worker_max),

@@ -17,6 +17,10 @@ use crate::{
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Key folders in one report, at most.
 const KEY_FOLDERS_MAX: usize = 64;
+/// Characters of a text in a report, at most: it is kept for each node and shown to operators.
+const REPORT_TEXT_LEN_MAX: usize = 64;
+/// Bytes of a serial in a report, at most (RFC 5280 4.1.2.2).
+const SERIAL_LEN_MAX: usize = 20;
 
 /// Answers one `Sync`.
 ///
@@ -63,12 +67,33 @@ pub async fn sync(
 }
 
 fn keep_report(ca: &Ca, caller: &Caller, report: v1::Report) -> Result<(), Refusal> {
-    if report.key_folders.len() > KEY_FOLDERS_MAX {
-        let text = format!("a report names at most {KEY_FOLDERS_MAX} key folders");
-        return Err(Refusal::RequestInvalid(text));
-    }
+    check_report(&report)?;
     debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
     ca.contacts.report(caller, report);
+    Ok(())
+}
+
+/// Judges a report by its size: it is kept for each node and shown to operators.
+///
+/// # Errors
+/// `RequestInvalid`, naming the bound.
+pub fn check_report(report: &v1::Report) -> Result<(), Refusal> {
+    let invalid = |text: String| Err(Refusal::RequestInvalid(text));
+    if report.key_folders.len() > KEY_FOLDERS_MAX {
+        return invalid(format!("a report names at most {KEY_FOLDERS_MAX} key folders"));
+    }
+    let names = report.key_folders.iter().map(|folder| &folder.name);
+    let fits = |text: &String| {
+        text.len() <= REPORT_TEXT_LEN_MAX && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
+    };
+    if !names.chain([&report.agent_version]).all(fits) {
+        return invalid(format!(
+            "a text in a report has at most {REPORT_TEXT_LEN_MAX} characters, all visible"
+        ));
+    }
+    if report.key_folders.iter().any(|folder| folder.serial.len() > SERIAL_LEN_MAX) {
+        return invalid(format!("a serial in a report has at most {SERIAL_LEN_MAX} bytes"));
+    }
     Ok(())
 }
 

@@ -1,19 +1,13 @@
 //! TLS under the gRPC listeners: TLS 1.3 only, no tickets (a resumed session would skip the client
-//! verifier), one provider, one clock. Each handshake runs in a task of its own, so that a stalled
-//! one holds up no other; once a listener has as many of them at once as it may, the next ones wait
-//! until one is through or its time is up (`HANDSHAKES_MAX`, `HANDSHAKE_TIME_MAX`).
+//! verifier), one provider, one clock; and what is known of whoever is through its handshake. The
+//! connections themselves are `accept`'s.
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwap;
-use prometheus_client::metrics::gauge::Gauge;
 use raymtls_proto::{
     address::NodeAddress,
     clock::{Clock, TlsTime},
@@ -29,14 +23,6 @@ use rustls::{
     version::TLS13,
 };
 use thiserror::Error;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tonic::transport::server::Connected;
-use tracing::{debug, warn};
 
 use crate::{
     ca::Ca,
@@ -44,19 +30,6 @@ use crate::{
     refusal::Refusal,
     store::{Authority, Caller},
 };
-
-/// A handshake that takes longer is dropped.
-const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
-/// Handshakes of one listener at once.
-const HANDSHAKES_MAX: usize = 64;
-/// Connections of one listener at once.
-const CONNECTIONS_MAX: usize = 16_384;
-/// Connections that are through and wait to be served.
-const READY_MAX: usize = 64;
-/// Pause after a failed accept (out of file descriptors), so that the loop neither spins nor dies.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Silence after which the system probes a connection's other end.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// A listener's TLS configuration, swapped as a whole.
 pub type SharedConfig = Arc<ArcSwap<ServerConfig>>;
@@ -104,6 +77,11 @@ pub fn configs(ca: &Ca) -> Result<Configs, TlsError> {
     let signed = control.active().sign(&contents, &key.subject_public_key_info(), now)?;
     let chain = vec![signed.certificate_der.into(), control.active().certificate_der().clone()];
     let mut roots = RootCertStore::empty();
+    // An identity is signed by one of our own issuers: trusting them as they are saves the signature
+    // between issuer and root in each handshake.
+    for issuer in control.issuers() {
+        roots.add(issuer.certificate_der().clone())?;
+    }
     roots.add(CertificateDer::from(control.root_der.clone()))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier =
@@ -138,10 +116,10 @@ fn finish(mut config: ServerConfig) -> Arc<ServerConfig> {
 /// What is known of the other side of a connection, once the handshake is through.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Address the connection comes from.
+    /// Address the connection comes from: its own, or what a trusted balancer says.
     pub address: IpAddr,
-    /// Its certificate, which chains to the control root; `None` on the enrolment listener.
-    identity: Option<Arc<CertificateDer<'static>>>,
+    /// Its certificate, which chains to the control authority; `None` on the enrolment listener.
+    pub(crate) identity: Option<Arc<Identity>>,
 }
 
 impl Peer {
@@ -156,7 +134,11 @@ impl Peer {
     /// # Errors
     /// `IdentityUnknown` for any other certificate of the control authority.
     pub fn caller(&self, ca: &Ca) -> Result<Caller, Refusal> {
-        let certificate = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        let identity = self.identity.as_ref().ok_or(Refusal::IdentityUnknown)?;
+        identity.caller.get_or_init(|| self.read(&identity.certificate, ca)).clone()
+    }
+
+    fn read(&self, certificate: &[u8], ca: &Ca) -> Result<Caller, Refusal> {
         let facts = LeafFacts::parse(certificate).map_err(|_| Refusal::IdentityUnknown)?;
         let [uri] = facts.uris.as_slice() else { return Err(Refusal::IdentityUnknown) };
         match Subject::parse(uri, &ca.trust_domain) {
@@ -170,142 +152,16 @@ impl Peer {
     }
 }
 
-/// A connection that is through its handshake.
+/// The certificate of a connection's other side, and the agent in it: read at the first call.
 #[derive(Debug)]
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    open: Gauge,
-    // Given back when the connection ends.
-    _permit: tokio::sync::OwnedSemaphorePermit,
+pub(crate) struct Identity {
+    /// The certificate.
+    pub(crate) certificate: CertificateDer<'static>,
+    caller: OnceLock<Result<Caller, Refusal>>,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// Accepts connections for as long as somebody takes them.
-pub async fn accept(
-    ca: Arc<Ca>,
-    name: &'static str,
-    listener: TcpListener,
-    config: SharedConfig,
-    ready: mpsc::Sender<io::Result<Connection>>,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let handshake = tokio::select! {
-            permit = Arc::clone(&handshakes).acquire_owned() => {
-                permit.expect("the semaphore is never closed")
-            }
-            () = ready.closed() => return,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = ready.closed() => return,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(listener = name, %error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
-            ca.metrics.handshake_failed(name, "too_many_connections");
-            continue;
-        };
-        let acceptor = TlsAcceptor::from(config.load_full());
-        let (ca, ready) = (Arc::clone(&ca), ready.clone());
-        tokio::spawn(async move {
-            let connection = shake_hands(&ca, name, acceptor, stream, address, permit).await;
-            drop(handshake);
-            if let Some(connection) = connection {
-                // A closed channel means that the server is stopping.
-                let _ = ready.send(Ok(connection)).await;
-            }
-        });
-    }
-}
-
-/// The channel between the accept loop and the server.
-#[must_use]
-pub fn ready_channel()
--> (mpsc::Sender<io::Result<Connection>>, mpsc::Receiver<io::Result<Connection>>) {
-    mpsc::channel(READY_MAX)
-}
-
-async fn shake_hands(
-    ca: &Ca,
-    name: &'static str,
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    address: SocketAddr,
-    permit: tokio::sync::OwnedSemaphorePermit,
-) -> Option<Connection> {
-    let keepalive = rustix::net::sockopt::set_socket_keepalive(&stream, true)
-        .and_then(|()| rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE_AFTER));
-    if let Err(error) = stream.set_nodelay(true).and_then(|()| keepalive.map_err(Into::into)) {
-        debug!(listener = name, %address, %error, "socket options");
-    }
-    match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let identity = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let identity = identity.map(|leaf| Arc::new(leaf.clone().into_owned()));
-            let open = ca.metrics.connections(name);
-            open.inc();
-            let peer = Peer { address: address.ip().to_canonical(), identity };
-            Some(Connection { stream, peer, open, _permit: permit })
-        }
-        Ok(Err(error)) => {
-            ca.metrics.handshake_failed(name, "refused");
-            debug!(listener = name, %address, %error, "handshake refused");
-            None
-        }
-        Err(_) => {
-            ca.metrics.handshake_failed(name, "timed_out");
-            debug!(listener = name, %address, "handshake timed out");
-            None
-        }
+impl Identity {
+    pub(crate) fn new(certificate: CertificateDer<'static>) -> Self {
+        Self { certificate, caller: OnceLock::new() }
     }
 }

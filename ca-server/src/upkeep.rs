@@ -174,7 +174,7 @@ pub(crate) mod tests {
             csr_der: csr.der().to_vec(),
             ..v1::EnrollRequest::default()
         };
-        enroll(ca, request, Some(address.parse().unwrap())).await.unwrap().node_name
+        enroll(ca, request, address.parse().unwrap()).await.unwrap().node_name
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

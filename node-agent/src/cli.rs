@@ -21,7 +21,7 @@ use crate::{
     agent::{ActError, Agent},
     api::{Answer, Ask, ErrorKind, Renewed},
     client::CallLimits,
-    config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, group_id},
+    config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, User, group_id},
     enroll::{self, Enrolled},
     exec,
     failure::Failure,
@@ -155,9 +155,9 @@ struct RunArgs {
     /// The agent's socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Numeric id of the user that runs Ray
-    #[arg(long, value_name = "UID")]
-    ray_uid: Option<u32>,
+    /// The user that runs Ray, by name or number
+    #[arg(long, value_name = "USER")]
+    ray_uid: Option<String>,
     /// Group that may read Ray's key, by name or number [default: as enrolled]
     #[arg(long, value_name = "GROUP")]
     ray_group: Option<String>,
@@ -214,6 +214,12 @@ struct LeaveArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+}
+
+/// What the command line accepts; tests hold the documents' lines against it.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Parses the command line, does what it says, and tells how it went.
@@ -332,7 +338,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         state_dir: args.state_dir,
         tls_dir: args.tls_dir,
         socket: args.socket,
-        ray_uid: args.ray_uid,
+        ray_uid: args.ray_uid.map(User::Name),
         ray_group: args.ray_group,
         hooks_dir: args.hooks_dir,
         http_listen: args.http_listen,

@@ -12,13 +12,14 @@ use raymtls_proto::{
     clock::{Clock, TlsTime},
     identity::TrustDomain,
     reason::{self, Reaction, Reason},
+    span::Span,
     v1::{
         self, enrollment_service_client::EnrollmentServiceClient,
         node_service_client::NodeServiceClient,
     },
 };
 use rustls::{
-    ClientConfig,
+    CertificateError, ClientConfig,
     client::{Resumption, WebPkiServerVerifier},
     pki_types::{CertificateDer, CertificateRevocationListDer, ServerName},
 };
@@ -73,6 +74,10 @@ pub enum CallError {
          compare the endpoints, the join file and the clock of this machine"
     )]
     Untrusted(String),
+    /// The certificate of what answers is over, or not valid yet: mostly the clock of this host is
+    /// wrong. Nothing was sent.
+    #[error("nothing was sent to the CA: {0}")]
+    Clock(String),
     /// The CA said no, or failed.
     #[error("{}", refusal_text(*reason, message))]
     Refused {
@@ -93,7 +98,7 @@ impl CallError {
     #[must_use]
     pub fn reaction(&self) -> Reaction {
         match self {
-            Self::Away(_) | Self::Untrusted(_) | Self::Setup(_) => Reaction::Retry,
+            Self::Away(_) | Self::Untrusted(_) | Self::Clock(_) | Self::Setup(_) => Reaction::Retry,
             Self::Refused { reason, .. } => reason.map_or(Reaction::Retry, Reason::reaction),
         }
     }
@@ -104,6 +109,7 @@ impl CallError {
         match self {
             Self::Away(_) => "CA_AWAY",
             Self::Untrusted(_) => "CA_UNTRUSTED",
+            Self::Clock(_) => "CLOCK",
             Self::Setup(_) => "SETUP",
             Self::Refused { reason, .. } => reason.map_or("UNKNOWN", Reason::as_str),
         }
@@ -114,7 +120,7 @@ impl CallError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
-            Self::Away(_) | Self::Untrusted(_) | Self::Setup(_) => None,
+            Self::Away(_) | Self::Untrusted(_) | Self::Clock(_) | Self::Setup(_) => None,
         }
     }
 }
@@ -275,7 +281,15 @@ struct DiallerInner {
 #[error("{text}")]
 struct DialFailure {
     text: String,
-    untrusted: bool,
+    why: DialFault,
+}
+
+/// What stood in the way, the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum DialFault {
+    Untrusted,
+    Clock,
+    Away,
 }
 
 impl Dialler {
@@ -327,7 +341,7 @@ impl Dialler {
         }
         let failure = DialFailure {
             text: failures.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("; "),
-            untrusted: failures.iter().any(|f| f.untrusted),
+            why: failures.iter().map(|f| f.why).min().unwrap_or(DialFault::Away),
         };
         self.remember(Some(failure.clone()));
         Err(failure)
@@ -335,15 +349,12 @@ impl Dialler {
 
     async fn dial_one(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, DialFailure> {
         let away =
-            |why: String| DialFailure { text: format!("{endpoint}: {why}"), untrusted: false };
+            |why: String| DialFailure { text: format!("{endpoint}: {why}"), why: DialFault::Away };
         let dial = async {
             let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
             tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
             let connect = self.0.tls.connect(self.0.server_name.clone(), tcp);
-            connect.await.map_err(|e| DialFailure {
-                text: format!("{endpoint}: {e}"),
-                untrusted: is_verification(&e),
-            })
+            connect.await.map_err(|e| handshake_failure(endpoint, &e))
         };
         let limit = self.0.limits.connect;
         tokio::time::timeout(limit, dial)
@@ -370,10 +381,10 @@ impl Dialler {
         if reason.is_none()
             && let Some(failure) = self.last_failure()
         {
-            return if failure.untrusted {
-                CallError::Untrusted(failure.text)
-            } else {
-                CallError::Away(failure.text)
+            return match failure.why {
+                DialFault::Untrusted => CallError::Untrusted(failure.text),
+                DialFault::Clock => CallError::Clock(failure.text),
+                DialFault::Away => CallError::Away(failure.text),
             };
         }
         if reason.is_none() && is_transport(status.code()) {
@@ -441,12 +452,34 @@ pub(crate) fn server_verifier(
         .map_err(|e| e.to_string())
 }
 
-/// Whether a handshake failed because of who answered, not because of the network.
-fn is_verification(error: &std::io::Error) -> bool {
-    error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)))
+/// Tells a handshake that failed because of who answered, or because of a clock, from one that the
+/// network broke.
+fn handshake_failure(endpoint: &str, error: &std::io::Error) -> DialFailure {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let (text, why) = match inner {
+        Some(rustls::Error::InvalidCertificate(fault)) => match clock_fault(fault) {
+            Some(text) => (text, DialFault::Clock),
+            None => (error.to_string(), DialFault::Untrusted),
+        },
+        Some(_) | None => (error.to_string(), DialFault::Away),
+    };
+    DialFailure { text: format!("{endpoint}: {text}"), why }
+}
+
+/// The words for a certificate that is outside its time.
+fn clock_fault(fault: &CertificateError) -> Option<String> {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "rustls adds variants")]
+    let (bound, time, side) = match fault {
+        CertificateError::NotValidYetContext { time, not_before } => (not_before, time, "behind"),
+        CertificateError::ExpiredContext { time, not_after } => (not_after, time, "ahead of"),
+        _ => return None,
+    };
+    let seconds = i64::try_from(bound.as_secs().abs_diff(time.as_secs())).unwrap_or(i64::MAX);
+    Some(format!(
+        "its certificate is not valid at the time this host's clock shows; this host's clock is at \
+         least {} {side} the CA: set it right (`timedatectl status` shows it), or the CA's own",
+        Span::seconds(seconds)
+    ))
 }
 
 fn is_transport(code: Code) -> bool {
@@ -488,7 +521,7 @@ mod tests {
         };
         let clock = Arc::new(SystemClock);
         let dialler = Dialler::new(&target, None, CallLimits::default(), clock).unwrap();
-        dialler.remember(Some(DialFailure { text: "refused".to_owned(), untrusted: false }));
+        dialler.remember(Some(DialFailure { text: "refused".to_owned(), why: DialFault::Away }));
         let refusal = dialler.call_error(&Reason::Revoked.status("says the test", None));
         assert_eq!(refusal.word(), "REVOKED");
         let no_reason = dialler.call_error(&Status::unavailable("transport error"));

@@ -50,6 +50,9 @@ pub enum ConfigError {
     /// No such group.
     #[error("there is no group {0:?} in /etc/group: give its number")]
     Group(String),
+    /// No such user.
+    #[error("there is no user {0:?} in /etc/passwd: give the number")]
+    User(String),
     /// Not an address to listen on.
     #[error("http_listen {0:?} is neither ADDRESS:PORT nor \"off\"")]
     Listen(String),
@@ -77,7 +80,7 @@ pub struct Partial {
     /// The agent's socket.
     pub socket: Option<PathBuf>,
     /// Numeric id of the user that runs Ray.
-    pub ray_uid: Option<u32>,
+    pub ray_uid: Option<User>,
     /// Group that may read Ray's key, by name or number.
     pub ray_group: Option<String>,
     /// Folder of hooks.
@@ -135,7 +138,7 @@ impl Partial {
             state_dir: self.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             tls_dir: self.tls_dir.unwrap_or_else(|| TLS_DIR.into()),
             socket: Some(self.socket.unwrap_or_else(|| SOCKET.into())),
-            ray_uid: self.ray_uid,
+            ray_uid: self.ray_uid.as_ref().map(User::id).transpose()?,
             ray_gid: self.ray_group.as_deref().map(group_id).transpose()?,
             hooks_dir: Some(self.hooks_dir.unwrap_or_else(|| HOOKS_DIR.into())),
             http_listen: parse_listen(&http_listen)?,
@@ -148,6 +151,25 @@ impl Partial {
 
 /// How often the agent looks whether a moment has come: wall clocks jump, timers do not.
 const TICK: Duration = Duration::from_secs(1);
+
+/// A user, by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum User {
+    /// By number.
+    Id(u32),
+    /// By name, or by a number in quotes.
+    Name(String),
+}
+
+impl User {
+    fn id(&self) -> Result<u32, ConfigError> {
+        match self {
+            Self::Id(id) => Ok(*id),
+            Self::Name(name) => user_id(name),
+        }
+    }
+}
 
 /// A complete configuration.
 #[derive(Clone, Debug)]
@@ -206,6 +228,20 @@ pub fn group_id(group: &str) -> Result<u32, ConfigError> {
         .ok_or_else(|| ConfigError::Group(group.to_owned()))
 }
 
+/// A user by number, or by name as `/etc/passwd` has it.
+///
+/// # Errors
+/// [`ConfigError::User`].
+pub fn user_id(user: &str) -> Result<u32, ConfigError> {
+    if let Ok(number) = user.parse() {
+        return Ok(number);
+    }
+    let text = read_if_there(Path::new("/etc/passwd"))?.unwrap_or_default();
+    // The same form as a group's up to the number.
+    find_group(&String::from_utf8_lossy(&text), user)
+        .ok_or_else(|| ConfigError::User(user.to_owned()))
+}
+
 fn find_group(text: &str, name: &str) -> Option<u32> {
     let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
     lines.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
@@ -233,6 +269,10 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_defaults_fill_the_rest() {
+        let named: Partial = toml::from_str("ray_uid = 'root'").unwrap();
+        assert_eq!(named.complete().unwrap().ray_uid, Some(0));
+        let unknown: Partial = toml::from_str("ray_uid = 'no-such-user'").unwrap();
+        assert!(matches!(unknown.complete(), Err(ConfigError::User(_))));
         let file: Partial = toml::from_str("state_dir = '/f'\nray_uid = 7\n").unwrap();
         let flags = Partial { state_dir: Some("/flag".into()), ..Partial::default() };
         let config = flags.or(file).complete().unwrap();

@@ -282,6 +282,7 @@ async fn finish(
     clock: Arc<dyn Clock>,
     done: Done,
 ) -> Result<Enrolled, Failure> {
+    keep_group(options, state)?;
     let lock = match (state.lock(), done) {
         (Ok(lock), _) => lock,
         // A running daemon does the rest by itself.
@@ -317,6 +318,18 @@ async fn finish(
         ray_env: tls_dir.join("ray.env"),
         join_file: dispose(options, token)?,
     })
+}
+
+/// Ray's group, where the command was given another one than before: the daemon reads it at its start.
+fn keep_group(options: &Options, state: &StateDir) -> Result<(), Failure> {
+    let node = state.node().map_err(Failure::config)?;
+    match node {
+        Some(node) if options.ray_gid.is_some() && node.ray_gid != options.ray_gid => {
+            let node = NodeFile { ray_gid: options.ray_gid, ..node };
+            state.put_node(&node).map_err(Failure::failed)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn already_running(options: &Options, state: &StateDir, token: Token) -> Result<Enrolled, Failure> {
@@ -465,7 +478,8 @@ async fn obtain_identity(
         }
     };
     let node = node_of(options, join, &answer)?;
-    let identity = accept_identity(answer.identity, key, &node, &**clock)?;
+    let identity =
+        accept_identity((answer.identity, answer.server_time_unix), key, &node, &**clock)?;
     Ok((node, identity))
 }
 
@@ -521,7 +535,7 @@ fn node_of(
 
 fn wait_before_retry(error: &CallError, attempt: u32) -> Option<Duration> {
     match error {
-        CallError::Untrusted(_) | CallError::Setup(_) => return None,
+        CallError::Untrusted(_) | CallError::Clock(_) | CallError::Setup(_) => return None,
         CallError::Away(_) | CallError::Refused { .. } => {}
     }
     if error.reaction() != Reaction::Retry {
@@ -600,3 +614,36 @@ fn progress(text: &str) {
 const SUFFIX_LEN: usize = 8;
 /// The CA shortens longer names to this before the suffix; a dash at the end goes as well.
 const SHORTENED_LEN: usize = 63 - 1 - SUFFIX_LEN;
+
+#[cfg(test)]
+mod tests {
+    use raymtls_proto::reason;
+
+    use super::*;
+
+    fn refused(reason: Reason, asked: Option<Duration>) -> CallError {
+        // As it comes over the wire.
+        let status = reason.status("says the test", asked);
+        CallError::Refused {
+            reason: Reason::of(&status),
+            message: status.message().to_owned(),
+            retry_after: reason::retry_after(&status),
+        }
+    }
+
+    #[test]
+    fn a_limited_machine_comes_back_no_sooner_than_it_was_told_and_not_with_the_others() {
+        let asked = Duration::from_secs(7);
+        let limited = refused(Reason::RateLimited, Some(asked));
+        let waits: Vec<Duration> =
+            (0..100).map(|_| wait_before_retry(&limited, 3).unwrap()).collect();
+        assert!(waits.iter().all(|wait| *wait >= asked && *wait < asked + Duration::from_secs(60)));
+        let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+        assert!(*most - *least > Duration::from_secs(1), "all at once: {least:?} to {most:?}");
+
+        // A server that asks for days is not believed.
+        let days = refused(Reason::RateLimited, Some(Duration::from_secs(1_000_000)));
+        assert!(wait_before_retry(&days, 0).unwrap() < Duration::from_secs(3_700));
+        assert!(wait_before_retry(&refused(Reason::TokenUnknown, None), 0).is_none());
+    }
+}

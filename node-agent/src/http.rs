@@ -166,6 +166,9 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     if let Some(last) = status.ca.last_contact {
         gauge("last_contact_timestamp_seconds", "When the CA answered last", last.unix());
     }
+    if let Some(skew) = status.clock_skew_seconds {
+        gauge("clock_skew_seconds", "Seconds this host's clock is ahead of the CA's", skew);
+    }
     let counter = ConstCounter::new(status.renewals);
     registry.register("renewals", "Certificates fetched since the start", counter);
     registry.register("scrapes", "Times these metrics were read", ConstCounter::new(scrapes));

@@ -286,16 +286,32 @@ impl TlsDir {
         if building.exists() {
             std::fs::remove_dir_all(&building)?;
         }
-        self.granting(&building, durable::make_folder(&building, self.folder_access()))?;
+        let built = self.build(number, &building, key, &chain, bundle);
+        if built.is_err() {
+            // On a full disk it would keep the next try from succeeding.
+            let _ = std::fs::remove_dir_all(&building);
+        }
+        built?;
+        Ok(Folder { number, chain, facts })
+    }
+
+    fn build(
+        &self,
+        number: u32,
+        building: &Path,
+        key: &PrivateKey,
+        chain: &v1::CertificateChain,
+        bundle: &v1::TrustBundle,
+    ) -> Result<(), KeyFolderError> {
+        self.granting(building, durable::make_folder(building, self.folder_access()))?;
         let key_path = building.join(KEY);
         let written = durable::create(&key_path, key.to_pem().as_bytes(), self.secret_access());
         self.granting(&key_path, written)?;
         durable::create(&building.join(LEAF), chain.to_pem().as_bytes(), Access::PUBLIC)?;
-        write_bundle(&building, bundle)?;
-        durable::sync_folder(&building)?;
-        std::fs::rename(&building, self.folder_path(number))?;
-        durable::sync_folder(&self.path)?;
-        Ok(Folder { number, chain, facts })
+        write_bundle(building, bundle)?;
+        durable::sync_folder(building)?;
+        std::fs::rename(building, self.folder_path(number))?;
+        Ok(durable::sync_folder(&self.path)?)
     }
 
     /// Replaces the leaf of a key folder by one rename.

@@ -1,11 +1,13 @@
 //! Private keys of this node: P-256, PKCS#8 in PEM, and the request for a certificate. A request
 //! has an empty subject and asks for nothing: only its public key counts.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+use crate::statedir::open_file;
 
 /// Longest key file, in bytes; a real one has about 240, an identity with its chain about 2,500.
 const KEY_FILE_LEN_MAX: u64 = 64 * 1024;
@@ -47,7 +49,7 @@ impl PrivateKey {
     /// Not there, not readable, or no key in it.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let mut text = Zeroizing::new(String::new());
-        File::open(path)
+        open_file(path)
             .and_then(|file| file.take(KEY_FILE_LEN_MAX).read_to_string(&mut text))
             .map_err(|error| KeyError::Read { path: path.display().to_string(), error })?;
         Self::from_pem(&text).ok_or_else(|| KeyError::Damaged(path.display().to_string()))

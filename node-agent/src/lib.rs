@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod caclock;
 pub mod cli;
 pub mod client;
 pub mod config;

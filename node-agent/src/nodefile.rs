@@ -108,10 +108,19 @@ impl NodeFile {
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let text: NodeText = toml::from_str(text).map_err(|e| e.message().to_owned())?;
-        if text.format != FORMAT {
-            return Err(format!("format {}, this program reads format {FORMAT}", text.format));
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
         }
+        // First and alone: a newer format need not have the fields of this one.
+        let format: Format = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        if format.format != FORMAT {
+            return Err(format!(
+                "it has format {}, this program reads format {FORMAT}: upgrade node-agent",
+                format.format
+            ));
+        }
+        let text: NodeText = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         Ok(Self {
             trust_domain: text.trust_domain,
             cluster: text.cluster,

@@ -15,10 +15,18 @@ pub const IDENTITY_RENEWED_AFTER: Duration = Duration::from_secs(24 * 3_600);
 pub const LEAF_RENEWED_AFTER_PART: u32 = 3;
 /// Jitter moves a renewal earlier by up to this part of the time until it.
 pub const JITTER_PART: u32 = 10;
+/// So far before its issue a certificate is valid.
+const BACKDATED: Duration = Duration::from_secs(600);
 /// First bound of the backoff.
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Largest bound of the backoff.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Largest bound of the backoff while the CA gives no answer: 1,000 agents that come back to it then
+/// come over three minutes.
+pub const AWAY_BACKOFF_MAX: Duration = Duration::from_secs(180);
+/// While the CA gives no answer, a certificate that ends is tried again before this part of what is
+/// left of it has passed: two thirds.
+const AWAY_PART_OF_LEFT: f64 = 2.0 / 3.0;
 /// No retry comes sooner than this, whatever the dice say.
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 /// Longest sleep without a look at the facts.
@@ -124,6 +132,21 @@ impl Life {
         now >= self.not_after
     }
 
+    /// Whether it is valid already: the clock of the CA that made it may have stood ahead.
+    fn has_begun(&self, now: OffsetDateTime) -> bool {
+        self.issued - BACKDATED <= now
+    }
+
+    /// From when on the next one is fetched. A host whose clock is so far behind that a new leaf is
+    /// not valid to it keeps one that is valid by both clocks for longer, but not to the end.
+    fn renewed_from(&self, now: OffsetDateTime, host_now: OffsetDateTime) -> OffsetDateTime {
+        let behind = now - host_now > BACKDATED && self.has_begun(host_now);
+        if !behind {
+            return self.renew_at;
+        }
+        self.not_after - part_of(self.issued, self.not_after, LEAF_RENEWED_AFTER_PART)
+    }
+
     /// One more life after its end: nobody waits for the next certificate of this key any more.
     fn forgotten_at(&self) -> Option<OffsetDateTime> {
         self.not_after.checked_add(self.not_after - self.issued)
@@ -184,6 +207,8 @@ pub struct Facts {
     pub folder_wanted: bool,
     /// The CA's clock, as it was heard last and has gone on since; absent before the first answer.
     pub ca_now: Option<OffsetDateTime>,
+    /// The host's own clock.
+    pub host_now: OffsetDateTime,
     /// A Sync waits at the CA.
     pub sync_waiting: bool,
     /// No call at all before this moment: the CA is away, or does not serve this node.
@@ -212,7 +237,8 @@ pub fn next_action(now: OffsetDateTime, facts: &Facts) -> Action {
     if let Some(folder) = facts.folders.iter().find(|folder| is_disposable(now, facts, folder)) {
         return Action::RemoveFolder(folder.number);
     }
-    let is_over = facts.identity.is_over(now);
+    // By both clocks: one of them may be put right.
+    let is_over = facts.identity.is_over(now.min(facts.host_now));
     let due = match &facts.standing {
         Standing::Left => Vec::new(),
         Standing::ReenrolNeeded { .. } if is_over => Vec::new(),
@@ -240,7 +266,7 @@ impl Facts {
 
 /// What ends first comes first; what nothing ends without comes last.
 fn due_calls(now: OffsetDateTime, facts: &Facts) -> Vec<Call> {
-    let leaves = facts.folders.iter().filter(|folder| is_due(now, folder));
+    let leaves = facts.folders.iter().filter(|folder| is_due(now, facts.host_now, folder));
     let mut due: Vec<_> =
         leaves.map(|leaf| (leaf.life.not_after, Call::RenewLeaf(leaf.number))).collect();
     if facts.renewal_pending || now >= facts.identity.renew_at {
@@ -259,8 +285,11 @@ fn due_sync(facts: &Facts) -> impl Iterator<Item = Call> {
     (!facts.sync_waiting).then_some(Call::Sync).into_iter()
 }
 
-fn is_due(now: OffsetDateTime, folder: &FolderFacts) -> bool {
-    !folder.key_too_old && !folder.life.is_over(now) && now >= folder.life.renew_at
+fn is_due(now: OffsetDateTime, host_now: OffsetDateTime, folder: &FolderFacts) -> bool {
+    let life = &folder.life;
+    !folder.key_too_old
+        && !life.is_over(now)
+        && (now >= life.renewed_from(now, host_now) || !life.has_begun(now))
 }
 
 /// From when on what starts finds no valid leaf, where the current folder cannot help it.
@@ -300,7 +329,25 @@ fn wake(now: OffsetDateTime, facts: &Facts, retries: &[OffsetDateTime]) -> Offse
 /// (full jitter), so that a fleet that lost its CA does not come back as one herd.
 #[must_use]
 pub fn backoff(attempt: u32, random: f64) -> Duration {
-    let bound = BACKOFF_MIN.saturating_mul(1 << attempt.min(16)).min(BACKOFF_MAX);
+    full_jitter(attempt, BACKOFF_MAX, random)
+}
+
+/// The same while the CA gives no answer. The bound grows further, because by then the whole fleet
+/// waits, and never so far that the first certificate to end could end within one wait.
+#[must_use]
+pub fn away_backoff(now: OffsetDateTime, facts: &Facts, attempt: u32, random: f64) -> Duration {
+    let left = |life: Life| Duration::try_from(life.not_after - now).unwrap_or_default();
+    let renewed = facts.folders.iter().filter(|folder| !folder.key_too_old).map(|f| f.life);
+    let first_end =
+        renewed.chain([facts.identity]).filter(|life| !life.is_over(now)).map(left).min();
+    let bound = first_end
+        .map_or(AWAY_BACKOFF_MAX, |left| left.mul_f64(AWAY_PART_OF_LEFT))
+        .clamp(BACKOFF_MIN, AWAY_BACKOFF_MAX);
+    full_jitter(attempt, bound, random)
+}
+
+fn full_jitter(attempt: u32, bound_max: Duration, random: f64) -> Duration {
+    let bound = BACKOFF_MIN.saturating_mul(1 << attempt.min(16)).min(bound_max);
     bound.mul_f64(random.clamp(0.0, 1.0)).max(BACKOFF_FLOOR)
 }
 

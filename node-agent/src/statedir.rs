@@ -139,8 +139,9 @@ impl StateDir {
     /// # Errors
     /// Not there, or others can enter it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let path = std::path::absolute(path)?;
-        let metadata = match std::fs::metadata(&path) {
+        // Without a slash at the end, which would follow a symbolic link.
+        let path: PathBuf = std::path::absolute(path)?.components().collect();
+        let metadata = match std::fs::symlink_metadata(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(StateError::NotEnrolled(path.display().to_string()));
             }
@@ -153,6 +154,9 @@ impl StateDir {
         use std::os::unix::fs::MetadataExt;
         if let Some(why) = fault_of_parent(&path)? {
             return Err(exposed(&why));
+        }
+        if metadata.is_symlink() {
+            return Err(exposed("is a symbolic link: name the folder itself with --state-dir"));
         }
         if metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(exposed("belongs to another user: run the agent as its owner"));
@@ -401,13 +405,24 @@ pub(crate) fn fault_of_parent(path: &Path) -> io::Result<Option<String>> {
 
 /// A bounded read; `None` where there is no file.
 pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let file = match open_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|e| naming(path, &e))?,
     };
     let mut content = Vec::new();
     file.take(FILE_LEN_MAX).read_to_end(&mut content).map_err(|e| naming(path, &e))?;
     Ok(Some(content))
+}
+
+/// Opens a regular file; a pipe in its place would make the reader wait for ever.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file: remove what lies there"))
 }
 
 fn naming(path: &Path, error: &io::Error) -> io::Error {

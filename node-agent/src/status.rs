@@ -7,7 +7,10 @@ use raymtls_proto::span::Span;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::moment::Moment;
+use crate::{
+    caclock::{SKEW_REPORTED, skew_text},
+    moment::Moment,
+};
 
 /// One consistent view of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +60,10 @@ pub struct Status {
     pub two_key_split: SplitStatus,
     /// Certificates fetched since the start.
     pub renewals: u64,
+    /// Seconds this host's clock was ahead of the CA's (behind: negative) when the CA answered last;
+    /// absent before its first answer.
+    #[serde(default)]
+    pub clock_skew_seconds: Option<i64>,
     /// What is wrong and does not stop the agent.
     pub problems: Vec<String>,
 }
@@ -169,6 +176,9 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
     let reason = status.standing_reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
     line("standing", &format!("{}{reason}", status.standing));
     line("CA", &contact(&status.ca, now));
+    if let Some(skew) = status.clock_skew_seconds {
+        line("clock", &clock_line(skew));
+    }
     line("identity", &certificate(&status.identity, now));
     for folder in &status.key_folders {
         let marks = [
@@ -216,6 +226,14 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
         line("problem", problem);
     }
     out
+}
+
+/// The other side of a second is within what is measured.
+fn clock_line(skew_seconds: i64) -> String {
+    if skew_seconds.saturating_abs() <= SKEW_REPORTED.whole_seconds() {
+        return "agrees with the CA's".to_owned();
+    }
+    format!("WRONG: {}", skew_text(skew_seconds))
 }
 
 fn contact(ca: &Contact, now: OffsetDateTime) -> String {

@@ -3,6 +3,7 @@
 mod callers;
 mod enrolment;
 mod failures;
+mod skew;
 
 use std::{
     path::{Path, PathBuf},

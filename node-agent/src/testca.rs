@@ -44,9 +44,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status,
     transport::{Server, server::Connected},
 };
+use tonic_types::{ErrorDetails, StatusExt};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 /// Who the TLS server of the CA says it is.
@@ -81,6 +82,11 @@ pub(crate) struct Knobs {
     pub(crate) directives: Vec<v1::Directive>,
     pub(crate) version: u64,
     pub(crate) mode: v1::Mode,
+    /// Stands in the settings whatever this release knows of it.
+    pub(crate) raw_mode: Option<i32>,
+    pub(crate) raw_isolation: Option<i32>,
+    /// Refuses calls with an identity with a word of a newer release.
+    pub(crate) refuse_word: Option<&'static str>,
     pub(crate) control_crls: Vec<Vec<u8>>,
 }
 
@@ -133,6 +139,9 @@ impl TestCa {
                 directives: Vec::new(),
                 version: 1,
                 mode: v1::Mode::Files,
+                raw_mode: None,
+                raw_isolation: None,
+                refuse_word: None,
                 control_crls: Vec::new(),
             }),
             domain: "ray.example".parse().unwrap(),
@@ -244,6 +253,11 @@ impl TestCa {
     }
 
     fn node_refusal(&self) -> Result<(), Status> {
+        if let Some(word) = self.with(|k| k.refuse_word) {
+            let info = ErrorDetails::with_error_info(word, "raymtls.v1", HashMap::new());
+            let text = "a refusal of a newer release";
+            return Err(Status::with_error_details(Code::PermissionDenied, text, info));
+        }
         if let Some(reason) = self.with(|k| k.refuse_next.take()) {
             return Err(reason.status("says the test, once", None));
         }
@@ -310,11 +324,13 @@ impl TestCa {
     }
 
     fn settings(&self) -> v1::Settings {
-        let (life, ray_token, mode) = self.with(|k| (k.leaf_life, k.ray_token, k.mode));
+        let (life, ray_token) = self.with(|k| (k.leaf_life, k.ray_token));
+        let (mode, isolation) =
+            self.with(|k| (k.raw_mode.unwrap_or_else(|| k.mode.into()), k.raw_isolation));
         v1::Settings {
             leaf_life_seconds: i64::try_from(life.as_secs()).unwrap(),
-            mode: mode.into(),
-            isolation: v1::Isolation::Off.into(),
+            mode,
+            isolation: isolation.unwrap_or_else(|| v1::Isolation::Off.into()),
             ray_token,
             ..v1::Settings::default()
         }

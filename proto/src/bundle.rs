@@ -1,7 +1,10 @@
 //! PEM and DER: certificate chains and trust bundles as files. DER travels and is stored; PEM is
 //! for files and people.
 
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::{
+    CertificateDer,
+    pem::{self as pem_reader, PemObject},
+};
 use thiserror::Error;
 
 use crate::v1;
@@ -50,7 +53,7 @@ fn to_pem<D: AsRef<[u8]>>(label: &str, blocks_der: &[D]) -> String {
 pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(text) {
-        certificates.push(certificate.map_err(|e| PemError::Damaged(format!("{e:?}")))?);
+        certificates.push(certificate.map_err(|e| damaged(&e))?);
         if certificates.len() > CERTIFICATES_MAX {
             return Err(PemError::TooMany);
         }
@@ -59,6 +62,19 @@ pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>
         return Err(PemError::Empty);
     }
     Ok(certificates)
+}
+
+/// In our words: the reader's quote the line, which can be of any length and hold a secret that was
+/// pasted there.
+#[allow(clippy::wildcard_enum_match_arm, reason = "the reader's enum, not ours, and open")]
+fn damaged(error: &pem_reader::Error) -> PemError {
+    let why = match error {
+        pem_reader::Error::MissingSectionEnd { .. } => "a section has no end",
+        pem_reader::Error::IllegalSectionStart { .. } => "a section's first line is damaged",
+        pem_reader::Error::Base64Decode(_) => "a section is not base64",
+        _ => "it cannot be read",
+    };
+    PemError::Damaged(why.to_owned())
 }
 
 impl v1::CertificateChain {

@@ -14,6 +14,13 @@ use time::OffsetDateTime;
 pub trait Clock: Debug + Send + Sync {
     /// Now, in UTC.
     fn now(&self) -> OffsetDateTime;
+
+    /// How long it is since some moment that stays the same: it goes on while the machine sleeps, and
+    /// does not follow the wall clock where that jumps.
+    fn elapsed(&self) -> Duration {
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(since_boot).unwrap_or_default()
+    }
 }
 
 /// The machine's clock.
@@ -29,33 +36,45 @@ impl Clock for SystemClock {
 
 /// A clock that a test moves.
 #[derive(Clone, Debug)]
-pub struct SettableClock(Arc<Mutex<OffsetDateTime>>);
+pub struct SettableClock(Arc<Mutex<Reading>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    wall: OffsetDateTime,
+    elapsed: Duration,
+}
 
 impl SettableClock {
     /// A clock that stands at `now` until it is moved.
     #[must_use]
     pub fn new(now: OffsetDateTime) -> Self {
-        Self(Arc::new(Mutex::new(now)))
+        Self(Arc::new(Mutex::new(Reading { wall: now, elapsed: Duration::ZERO })))
     }
 
-    /// Moves the clock forward.
+    /// Lets time pass.
     pub fn advance(&self, by: Duration) {
-        *self.lock() += by;
+        let mut reading = self.lock();
+        reading.wall += by;
+        reading.elapsed += by;
     }
 
-    /// Puts the clock at `now`, backwards too.
+    /// Puts the wall clock at `now`, backwards too; no time passes.
     pub fn set(&self, now: OffsetDateTime) {
-        *self.lock() = now;
+        self.lock().wall = now;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, OffsetDateTime> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Reading> {
         self.0.lock().expect("no code panics while it holds the clock")
     }
 }
 
 impl Clock for SettableClock {
     fn now(&self) -> OffsetDateTime {
-        *self.lock()
+        self.lock().wall
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.lock().elapsed
     }
 }
 

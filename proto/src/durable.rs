@@ -39,8 +39,8 @@ impl Access {
 /// Whatever the system says, with the path in the message; the old file is whole then.
 pub fn replace(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     let temporary = temporary_path(path)?;
-    remove_if_there(&temporary)?;
-    let written = write_new(&temporary, content, access)
+    let written = remove_if_there(&temporary)
+        .and_then(|()| write_new(&temporary, content, access))
         .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| sync_folder(folder_of(path)));
     if written.is_err() {
@@ -56,8 +56,8 @@ pub fn replace(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
 /// `AlreadyExists`, or whatever the system says.
 pub fn create(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     let temporary = temporary_path(path)?;
-    remove_if_there(&temporary)?;
-    let written = write_new(&temporary, content, access)
+    let written = remove_if_there(&temporary)
+        .and_then(|()| write_new(&temporary, content, access))
         .and_then(|()| std::fs::hard_link(&temporary, path))
         .and_then(|()| std::fs::remove_file(&temporary))
         .and_then(|()| sync_folder(folder_of(path)));
@@ -73,11 +73,14 @@ pub fn create(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
 /// Whatever the system says.
 pub fn point(path: &Path, target: &Path) -> io::Result<()> {
     let temporary = temporary_path(path)?;
-    remove_if_there(&temporary)?;
-    std::os::unix::fs::symlink(target, &temporary)
+    let pointed = remove_if_there(&temporary)
+        .and_then(|()| std::os::unix::fs::symlink(target, &temporary))
         .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| sync_folder(folder_of(path)))
-        .map_err(|e| naming(path, &e))
+        .and_then(|()| sync_folder(folder_of(path)));
+    if pointed.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    pointed.map_err(|e| naming(path, &e))
 }
 
 /// Makes a folder with exactly this mode and owner, or leaves one that is there.
@@ -150,7 +153,7 @@ fn temporary_path(path: &Path) -> io::Result<PathBuf> {
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|e| naming(path, &e)),
+        other => other,
     }
 }
 

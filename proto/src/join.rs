@@ -158,8 +158,9 @@ impl JoinFile {
                 let wanted = format!("1 to {ENDPOINTS_MAX} endpoints of each kind are wanted");
                 return Err(JoinError::Damaged(wanted));
             }
-            if let Some(odd) = endpoints.iter().find(|endpoint| !is_endpoint(endpoint)) {
-                let wanted = format!("endpoint {odd:?} is not of the form host:port");
+            // Told by its number: what stands there may be the token, in the wrong line.
+            if let Some(odd) = endpoints.iter().position(|endpoint| !is_endpoint(endpoint)) {
+                let wanted = format!("endpoint {} of a list is not of the form host:port", odd + 1);
                 return Err(JoinError::Damaged(wanted));
             }
         }
@@ -198,7 +199,8 @@ impl JoinFile {
 }
 
 /// `host:port`, where an IPv6 address stands in brackets.
-fn is_endpoint(text: &str) -> bool {
+#[must_use]
+pub fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host_fits = match in_brackets {
@@ -251,6 +253,23 @@ mod tests {
         for end in 0..whole.trim_end().len() {
             let error = JoinFile::parse(&whole[..end]).expect_err("a cut file parsed").to_string();
             assert!(!error.contains(&secret[..6]), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_token_in_the_wrong_place_is_not_shown() {
+        let text = sample().to_text();
+        let token = sample().token.expose();
+        let token = token.expose_secret();
+        for (place, wrong) in [
+            ("ca:7444", token.to_owned()),
+            ("-----BEGIN CERTIFICATE-----", format!("-----BEGIN {token}")),
+        ] {
+            let damaged = text.expose_secret().replacen(place, &wrong, 1);
+            let error = JoinFile::parse(&damaged).expect_err(place).to_string();
+            let bytes = format!("{:?}", token.as_bytes());
+            let bytes = bytes.trim_matches(['[', ']']);
+            assert!(!error.contains(&token[17..]) && !error.contains(bytes), "{place}: {error}");
         }
     }
 

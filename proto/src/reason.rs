@@ -21,12 +21,50 @@ pub enum Reaction {
     Stop,
 }
 
+impl Reaction {
+    /// Every reaction.
+    pub const ALL: &'static [Self] = &[Self::Retry, Self::NewKeyFolder, Self::Reenrol, Self::Stop];
+
+    /// Its name in the documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::NewKeyFolder => "new key folder",
+            Self::Reenrol => "re-enrol",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// In words, for a person.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Retry => {
+                "it tries again: after the time the CA names, else with growing pauses of at most a \
+                 minute; `node-agent enroll` does so until its `--timeout`"
+            }
+            Self::NewKeyFolder => {
+                "the daemon makes a new key in a new key folder; the old one stays while it is valid"
+            }
+            Self::Reenrol => {
+                "the daemon renews nothing, deletes nothing and asks every ten minutes whether it is \
+                 served again; an operator enrols the host again"
+            }
+            Self::Stop => {
+                "trying again as it is does not help; the daemon deletes nothing and asks again each \
+                 minute, since an operator may have put it right; a command ends with exit code 2"
+            }
+        }
+    }
+}
+
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $word:literal, $code:ident, $reaction:ident;)+) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $word:literal, $code:ident, $reaction:ident;)+) => {
         /// A reason word. The word travels in `google.rpc.ErrorInfo`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
-            $($(#[$doc])* $variant,)+
+            $($(#[doc = $doc])+ $variant,)+
         }
 
         impl Reason {
@@ -49,6 +87,12 @@ macro_rules! reasons {
             #[must_use]
             pub fn reaction(self) -> Reaction {
                 match self { $(Self::$variant => Reaction::$reaction),+ }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),+ }
             }
 
             fn from_word(word: &str) -> Option<Self> {
@@ -124,6 +168,100 @@ reasons! {
 }
 
 impl Reason {
+    /// What an operator does next. The CA's own sentence, which travels with the word, names the
+    /// node, the address or the limit; this is what remains to be said for every case of it.
+    #[must_use]
+    pub fn next_step(self) -> &'static str {
+        match self {
+            Self::TokenUnknown => {
+                "check that the join file is of this CA and whole, or make a new one with \
+                 `ca-admin token create`"
+            }
+            Self::TokenExpired | Self::TokenRevoked | Self::TokenSpent => {
+                "make a new join file with `ca-admin token create`"
+            }
+            Self::TokenNodeMismatch => {
+                "give `node-agent enroll` a `--name` the token allows, or make a token for this \
+                 name with `--node`"
+            }
+            Self::TokenRoleMismatch => {
+                "give `node-agent enroll` the `--role` of the token, or make a token of the other \
+                 role"
+            }
+            Self::TokenClusterMismatch => {
+                "the join file names another cluster than its token is for: make a new one, and do \
+                 not edit it"
+            }
+            Self::ClusterEnded => "make a new cluster with `ca-admin cluster create`",
+            Self::AddressBlocked => {
+                "if the address is another machine's by now, make a token after the revocation; \
+                 such a token may certify it"
+            }
+            Self::NodeNameTaken => {
+                "wait until the holder is absent, let it leave, or forget it with `ca-admin node \
+                 forget`; `ca-admin token create --replace` takes one exact name over from a live \
+                 holder"
+            }
+            Self::AddressTaken => {
+                "wait until the holder is absent, let it leave, or forget it with `ca-admin node \
+                 forget`; nodes that share a host's address want `--shared-address`"
+            }
+            Self::KeyTooOld => "nothing: what starts next serves the new key",
+            Self::CsrInvalid | Self::KeyNotAllowed => {
+                "use `node-agent` of this release; a request made by another program must hold a \
+                 P-256 key, an empty subject and no extension"
+            }
+            Self::NameNotAllowed => {
+                "use a name of the form the sentence gives, or make a token that allows it with \
+                 `--dns`"
+            }
+            Self::AddressNotAllowed => {
+                "make a token whose `--addresses` hold the address, and enrol again"
+            }
+            Self::RequestInvalid => {
+                "compare the releases of the CA and of the caller; upgrade the CA first"
+            }
+            Self::IdentityUnknown => {
+                "enrol the host again with a new join file; if every node says so, the CA's state \
+                 is another one than before"
+            }
+            Self::IdentityReused => {
+                "if the host was restored from a copy, enrol it again; if not, somebody else holds \
+                 its identity: revoke the node"
+            }
+            Self::Revoked => {
+                "if it was meant, take the host off the network; if not, see `ca-admin node forget` \
+                 and enrol it under another name meanwhile"
+            }
+            Self::NodeLeft => "enrol the host again with a new join file, if it is to come back",
+            Self::Superseded => {
+                "nothing for a single time; if it goes on, two agents run with one identity: stop \
+                 the copy"
+            }
+            Self::RaceLost => "nothing: the next try decides anew",
+            Self::RoleTooLow => {
+                "let root on the CA's host do it; `operator_group` gives the role of operator alone"
+            }
+            Self::NotFound => "look the name up with the `list` of its kind",
+            Self::AlreadyExists => "use what is there, or take another name",
+            Self::LeafStillLives => {
+                "wait until the moment it names, or enrol the host under another name"
+            }
+            Self::SettingInvalid => {
+                "put the value right; `ca-admin cluster set --dry-run` tries it"
+            }
+            Self::RateLimited => {
+                "nothing for a single time; if it goes on, look for a host that enrols or renews \
+                 without end"
+            }
+            Self::StoreUnavailable => {
+                "look at the CA's log and disk: it exits when a write fails, and its service starts \
+                 it anew"
+            }
+            Self::Internal => "read the CA's log of that moment and report it",
+        }
+    }
+
     /// The gRPC status for this reason. `message` is for a person: what, why, and what to do next.
     #[must_use]
     pub fn status(self, message: &str, retry_after: Option<Duration>) -> Status {

@@ -97,8 +97,49 @@ as_others() {
   fi
 }
 
+# need_nginx: the program; the server that Debian starts with it is not wanted.
+need_nginx() {
+  ! command -v nginx >/dev/null || return 0
+  need_packages nginx-light
+  systemctl disable --now nginx 2>/dev/null || service nginx stop 2>/dev/null || true
+}
+
+# need_manifest_linters: what knows the schemas of Kubernetes and of CloudFormation, in a virtual environment.
+KUBERNETES_VALIDATE_VERSION=1.37.0
+CFN_LINT_VERSION=1.58.0
+MANIFEST_LINTERS=$BASE/manifest-linters
+need_manifest_linters() {
+  local python want="kubernetes-validate $KUBERNETES_VALIDATE_VERSION, cfn-lint $CFN_LINT_VERSION"
+  [ "$(cat "$MANIFEST_LINTERS/.complete" 2>/dev/null)" != "$want" ] || return 0
+  python=$(find_python) || die "no usable Python 3.10 or newer: install python3"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+  note "making $MANIFEST_LINTERS with $python"
+  rm -rf "$MANIFEST_LINTERS"
+  "$python" -m venv "$MANIFEST_LINTERS"
+  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "$want" \
+    "$MANIFEST_LINTERS/bin/python" -m pip install --quiet --no-compile \
+    "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" "cfn-lint==$CFN_LINT_VERSION"
+  printf '%s\n' "$want" >"$MANIFEST_LINTERS/.complete"
+}
+
 need_cargo() {
   command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
   command -v cargo >/dev/null || die "cargo is missing: install Rust (the version in Cargo.toml or newer) and run again"
   need_command cc gcc libc6-dev
+}
+
+# need_pkilint: a linter of certificates in a virtual environment of its own.
+PKILINT_VERSION=0.13.3
+PKILINT=$BASE/pkilint
+need_pkilint() {
+  local python
+  [ "$(cat "$PKILINT/.complete" 2>/dev/null)" != "$PKILINT_VERSION" ] || return 0
+  python=$(find_python) || die "no usable Python 3.10 or newer: install python3"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+  note "making $PKILINT with $python"
+  rm -rf "$PKILINT"
+  "$python" -m venv "$PKILINT"
+  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "pkilint $PKILINT_VERSION" \
+    "$PKILINT/bin/python" -m pip install --quiet "pkilint==$PKILINT_VERSION"
+  printf '%s\n' "$PKILINT_VERSION" >"$PKILINT/.complete"
 }

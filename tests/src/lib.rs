@@ -13,7 +13,11 @@
     reason = "helpers of tests: a panic is a failed test"
 )]
 
+pub mod fuzz;
+pub mod held;
 pub mod judge;
+pub mod manifests;
+pub mod wire;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -23,6 +27,8 @@ use ca_server::{
     ca::{Ca, Endpoints},
     init,
     keys::kek::Kek,
+    limits::Limits,
+    proxy_protocol::TrustedProxies,
     serve::{self, Listeners},
     store::{Store, kv::KvStore, sled::SledEngine},
 };
@@ -75,16 +81,43 @@ impl Deployment {
         Self::start_for_group(None).await
     }
 
+    /// A new CA whose clock stands at `now`.
+    pub async fn start_at(now: OffsetDateTime) -> Self {
+        Self::start_with(None, SettableClock::new(now)).await
+    }
+
     /// The same with the operator's socket open to a group.
     pub async fn start_for_group(group: Option<String>) -> Self {
-        let clock = SettableClock::new(start_time());
+        Self::start_with(group, SettableClock::new(start_time())).await
+    }
+
+    async fn start_with(group: Option<String>, clock: SettableClock) -> Self {
+        Self::start_as(group, clock, Limits::highest(), TrustedProxies::default()).await
+    }
+
+    /// A new CA with limits that bite, behind these proxies.
+    pub async fn start_within(limits: Limits, proxies: TrustedProxies) -> Self {
+        Self::start_as(None, SettableClock::new(start_time()), limits, proxies).await
+    }
+
+    async fn start_as(
+        group: Option<String>,
+        clock: SettableClock,
+        limits: Limits,
+        proxies: TrustedProxies,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
         init::init(&dir, &kek, &TRUST_DOMAIN.parse().unwrap(), &clock).await.unwrap();
-        Self::serve(folder, clock, group).await
+        Self::serve(folder, clock, group, (limits, proxies)).await
     }
 
-    async fn serve(folder: TempDir, clock: SettableClock, group: Option<String>) -> Self {
+    async fn serve(
+        folder: TempDir,
+        clock: SettableClock,
+        group: Option<String>,
+        (limits, proxies): (Limits, TrustedProxies),
+    ) -> Self {
         let engine = SledEngine::open(&init::store_dir(&folder.path().join("ca"))).unwrap();
         let store = Arc::new(KvStore::open(Box::new(engine), clock.now()).unwrap());
         let kek = Kek::read(&folder.path().join("kek")).unwrap();
@@ -97,7 +130,7 @@ impl Deployment {
         };
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as _;
         let ca = Ca::load(dyn_store, Arc::new(clock.clone()), kek, endpoints).await.unwrap();
-        let ca = Arc::new(ca);
+        let ca = Arc::new(ca.with_limits(limits).behind(proxies));
         let socket = folder.path().join(ADMIN_SOCKET);
         let listeners = Listeners {
             enrollment,
@@ -132,8 +165,9 @@ impl Deployment {
     pub async fn restart(mut self) -> Self {
         self.stop().await;
         let Self { folder, clock, ca, store, group, .. } = self;
+        let front = (ca.limits.clone(), ca.trusted_proxies.clone());
         drop((ca, store));
-        Self::serve(folder, clock, group).await
+        Self::serve(folder, clock, group, front).await
     }
 
     pub async fn stop(&mut self) {
@@ -286,6 +320,14 @@ pub fn node_leaf(key: &PrivateKey) -> v1::IssueLeafRequest {
         addresses: Vec::new(),
         dns_names: Vec::new(),
     }
+}
+
+/// The `[limits]` table of a configuration that limits nothing: for what measures something else.
+#[must_use]
+pub fn no_limits() -> String {
+    let keys = Limits::highest().table();
+    keys.iter()
+        .fold("[limits]\n".to_owned(), |text, (key, value)| text + &format!("{key} = {value}\n"))
 }
 
 /// The reason word of a refused call.

@@ -145,7 +145,10 @@ fn wanted(request: v1::CreateTokenRequest, now_ms: i64) -> Result<TokenRecord, R
 }
 
 /// A name, or a beginning of one with a `*` after it.
-fn check_pattern(pattern: &str) -> Result<(), Refusal> {
+///
+/// # Errors
+/// `NameNotAllowed`.
+pub fn check_pattern(pattern: &str) -> Result<(), Refusal> {
     let name = match pattern.strip_suffix('*') {
         Some("") => return Ok(()),
         // The beginning may end in a hyphen.

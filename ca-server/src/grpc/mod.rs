@@ -7,7 +7,7 @@ pub mod node;
 
 use raymtls_proto::reason::Reason;
 use tonic::Status;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::{ca::Ca, store::StoreError};
 
@@ -22,6 +22,9 @@ fn status(ca: &Ca, call: &'static str, who: &str, error: &StoreError) -> Status 
     ca.metrics.refused(reason.as_str());
     if matches!(reason, Reason::Internal | Reason::StoreUnavailable) {
         error!(call, who, %error, "call failed");
+    } else if reason == Reason::RateLimited {
+        // Counted above: a line each would let a flood fill the log.
+        debug!(call, who, %refusal, "call refused");
     } else if reason != Reason::Superseded {
         info!(call, who, reason = reason.as_str(), %refusal, "call refused");
     }

@@ -38,6 +38,7 @@ impl UnprovedCsr {
             return Err(invalid("signed with another algorithm than ECDSA with SHA-256"));
         }
         let spki_der = info.subject_pki.raw.to_vec();
+        check_encoding(&csr_der, info.raw, &spki_der)?;
         Ok(Self { csr_der, spki_der })
     }
 
@@ -127,6 +128,31 @@ fn check_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), Refusal> {
     let is_p256 = spki.raw.len() == P256_SPKI_LEN && spki.raw.starts_with(&P256_SPKI_START);
     is_p256.then_some(()).ok_or(Refusal::KeyNotAllowed)
 }
+
+/// The parser takes lengths in more bytes than DER has them in, and any version. What is signed holds
+/// nothing but the key by now, so there is one way to write it.
+fn check_encoding(csr_der: &[u8], info_der: &[u8], spki_der: &[u8]) -> Result<(), Refusal> {
+    let in_der = info_der == [&INFO_START, spki_der, &NO_ATTRIBUTES].concat()
+        && has_shortest_length(csr_der);
+    if in_der { Ok(()) } else { Err(invalid("not a PKCS#10 request of version 0 in DER")) }
+}
+
+/// X.690 10.1: the length in as few bytes as it can be written in.
+fn has_shortest_length(sequence_der: &[u8]) -> bool {
+    match sequence_der {
+        [0x30, short, content @ ..] if *short < 0x80 => content.len() == usize::from(*short),
+        [0x30, 0x81, len, content @ ..] if *len >= 0x80 => content.len() == usize::from(*len),
+        [0x30, 0x82, high, low, content @ ..] if *high > 0 => {
+            content.len() == usize::from(u16::from_be_bytes([*high, *low]))
+        }
+        _ => false,
+    }
+}
+
+/// SEQUENCE of 98 bytes { version 0, empty subject, .. } (RFC 2986 4.1).
+const INFO_START: [u8; 7] = [0x30, 0x62, 0x02, 0x01, 0x00, 0x30, 0x00];
+/// [0] {}
+const NO_ATTRIBUTES: [u8; 2] = [0xa0, 0x00];
 
 /// SEQUENCE { SEQUENCE { id-ecPublicKey, prime256v1 }, BIT STRING { 04, .. } } (RFC 5480).
 const P256_SPKI_START: [u8; 27] = [

@@ -80,7 +80,7 @@ impl Signer {
             return Err(SignError::IssuerEnded);
         }
         let key = SubjectPublicKeyInfo::from_der(spki_der)?;
-        let certificate = contents.params().signed_by(&key, &self.issuer)?;
+        let certificate = self.certificate(&contents, &key)?;
         contents.check(certificate.der(), spki_der, self.facts())?;
         Ok(Signed {
             serial: contents.serial,
@@ -90,6 +90,19 @@ impl Signer {
             issuer_key_id: self.key_id.clone(),
             key_hash: key_hash(spki_der),
         })
+    }
+
+    fn certificate(
+        &self,
+        contents: &Contents,
+        key: &SubjectPublicKeyInfo,
+    ) -> Result<rcgen::Certificate, rcgen::Error> {
+        // Tests have it sign something else, to see that it is caught.
+        #[cfg(test)]
+        if let Some(lie) = lie::told() {
+            return lie(contents.params(), key, &self.issuer);
+        }
+        contents.params().signed_by(key, &self.issuer)
     }
 
     /// The certificate.
@@ -144,4 +157,32 @@ pub fn subject_key_id(certificate_der: &[u8]) -> Result<Vec<u8>, LeafError> {
             _ => None,
         })
         .ok_or(LeafError("no subject key identifier"))
+}
+
+/// What a signer of this thread puts into certificates instead of what it was asked for. In tests
+/// alone: nothing of it is compiled into a program.
+#[cfg(test)]
+pub(crate) mod lie {
+    use std::cell::Cell;
+
+    use rcgen::{Certificate, CertificateParams, Error, Issuer, KeyPair, SubjectPublicKeyInfo};
+
+    pub(crate) type Lie = fn(
+        CertificateParams,
+        &SubjectPublicKeyInfo,
+        &Issuer<'static, KeyPair>,
+    ) -> Result<Certificate, Error>;
+
+    thread_local! {
+        static LIE: Cell<Option<Lie>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn told() -> Option<Lie> {
+        LIE.get()
+    }
+
+    /// Tells it from here on, or with `None` the truth.
+    pub(crate) fn tell(lie: Option<Lie>) {
+        LIE.set(lie);
+    }
 }

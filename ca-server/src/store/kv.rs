@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use prost::Message as _;
 use raymtls_proto::{
@@ -29,7 +30,7 @@ use super::{
         Header, NodeRecord, TokenRecord,
     },
     unix_ms,
-    view::{Engine, View, Writes, audit_hash, empty_audit_head},
+    view::{Engine, Reader, View, Writes, audit_hash, empty_audit_head},
 };
 use writer::{Decided, Job, Message, Shared, Writer};
 
@@ -40,6 +41,9 @@ pub struct KvStore {
     shared: Arc<Shared>,
     /// Why the writer failed; the channel closes when the writer has let the engine go.
     failure: watch::Receiver<Option<String>>,
+    /// Reads beside the writer; gone once the store is closed.
+    reader: ArcSwapOption<Box<dyn Reader + Send + Sync>>,
+    started_ms: i64,
 }
 
 impl KvStore {
@@ -75,8 +79,9 @@ impl KvStore {
         for cluster in decide::cluster::list(&view)? {
             shared.publish(&cluster.cluster, cluster.version);
         }
+        let reader = ArcSwapOption::new(engine.reader().map(Arc::new));
         let (queue, failure) = start(engine, audit_head, started_ms, Arc::clone(&shared))?;
-        Ok(Self { epoch: header.epoch, queue, shared, failure })
+        Ok(Self { epoch: header.epoch, queue, shared, failure, reader, started_ms })
     }
 
     /// Ends when the store has failed, with why; never while it serves or after it was closed. The
@@ -134,6 +139,26 @@ impl KvStore {
             mpsc::error::TrySendError::Closed(_) => self.stopped(),
         })?;
         told.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    /// A plan made beside the writer, on what is written now: it waits for no commit and wakes
+    /// nobody. Nothing of it may leave the CA, because what it saw need not be durable, nor belong
+    /// together: it is good for signing, and the verb that commits judges all of it again. Only a
+    /// plan that came out as yes is good for that; any other is for the writer to make.
+    fn glance<T>(
+        &self,
+        now: OffsetDateTime,
+        decision: impl FnOnce(&mut View<'_>) -> Result<T, StoreError>,
+    ) -> Option<T> {
+        if self.queue.is_closed() {
+            return None;
+        }
+        let reader = self.reader.load();
+        let reader = reader.as_ref()?;
+        let nothing = Writes::new();
+        let audit_head = empty_audit_head();
+        let mut view = View::new(&***reader, &nothing, audit_head, unix_ms(now), self.started_ms);
+        decision(&mut view).ok()
     }
 
     fn stopped(&self) -> StoreError {
@@ -264,7 +289,13 @@ impl Store for KvStore {
         now: OffsetDateTime,
         ask: EnrollAsk,
     ) -> Result<EnrollPlan, StoreError> {
-        self.decide(Some(now), move |view| decide::enroll::plan(view, &ask)).await
+        match self.glance(now, |view| decide::enroll::plan(view, &ask)) {
+            Some(plan @ EnrollPlan::Issue(_)) => Ok(plan),
+            // What was issued before leaves, so it must be durable.
+            Some(EnrollPlan::Replay(_)) | None => {
+                self.decide(Some(now), move |view| decide::enroll::plan(view, &ask)).await
+            }
+        }
     }
 
     async fn enroll(
@@ -296,11 +327,15 @@ impl Store for KvStore {
         caller: Caller,
         key_hash: [u8; 32],
     ) -> Result<RenewPlan, StoreError> {
-        self.decide(Some(now), move |view| {
+        let plan = move |view: &mut View<'_>| {
             decide::identity::identify(view, &caller)?;
             decide::identity::plan_renew(view, &caller, &key_hash)
-        })
-        .await
+        };
+        match self.glance(now, plan.clone()) {
+            Some(RenewPlan::Issue) => Ok(RenewPlan::Issue),
+            // What was issued before leaves, so it must be durable.
+            Some(RenewPlan::Replay(_)) | None => self.decide(Some(now), plan).await,
+        }
     }
 
     async fn renew(
@@ -309,7 +344,11 @@ impl Store for KvStore {
         caller: Caller,
         identity: Signed,
     ) -> Result<CertificateRecord, StoreError> {
-        self.decide(Some(now), move |view| decide::identity::renew(view, &caller, &identity)).await
+        self.decide(Some(now), move |view| {
+            decide::identity::identify_again(view, &caller)?;
+            decide::identity::renew(view, &caller, &identity)
+        })
+        .await
     }
 
     async fn plan_leaf(
@@ -318,11 +357,14 @@ impl Store for KvStore {
         caller: Caller,
         ask: LeafAsk,
     ) -> Result<LeafPlan, StoreError> {
-        self.decide(Some(now), move |view| {
+        let plan = move |view: &mut View<'_>| {
             decide::identity::identify(view, &caller)?;
             decide::leaf::plan(view, &caller, &ask)
-        })
-        .await
+        };
+        match self.glance(now, plan.clone()) {
+            Some(plan) => Ok(plan),
+            None => self.decide(Some(now), plan).await,
+        }
     }
 
     async fn record_leaf(
@@ -333,8 +375,11 @@ impl Store for KvStore {
         plan: LeafPlan,
         leaf: Signed,
     ) -> Result<(), StoreError> {
-        self.decide(Some(now), move |view| decide::leaf::record(view, &caller, &ask, &plan, &leaf))
-            .await
+        self.decide(Some(now), move |view| {
+            decide::identity::identify_again(view, &caller)?;
+            decide::leaf::record(view, &caller, &ask, &plan, &leaf)
+        })
+        .await
     }
 
     async fn leave(&self, now: OffsetDateTime, caller: Caller) -> Result<(), StoreError> {
@@ -442,6 +487,7 @@ impl Store for KvStore {
 
     async fn close(&self) {
         // A writer that has stopped takes no word, and needs none.
+        self.reader.store(None);
         let _ = self.queue.send(Message::Close).await;
         let mut failure = self.failure.clone();
         while failure.changed().await.is_ok() {}

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     StoreError,
-    view::{Engine, Writes, scan_start},
+    view::{Engine, Reader, Writes, scan_start},
 };
 
 /// Pairs in memory. Clones share them, so that a store can be closed and opened again.
@@ -27,7 +27,7 @@ impl MemoryEngine {
     }
 }
 
-impl Engine for MemoryEngine {
+impl Reader for MemoryEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.pairs().get(key).cloned())
     }
@@ -46,6 +46,12 @@ impl Engine for MemoryEngine {
             .take(limit)
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect())
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        Some(Box::new(self.clone()))
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {

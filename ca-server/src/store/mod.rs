@@ -9,6 +9,7 @@ pub mod decide;
 pub mod kv;
 pub mod layout;
 pub mod memory;
+pub mod record;
 pub mod records;
 pub mod sled;
 pub mod view;
@@ -398,7 +399,8 @@ pub trait Store: Debug + Send + Sync + 'static {
         page: String,
     ) -> Result<Page<TokenRecord>, StoreError>;
 
-    /// Judges an enrolment.
+    /// Judges an enrolment. `Issue` may rest on what is not durable yet: it is for signing, and
+    /// nothing of it leaves before `enroll` has said the same. So do `plan_renew` and `plan_leaf`.
     async fn plan_enroll(
         &self,
         now: OffsetDateTime,
@@ -424,7 +426,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// have left, or have been replaced.
     async fn still_stands(&self, caller: Caller) -> Result<(), StoreError>;
 
-    /// Judges the caller as `identify` does, then the renewal of its identity.
+    /// Judges the caller as `identify` does, then the renewal of its identity. A yes changes
+    /// nothing yet: the verb that commits retires the identity before this one.
     async fn plan_renew(
         &self,
         now: OffsetDateTime,
@@ -432,7 +435,7 @@ pub trait Store: Debug + Send + Sync + 'static {
         key_hash: [u8; 32],
     ) -> Result<RenewPlan, StoreError>;
 
-    /// Records the caller's next identity as pending.
+    /// Judges the caller as `identify` does, then records its next identity as pending.
     async fn renew(
         &self,
         now: OffsetDateTime,
@@ -448,7 +451,7 @@ pub trait Store: Debug + Send + Sync + 'static {
         ask: LeafAsk,
     ) -> Result<LeafPlan, StoreError>;
 
-    /// Records a leaf.
+    /// Judges the caller as `identify` does, then records a leaf.
     async fn record_leaf(
         &self,
         now: OffsetDateTime,

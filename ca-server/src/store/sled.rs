@@ -21,14 +21,14 @@ use sled::{Batch, Db, IVec};
 
 use super::{
     StoreError,
-    view::{Engine, Writes, scan_start},
+    view::{Engine, Reader, Writes, scan_start},
 };
 use crate::failpoint::{self, Point};
 
 /// A sled database in a folder of its own.
 #[derive(Debug)]
 pub struct SledEngine {
-    db: Db,
+    pairs: Pairs,
     log: File,
     dir: PathBuf,
     /// Keys whose values are cut, and into how many pieces.
@@ -49,7 +49,7 @@ impl SledEngine {
         let db = open_db(dir)?;
         let log = File::open(dir.join("db")).map_err(|e| open_error(&e))?;
         let cut = cut_values(&db).map_err(|e| open_error(&e))?;
-        let engine = Self { db, log, dir: dir.to_owned(), cut };
+        let engine = Self { pairs: Pairs(db), log, dir: dir.to_owned(), cut };
         engine.settle().map_err(|e| open_error(&e))?;
         engine.refuse_blobs()?;
         Ok(engine)
@@ -57,7 +57,7 @@ impl SledEngine {
 
     /// Puts on the disk what opening made: sled syncs neither its configuration nor the folder.
     fn settle(&self) -> std::io::Result<()> {
-        self.db.flush().map_err(std::io::Error::other)?;
+        self.pairs.0.flush().map_err(std::io::Error::other)?;
         self.log.sync_all()?;
         File::open(self.dir.join("conf"))?.sync_all()?;
         durable::sync_folder(&self.dir)
@@ -94,7 +94,13 @@ impl SledEngine {
             batch.remove(piece_key(key, index));
         }
     }
+}
 
+/// The database as any thread may read it.
+#[derive(Clone, Debug)]
+struct Pairs(Db);
+
+impl Pairs {
     fn value(&self, key: &[u8], stored: &[u8]) -> Result<Vec<u8>, StoreError> {
         match stored.split_first() {
             Some((&WHOLE, value)) => Ok(value.to_vec()),
@@ -109,16 +115,16 @@ impl SledEngine {
     fn join(&self, key: &[u8], pieces: u32) -> Result<Vec<u8>, StoreError> {
         let mut value = Vec::new();
         for index in 0..pieces {
-            let piece = self.db.get(piece_key(key, index)).map_err(|e| unavailable(&e))?;
+            let piece = self.0.get(piece_key(key, index)).map_err(|e| unavailable(&e))?;
             value.extend_from_slice(&piece.ok_or_else(|| damaged(key, "a piece is missing"))?);
         }
         Ok(value)
     }
 }
 
-impl Engine for SledEngine {
+impl Reader for Pairs {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let stored = self.db.get(key).map_err(|e| unavailable(&e))?;
+        let stored = self.0.get(key).map_err(|e| unavailable(&e))?;
         stored.map(|stored| self.value(key, &stored)).transpose()
     }
 
@@ -129,7 +135,7 @@ impl Engine for SledEngine {
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
         let from = scan_start(prefix, after);
-        self.db
+        self.0
             .range::<&[u8], _>((from, Bound::Unbounded))
             .take(limit)
             .take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)))
@@ -139,6 +145,27 @@ impl Engine for SledEngine {
                 Ok((key.to_vec(), value))
             })
             .collect()
+    }
+}
+
+impl Reader for SledEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.pairs.get(key)
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        self.pairs.scan(prefix, after, limit)
+    }
+}
+
+impl Engine for SledEngine {
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        Some(Box::new(self.pairs.clone()))
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {
@@ -153,9 +180,9 @@ impl Engine for SledEngine {
             }
             self.add(&mut batch, key, value.as_deref());
         }
-        self.db.apply_batch(batch).map_err(|e| unavailable(&e))?;
+        self.pairs.0.apply_batch(batch).map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterBatch);
-        self.db.flush().map_err(|e| unavailable(&e))?;
+        self.pairs.0.flush().map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterFlush);
         self.log.sync_data().map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterFdatasync);
@@ -288,7 +315,7 @@ mod tests {
             engine = SledEngine::open(dir.path()).unwrap();
             assert_eq!(engine.get(b"l/grown").unwrap(), Some(vec![b'v'; len]));
         }
-        assert_eq!(engine.db.scan_prefix(PIECES).count(), 0, "no piece is left behind");
+        assert_eq!(engine.pairs.0.scan_prefix(PIECES).count(), 0, "no piece is left behind");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use raymtls_proto::digest::sha256;
 
 use super::{
     StoreError, layout,
+    record::Record,
     records::{AuditHead, AuditRecord},
 };
 
-/// An ordered key-value space that makes a batch durable as a whole or not at all.
-pub trait Engine: Send + 'static {
+/// An ordered key-value space, read.
+pub trait Reader {
     /// The value of a key.
     ///
     /// # Errors
@@ -29,6 +30,15 @@ pub trait Engine: Send + 'static {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+}
+
+/// The same, that makes a batch durable as a whole or not at all.
+pub trait Engine: Reader + Send + 'static {
+    /// Reads what is there beside the thread that owns the engine: what was written and is not yet
+    /// durable too, and a commit in the making in part. `None` where it cannot.
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        None
+    }
 
     /// Makes the writes durable, all or none. `None` deletes.
     ///
@@ -51,7 +61,7 @@ pub type Writes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// The state one decision works on.
 pub struct View<'a> {
-    engine: &'a dyn Engine,
+    engine: &'a dyn Reader,
     group: &'a Writes,
     own: Writes,
     audit_head: AuditHead,
@@ -64,7 +74,7 @@ impl<'a> View<'a> {
     /// A view over what is durable and what the group wrote so far.
     #[must_use]
     pub fn new(
-        engine: &'a dyn Engine,
+        engine: &'a dyn Reader,
         group: &'a Writes,
         audit_head: AuditHead,
         now_ms: i64,
@@ -107,7 +117,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// The medium cannot be read, or the record does not decode.
-    pub fn get<M: Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+    pub fn get<M: Record>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
         self.get_raw(key)?.map(|value| decode(key, &value)).transpose()
     }
 
@@ -128,7 +138,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// The medium cannot be read, or a record does not decode.
-    pub fn scan<M: Message + Default>(
+    pub fn scan<M: Record>(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
@@ -213,11 +223,13 @@ pub fn empty_audit_head() -> AuditHead {
     AuditHead { index: 0, hash: vec![0; 32] }
 }
 
-fn decode<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, StoreError> {
-    M::decode(value).map_err(|e| StoreError::Damaged {
-        key: String::from_utf8_lossy(key).into_owned(),
-        why: e.to_string(),
-    })
+/// Reads a value as the record it is.
+///
+/// # Errors
+/// `Damaged`.
+pub fn decode<M: Record>(key: &[u8], value: &[u8]) -> Result<M, StoreError> {
+    M::read(value)
+        .map_err(|why| StoreError::Damaged { key: String::from_utf8_lossy(key).into_owned(), why })
 }
 
 #[cfg(test)]

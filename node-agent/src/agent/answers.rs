@@ -1,6 +1,6 @@
 //! What the daemon answers over its socket.
 
-use raymtls_proto::{reason::Reason, v1};
+use raymtls_proto::{clock::Clock, reason::Reason, v1};
 use tokio::time::Instant;
 
 use super::{ActError, Agent};
@@ -27,6 +27,14 @@ impl Agent {
 
     /// A new key folder, or the newest valid one and why.
     async fn exec_folder(&mut self) -> Answer {
+        // Whether Ray would be protected in a mode of the future is not ours to guess.
+        let mode_known = |s: &v1::Settings| v1::Mode::try_from(s.mode).is_ok();
+        if self.memory.settings().is_some_and(|settings| !mode_known(settings)) {
+            return Answer::error(
+                ErrorKind::Failed,
+                "the cluster's mode is one this release does not know: upgrade node-agent",
+            );
+        }
         if self.memory.settings().is_some_and(|s| s.mode() == v1::Mode::Tunnel) {
             return Answer::error(
                 ErrorKind::Failed,

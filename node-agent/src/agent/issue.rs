@@ -1,7 +1,13 @@
 //! Fetching certificates: the key is on the disk before the request where a lost reply would cost
 //! something, and what comes back is judged before it replaces anything.
 
-use raymtls_proto::{clock::Clock, leaf::LeafFacts, reason::Reason, v1};
+use raymtls_proto::{
+    clock::{self, Clock},
+    leaf::LeafFacts,
+    reason::Reason,
+    v1,
+};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{ActError, Agent, AgentFolder};
@@ -53,19 +59,27 @@ pub(crate) async fn fetch_leaf(
         spki_der: &key.spki_der(),
         addresses: &node.addresses,
         dns_names: node.leaf_dns_names(),
-        now: clock.now(),
+        now: judged_at(answer.server_time_unix, clock),
     };
     let facts = verify::leaf(&chain, &roots, &wanted)?;
     Ok(Leaf { chain, facts, bundle, server_time_unix: answer.server_time_unix })
 }
 
+/// What the CA made is judged by the CA's clock, which came with it over verified TLS: a host whose
+/// clock is wrong needs certificates too, and its peers look at them with clocks that are right.
+fn judged_at(server_time_unix: i64, clock: &dyn Clock) -> OffsetDateTime {
+    let said = clock::from_unix(server_time_unix).filter(|at| *at > OffsetDateTime::UNIX_EPOCH);
+    said.unwrap_or_else(|| clock.now())
+}
+
 /// Judges an identity and puts it together with its key.
 pub(crate) fn accept_identity(
-    chain: Option<v1::CertificateChain>,
+    answer: (Option<v1::CertificateChain>, i64),
     key: PrivateKey,
     node: &NodeFile,
     clock: &dyn Clock,
 ) -> Result<Identity, ActError> {
+    let (chain, server_time_unix) = answer;
     let chain = chain.ok_or(VerifyError::Missing("the identity"))?;
     let wanted = Wanted {
         subject: &node.agent(),
@@ -73,7 +87,7 @@ pub(crate) fn accept_identity(
         spki_der: &key.spki_der(),
         addresses: &[],
         dns_names: &[],
-        now: clock.now(),
+        now: judged_at(server_time_unix, clock),
     };
     verify::identity(&chain, &node.control_roots, &wanted)?;
     Ok(Identity::new(key, chain).map_err(|_| VerifyError::OtherKey)?)
@@ -87,10 +101,16 @@ impl Agent {
         self.sync.end();
         let key = self.state.waiting_key(WaitingKey::Renewal)?;
         self.renewal_pending = true;
+        let asked = self.clock.elapsed();
         let answer = self.client()?.renew_identity(key.csr_der()?).await?;
+        self.hear_time(answer.server_time_unix, self.clock.elapsed().saturating_sub(asked));
         self.answered();
-        self.hear_time(answer.server_time_unix);
-        let identity = accept_identity(answer.identity, key, &self.node, &*self.clock)?;
+        let identity = accept_identity(
+            (answer.identity, answer.server_time_unix),
+            key,
+            &self.node,
+            &*self.clock,
+        )?;
         self.state.put_identity(&identity)?;
         let change = SerialChange {
             name: "identity".to_owned(),
@@ -180,10 +200,11 @@ impl Agent {
     async fn fetch(&mut self, key: &PrivateKey) -> Result<Leaf, ActError> {
         let client = self.client()?;
         let known = self.memory.bundle();
+        let asked = self.clock.elapsed();
         let leaf = fetch_leaf(&client, &self.node, key, known, &*self.clock).await?;
+        self.hear_time(leaf.server_time_unix, self.clock.elapsed().saturating_sub(asked));
         self.renewals += 1;
         self.answered();
-        self.hear_time(leaf.server_time_unix);
         Ok(leaf)
     }
 

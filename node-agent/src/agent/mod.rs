@@ -5,6 +5,7 @@
 mod answers;
 pub(crate) mod issue;
 mod outcome;
+mod skew;
 mod sync;
 mod view;
 
@@ -21,6 +22,7 @@ use tokio::{
 
 use crate::{
     api::{Answer, Ask, ErrorKind},
+    caclock::CaClock,
     client::{CallError, NodeClient, Target},
     config::Config,
     failure::Failure,
@@ -28,6 +30,7 @@ use crate::{
     http, keyfolder,
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
+    moment::Moment,
     notify, socket,
     state::{self, Action, Call, Facts, FolderFacts, Life, Standing},
     statedir::{
@@ -148,7 +151,7 @@ enum Event {
 #[derive(Debug)]
 pub struct Agent {
     config: Config,
-    clock: Arc<dyn Clock>,
+    clock: Arc<CaClock>,
     state: StateDir,
     tls: TlsDir,
     node: NodeFile,
@@ -163,8 +166,7 @@ pub struct Agent {
     failures: u32,
     calls_not_before: Option<Instant>,
     held: HashMap<Call, outcome::Held>,
-    /// What the CA's clock said, and when.
-    ca_time: Option<(OffsetDateTime, Instant)>,
+    skew: skew::Skew,
     renewal_pending: bool,
     folder_wanted: bool,
     folder_made_at: Option<Instant>,
@@ -202,6 +204,7 @@ impl Agent {
         state: StateDir,
         lock: StateLock,
     ) -> Result<Self, ActError> {
+        let clock = Arc::new(CaClock::new(clock));
         state.sweep()?;
         let not_enrolled = || StateError::NotEnrolled(state.path().display().to_string());
         let node = state.node()?.ok_or_else(not_enrolled)?;
@@ -230,7 +233,7 @@ impl Agent {
             failures: 0,
             calls_not_before: None,
             held: HashMap::new(),
-            ca_time: None,
+            skew: skew::Skew::default(),
             renewal_pending,
             folder_wanted: false,
             folder_made_at: None,
@@ -379,7 +382,8 @@ impl Agent {
             current: self.current,
             env_names: self.env_names,
             folder_wanted: self.folder_wanted,
-            ca_now: self.ca_now(),
+            ca_now: self.clock.ca_now(),
+            host_now: self.clock.host_now(),
             sync_waiting: self.sync.is_waiting(),
             calls_not_before: self.calls_not_before.map(on_the_wall),
             held: self.held.iter().map(|(call, held)| (*call, on_the_wall(held.until))).collect(),
@@ -406,13 +410,17 @@ impl Agent {
         self.sync.end();
         self.stand(Standing::ReenrolNeeded {
             reason: IDENTITY_EXPIRED.to_owned(),
-            message: "the agent identity has expired".to_owned(),
+            message: format!(
+                "the agent identity has expired: it ended at {}, and this host's clock says {}",
+                Moment::from(self.identity.facts.not_after),
+                Moment::from(self.clock.host_now())
+            ),
         });
     }
 
     /// A clock that stood wrong and was put right makes an identity valid again.
     fn reconsider(&mut self, now: OffsetDateTime) {
-        let over = self.identity.facts.not_after <= now;
+        let over = self.identity.facts.not_after <= now.min(self.clock.host_now());
         if !over
             && matches!(&self.standing, Standing::ReenrolNeeded { reason, .. } if reason == IDENTITY_EXPIRED)
         {

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use raymtls_proto::{
-    clock,
+    clock::Clock,
     reason::{Reaction, Reason},
 };
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{ActError, Agent};
@@ -61,17 +60,6 @@ impl Agent {
         }
     }
 
-    /// What the CA's clock says.
-    pub(super) fn hear_time(&mut self, server_time_unix: i64) {
-        self.ca_time = clock::from_unix(server_time_unix).map(|time| (time, Instant::now()));
-    }
-
-    /// The CA's clock as it must stand now.
-    pub(super) fn ca_now(&self) -> Option<OffsetDateTime> {
-        let (time, heard) = self.ca_time?;
-        Some(time + heard.elapsed())
-    }
-
     /// Nothing is wrong; the call just leaves the CA alone for a moment.
     pub(super) fn pause(&mut self, call: Call, pause: Duration) {
         let until = Instant::now() + pause;
@@ -110,14 +98,17 @@ impl Agent {
     }
 
     fn no_ca(&mut self, call: Option<Call>, error: &ActError) {
-        let wait = state::backoff(self.failures, rand::random());
+        let now = self.clock.now();
+        let facts = self.look(now);
+        let wait = state::away_backoff(now, &facts, self.failures, rand::random());
         self.failures = self.failures.saturating_add(1);
         self.hold_all_back(wait, error);
         tracing::warn!(%error, retry_in = ?wait, "no answer from the CA");
         // Another call has its turn first: one that never gets an answer must not starve the rest.
         if let Some(call) = call {
             let failures = self.failures_of(Some(call));
-            let until = Instant::now() + wait + state::backoff(failures, rand::random());
+            let besides = state::away_backoff(now, &facts, failures, rand::random());
+            let until = Instant::now() + wait + besides;
             let failures = failures.saturating_add(1);
             self.held.insert(call, Held { until, failures, why: None, away: true });
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use raymtls_proto::{reason::Reason, v1};
+use raymtls_proto::{clock::Clock, reason::Reason, v1};
 use tokio::time::Instant;
 
 use super::{ActError, Agent, Event, Task};
@@ -85,7 +85,9 @@ impl Agent {
     /// One Sync that does not wait, for `enroll`.
     pub(crate) async fn sync_once(&mut self) -> Result<(), ActError> {
         let request = self.sync_request(Duration::ZERO);
+        let asked = self.clock.elapsed();
         let answer = self.client()?.sync(request).await?;
+        self.hear_time(answer.server_time_unix, self.clock.elapsed().saturating_sub(asked));
         self.answered();
         self.apply(&answer)
     }
@@ -97,6 +99,8 @@ impl Agent {
         self.sync.end();
         match result {
             Ok(answer) => {
+                let took = self.sync.started.map_or(Duration::ZERO, |at| at.elapsed());
+                self.hear_time_after_wait(answer.server_time_unix, took);
                 self.answered();
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
@@ -162,13 +166,16 @@ impl Agent {
 
     /// All of it or nothing: where a step fails, the next Sync asks for the same again.
     fn apply(&mut self, answer: &v1::SyncResponse) -> Result<(), ActError> {
-        self.hear_time(answer.server_time_unix);
         self.judge(answer)?;
         if let Some(bundle) = &answer.bundle {
             self.write_bundle(bundle)?;
         }
         if let Some(token) = &answer.ray_token {
             self.apply_token(&token.token)?;
+        }
+        // They come when they change, so this is said once.
+        for unknown in answer.settings.iter().flat_map(super::view::unknown) {
+            tracing::warn!("{unknown}");
         }
         let mut memory = self.memory.clone();
         memory.merge(answer);

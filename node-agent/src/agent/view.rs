@@ -2,13 +2,14 @@
 //! status file, to systemd.
 
 use raymtls_proto::{
+    clock::Clock,
     durable::{self, Access},
     leaf::LeafFacts,
     v1,
 };
 use time::OffsetDateTime;
 
-use super::{Agent, AgentFolder};
+use super::{Agent, AgentFolder, skew};
 use crate::{
     keyfolder::FOLDERS_MAX,
     moment::Moment,
@@ -44,7 +45,9 @@ impl Agent {
         let agent_uid = rustix::process::geteuid().as_raw();
         status.two_key_split = SplitStatus::of(self.config.ray_uid, agent_uid);
         status.renewals = self.renewals;
+        status.clock_skew_seconds = self.clock.skew().map(seconds);
         status.problems = self.problems.clone();
+        status.problems.extend(self.skew_reported().map(skew::problem));
         status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
         status
@@ -108,6 +111,7 @@ impl Agent {
             ));
         }
         let Some(settings) = self.memory.settings() else { return all };
+        all.extend(unknown(settings));
         if settings.mode() == v1::Mode::Tunnel {
             all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
         }
@@ -117,6 +121,22 @@ impl Agent {
         }
         all
     }
+}
+
+/// Settings with values of a newer release.
+pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
+    let text = |what: &str, value: i32, means: &str| {
+        format!(
+            "{what} is a value this release does not know ({value}): upgrade node-agent; {means}"
+        )
+    };
+    let mode = v1::Mode::try_from(settings.mode)
+        .is_err()
+        .then(|| text("mode", settings.mode, "files are kept, `exec` refuses"));
+    let isolation = v1::Isolation::try_from(settings.isolation)
+        .is_err()
+        .then(|| text("isolation", settings.isolation, "this release loads no rules"));
+    mode.into_iter().chain(isolation).collect()
 }
 
 /// A status before anything happened.
@@ -146,6 +166,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         applied: None,
         two_key_split: SplitStatus { holds: None, why: String::new() },
         renewals: 0,
+        clock_skew_seconds: None,
         problems: Vec::new(),
     }
 }
@@ -183,4 +204,10 @@ fn isolation_word(isolation: v1::Isolation) -> &'static str {
 
 fn version_text(version: v1::SyncVersion) -> String {
     format!("{:016x}/{}", version.epoch, version.counter)
+}
+
+/// Whole seconds, to the nearest.
+pub(super) fn seconds(span: time::Duration) -> i64 {
+    let half = time::Duration::milliseconds(500) * if span.is_negative() { -1 } else { 1 };
+    span.saturating_add(half).whole_seconds()
 }

@@ -32,6 +32,8 @@ fn facts() -> Facts {
         env_names: Some(1),
         folder_wanted: false,
         ca_now: None,
+        // No earlier than now: the host's clock has no say of its own.
+        host_now: datetime!(9999-12-31 23:59:59 UTC),
         sync_waiting: true,
         calls_not_before: None,
         held: Vec::new(),

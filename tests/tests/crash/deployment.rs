@@ -55,9 +55,11 @@ impl Deployment {
              http_listen = \"127.0.0.1:{http}\"\n\
              admin_socket = {socket:?}\n\
              enrollment_endpoints = [\"127.0.0.1:{enrollment}\"]\n\
-             node_endpoints = [\"127.0.0.1:{node}\"]\n",
+             node_endpoints = [\"127.0.0.1:{node}\"]\n\
+             {limits}",
             kek = at("kek"),
             socket = at("admin.sock"),
+            limits = raymtls_tests::no_limits(),
         );
         durable::replace(&at("config.toml"), config.as_bytes(), Access::PRIVATE).unwrap();
 

@@ -181,7 +181,10 @@ fn is_end(error: &CallError) -> bool {
         CallError::Refused {
             reason: Some(Reason::RateLimited | Reason::StoreUnavailable), ..
         } => false,
-        CallError::Refused { .. } | CallError::Untrusted(_) | CallError::Setup(_) => {
+        CallError::Refused { .. }
+        | CallError::Untrusted(_)
+        | CallError::Clock(_)
+        | CallError::Setup(_) => {
             panic!("no refusal was due: {error}")
         }
     }

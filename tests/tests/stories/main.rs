@@ -2,12 +2,27 @@
 //! the test moves.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+mod abuse;
+mod addresses;
 mod agent;
+mod away;
+mod bad_files;
+mod bad_names;
+mod bad_requests;
+mod bad_tokens;
+mod bounds;
 mod certificates;
+mod corpus;
+mod docs;
+mod doors;
 mod enroll;
 mod issuers;
+mod newer_peers;
 mod operator;
+mod property;
+mod races;
 mod renew;
 mod revoke;
 mod sync;
+mod time;
 mod trust;

@@ -3,12 +3,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use ca_server::store::Authority;
 use node_agent::{client::EnrollmentClient, keys::PrivateKey, statedir::Identity};
 use raymtls_proto::{
     clock::{Clock, SettableClock, TlsTime},
     v1::CertificateChain,
 };
 use raymtls_tests::{Deployment, Member, ask, limits, node_leaf, word};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair,
+};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -23,6 +28,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SOON: Duration = Duration::from_secs(10);
@@ -157,6 +163,27 @@ async fn impostor(
     (address, told)
 }
 
+/// A server with the CA's name below an authority that has the name of ours and another key.
+fn namesake(
+    who: &'static str,
+    model_der: &[u8],
+) -> (&'static str, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let (_, model) = X509Certificate::from_der(model_der).unwrap();
+    let name = model.subject().iter_common_name().next().unwrap().as_str().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap();
+    let server_key = KeyPair::generate().unwrap();
+    let mut server = CertificateParams::new(vec!["ca.ray.example".to_owned()]).unwrap();
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let server = server.signed_by(&server_key, &Issuer::new(params, key)).unwrap();
+    let chain = vec![server.der().clone(), authority.der().clone()];
+    (who, chain, PrivateKeyDer::try_from(server_key.serialize_der()).unwrap())
+}
+
 #[tokio::test]
 async fn a_false_ca_hears_nothing_of_the_token() {
     let deployment = Deployment::start().await;
@@ -166,6 +193,7 @@ async fn a_false_ca_hears_nothing_of_the_token() {
     let leaf = leaf(&member).await;
     let other = rcgen::generate_simple_self_signed(vec!["ca.ray.example".to_owned()]).unwrap();
     let other_key = PrivateKeyDer::try_from(other.signing_key.serialize_der()).unwrap();
+    let control = deployment.ca.authority(&Authority::Control).unwrap();
 
     let impostors = [
         (
@@ -175,6 +203,8 @@ async fn a_false_ca_hears_nothing_of_the_token() {
         ),
         ("a node with its Ray leaf", leaf.chain.certificates(), key_der(&leaf.key)),
         ("a server of another root", vec![other.cert.der().clone()], other_key),
+        namesake("a root of the same name", &control.root_der),
+        namesake("an issuer of the same name", control.active().certificate_der()),
     ];
     for (who, chain, key) in impostors {
         let (address, told) = impostor(chain, key, &deployment.clock).await;

@@ -176,10 +176,26 @@ fn check_address(
     }
     match live_holder(view, cluster, &text)? {
         Some(holder) if holder != name.as_str() => {
+            // Whoever is there beats whoever only says to be.
+            if ask.source == Some(address) && !has_proved(view, cluster, &holder, &text)? {
+                return Ok(());
+            }
             Err(Refusal::AddressTaken { address: text, holder }.into())
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether a call of the node ever came from the address.
+fn has_proved(
+    view: &View<'_>,
+    cluster: &str,
+    node: &str,
+    address: &str,
+) -> Result<bool, StoreError> {
+    let node: Option<NodeRecord> = view.get(&layout::node(cluster, node))?;
+    let proved = |bound: &AddressRecord| bound.address == address && bound.proved;
+    Ok(node.is_some_and(|node| node.addresses.iter().any(proved)))
 }
 
 /// The live node that holds an address exclusively.

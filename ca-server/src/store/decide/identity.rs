@@ -29,7 +29,15 @@ const REUSE_EVENT_EVERY_MS: i64 = 60 * 60 * 1_000;
 /// # Errors
 /// Unknown, revoked, left; retired, which is an event and stays on record.
 pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<NodeRecord, StoreError> {
-    let mut node = known(view, caller)?;
+    let node = known(view, caller)?;
+    judge(view, caller, node)
+}
+
+fn judge(
+    view: &mut View<'_>,
+    caller: &Caller,
+    mut node: NodeRecord,
+) -> Result<NodeRecord, StoreError> {
     let serial = caller.serial.as_bytes();
     if node.pending.as_ref().is_some_and(|pending| pending.serial == serial) {
         node.identity = node.pending.take();
@@ -45,6 +53,20 @@ pub fn identify(view: &mut View<'_>, caller: &Caller) -> Result<NodeRecord, Stor
         put(view, &node);
     }
     Ok(node)
+}
+
+/// Judges a caller that a plan was made for a moment ago, as [`identify`] does. One that was retired
+/// meanwhile by the node's own next call is late, and nothing suspicious.
+///
+/// # Errors
+/// Unknown, revoked, left, replaced by a newer identity.
+pub fn identify_again(view: &mut View<'_>, caller: &Caller) -> Result<(), StoreError> {
+    let node = known(view, caller)?;
+    let mut in_force = node.identity.iter().chain(&node.pending);
+    if !in_force.any(|identity| identity.serial == caller.serial.as_bytes()) {
+        return Err(Refusal::Superseded.into());
+    }
+    judge(view, caller, node).map(drop)
 }
 
 /// Judges a caller that was identified before and waited since.

@@ -27,19 +27,27 @@ use crate::{
 /// As `identity::still_stands`; a name or address not bound to the node or taken over by another;
 /// a key too old, or the identity's; too many live keys; cluster over.
 pub fn plan(view: &View<'_>, caller: &Caller, ask: &LeafAsk) -> Result<LeafPlan, StoreError> {
-    let node = require(view, caller)?;
+    judge(view, caller, &require(view, caller)?, ask)
+}
+
+fn judge(
+    view: &View<'_>,
+    caller: &Caller,
+    node: &NodeRecord,
+    ask: &LeafAsk,
+) -> Result<LeafPlan, StoreError> {
     let cluster = cluster::get(view, &caller.cluster)?;
     check_not_ended(view, &cluster)?;
     if node.known_role() == Role::Driver && ask.kind == LeafKind::Node {
         let text = "a driver gets driver leaves only: enrol as head or worker for a node's";
         return Err(Refusal::RequestInvalid(text.to_owned()).into());
     }
-    let (addresses, dns_names) = policy::leaf_names(&node, ask)?;
+    let (addresses, dns_names) = policy::leaf_names(node, ask)?;
     for &address in &addresses {
-        check_address(view, &node, address)?;
+        check_address(view, node, address)?;
     }
     let life_ms = cluster.settings().leaf_life_seconds * 1_000;
-    check_key(view, &node, ask, life_ms)?;
+    check_key(view, node, ask, life_ms)?;
     let ends_unix = cluster.settings().ends_unix;
     let ends_ms = (ends_unix != 0).then_some(ends_unix * 1_000);
     Ok(LeafPlan { addresses, dns_names, life_ms, ends_ms })
@@ -56,10 +64,10 @@ pub fn record(
     planned: &LeafPlan,
     leaf: &Signed,
 ) -> Result<(), StoreError> {
-    if plan(view, caller, ask)? != *planned {
+    let mut node = require(view, caller)?;
+    if judge(view, caller, &node, ask)? != *planned {
         return Err(Refusal::RaceLost("what the node may have").into());
     }
-    let mut node = require(view, caller)?;
     note_key(view, &mut node, leaf, planned.life_ms);
     put(view, &node);
     hold_again(view, &node)?;
@@ -84,6 +92,9 @@ fn check_address(
     if node.known_role() == Role::Driver && proved() {
         return Ok(());
     }
+    if holds(view, node, &address)? {
+        return Ok(());
+    }
     match live_holder(view, &node.cluster, &address)? {
         Some(holder) if holder != node.name => {
             Err(Refusal::AddressTaken { address, holder }.into())
@@ -92,13 +103,21 @@ fn check_address(
     }
 }
 
+/// Whether the node itself holds the address, as it mostly does.
+fn holds(view: &View<'_>, node: &NodeRecord, address: &str) -> Result<bool, StoreError> {
+    let holder = view.get_raw(&layout::holder(&node.cluster, address))?;
+    Ok(holder.is_some_and(|holder| holder == node.name.as_bytes()))
+}
+
 /// A node that was away takes those of its addresses back that nobody holds any more.
 fn hold_again(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
     if !node.holds_exclusively() {
         return Ok(());
     }
     for bound in &node.addresses {
-        if live_holder(view, &node.cluster, &bound.address)?.is_none() {
+        if !holds(view, node, &bound.address)?
+            && live_holder(view, &node.cluster, &bound.address)?.is_none()
+        {
             let key = layout::holder(&node.cluster, &bound.address);
             view.put_raw(key, node.name.as_bytes().to_vec());
         }

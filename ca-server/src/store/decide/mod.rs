@@ -15,8 +15,9 @@ use raymtls_proto::{identity::ClusterId, v1};
 
 use super::{
     PAGE_ROWS_MAX, Page, Signed, StoreError, layout,
+    record::Record,
     records::{AuditKind, AuditRecord, CertificateRecord, ClusterRecord, KeyRecord},
-    view::View,
+    view::{View, decode},
 };
 use crate::refusal::Refusal;
 
@@ -41,21 +42,14 @@ fn page(
 }
 
 /// One page of records.
-fn record_page<M: prost::Message + Default>(
+fn record_page<M: Record>(
     view: &View<'_>,
     prefix: &[u8],
     cursor: &str,
 ) -> Result<Page<M>, StoreError> {
     let (pairs, next) = page(view, prefix, cursor)?;
-    let rows = pairs
-        .into_iter()
-        .map(|(key, value)| {
-            M::decode(&value[..]).map_err(|e| StoreError::Damaged {
-                key: String::from_utf8_lossy(&key).into_owned(),
-                why: e.to_string(),
-            })
-        })
-        .collect::<Result<_, _>>()?;
+    let rows =
+        pairs.into_iter().map(|(key, value)| decode(&key, &value)).collect::<Result<_, _>>()?;
     Ok(Page { rows, next })
 }
 
@@ -88,7 +82,10 @@ fn put_certificate(
     };
     view.put(key, &record);
     let used = KeyRecord { kind: kind.into(), cluster: cluster.to_string(), node: node.to_owned() };
-    view.put(layout::key(&record.key_hash), &used);
+    // The same key again, as in each renewal of a leaf: nothing to write.
+    if view.get(&layout::key(&record.key_hash))?.as_ref() != Some(&used) {
+        view.put(layout::key(&record.key_hash), &used);
+    }
     view.put_raw(layout::cluster_certificate(cluster.as_str(), serial), Vec::new());
     view.put_raw(layout::node_certificate(cluster.as_str(), node, serial), Vec::new());
     Ok(record)

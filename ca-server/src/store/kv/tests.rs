@@ -3,7 +3,13 @@
 use std::{sync::mpsc as std_mpsc, time::Duration};
 
 use super::*;
-use crate::{refusal::Refusal, store::memory::MemoryEngine};
+use crate::{
+    refusal::Refusal,
+    store::{
+        memory::MemoryEngine,
+        records::{IdentityRecord, NodeStatus},
+    },
+};
 
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -13,13 +19,19 @@ struct Gated {
     gate: std_mpsc::Receiver<Result<(), StoreError>>,
 }
 
-impl Engine for Gated {
+impl Reader for Gated {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.inner.get(key)
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Pairs, StoreError> {
         self.inner.scan(prefix, after, limit)
+    }
+}
+
+impl Engine for Gated {
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        self.inner.reader()
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {
@@ -89,6 +101,96 @@ async fn nobody_is_told_before_the_commit_not_even_a_reader() {
             queued: 0
         }
     );
+}
+
+/// An engine whose next durable state can be seen before it is durable, as sled's can.
+struct Ahead {
+    durable: MemoryEngine,
+    seen: MemoryEngine,
+}
+
+impl Reader for Ahead {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.durable.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Pairs, StoreError> {
+        self.durable.scan(prefix, after, limit)
+    }
+}
+
+impl Engine for Ahead {
+    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+        self.seen.reader()
+    }
+
+    fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {
+        self.seen.commit(writes)?;
+        self.durable.commit(writes)
+    }
+}
+
+#[tokio::test]
+async fn a_glance_is_good_for_a_yes_alone_and_the_commit_says_it_again() {
+    let (durable, seen) = (MemoryEngine::new(), MemoryEngine::new());
+    let engine = Ahead { durable: durable.clone(), seen: seen.clone() };
+    let store = KvStore::create(Box::new(engine), now(), 7).unwrap();
+    let cluster = ClusterRecord {
+        cluster: "c1".to_owned(),
+        settings: Some(v1::Settings { leaf_life_seconds: 600, ..v1::Settings::default() }),
+        ..ClusterRecord::default()
+    };
+    let identity = IdentityRecord { serial: vec![1; 16], ..IdentityRecord::default() };
+    let node = NodeRecord {
+        cluster: "c1".to_owned(),
+        name: "n1".to_owned(),
+        role: v1::Role::Worker.into(),
+        status: NodeStatus::Live.into(),
+        identity: Some(IdentityRecord { not_after_ms: i64::MAX, ..identity }),
+        ..NodeRecord::default()
+    };
+    let is = |node: &NodeRecord| {
+        let (cluster, node) = (cluster.encode_to_vec(), node.encode_to_vec());
+        Writes::from([
+            (layout::cluster("c1"), Some(cluster)),
+            (layout::node("c1", "n1"), Some(node)),
+        ])
+    };
+    let revoked = NodeRecord { status: NodeStatus::Revoked.into(), ..node.clone() };
+    let caller = Caller {
+        cluster: "c1".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+        serial: Serial::from_slice(&[1; 16]).unwrap(),
+        source: None,
+    };
+    let plan = || store.plan_renew(now(), caller.clone(), [9; 32]);
+    let put = |engine: &MemoryEngine, node| engine.clone().commit(&is(node)).unwrap();
+
+    // A no that is not durable is not told: the writer judges, on what is.
+    put(&durable, &node);
+    put(&seen, &revoked);
+    let jobs = store.counts().jobs;
+    assert!(matches!(plan().await.unwrap(), RenewPlan::Issue));
+    assert_eq!(store.counts().jobs, jobs + 1);
+
+    // A yes needs no writer, and is worth nothing where the commit says no.
+    put(&durable, &revoked);
+    put(&seen, &node);
+    let jobs = store.counts().jobs;
+    assert!(matches!(plan().await.unwrap(), RenewPlan::Issue));
+    assert_eq!(store.counts().jobs, jobs);
+    let signed = Signed {
+        serial: Serial::new(1, [3; 10]),
+        certificate_der: vec![],
+        issued_ms: 0,
+        not_after_ms: 1,
+        issuer_key_id: vec![],
+        key_hash: [9; 32],
+    };
+    let refused = store.renew(now(), caller.clone(), signed).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Refused(Refusal::Revoked { .. })), "{refused}");
+    store.close().await;
+    assert!(plan().await.is_err(), "a closed store plans nothing");
 }
 
 #[tokio::test]

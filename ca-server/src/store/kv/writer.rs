@@ -12,7 +12,8 @@ use std::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use prost::Message as _;
@@ -109,7 +110,12 @@ impl Writer<'_> {
     /// # Errors
     /// Why it cannot go on.
     pub(super) fn run(&mut self, queue: &mut mpsc::Receiver<Message>) -> Result<(), String> {
+        let mut last_len = 0;
         while let Some(first) = queue.blocking_recv() {
+            if last_len > 1 {
+                // Others are about to ask too: one flush for more of them. Nobody who asks alone waits.
+                thread::sleep(GATHER);
+            }
             let mut group = Vec::new();
             let mut next = Some(first);
             while let Some(message) = next {
@@ -120,6 +126,7 @@ impl Writer<'_> {
                 }
                 next = if group.len() < GROUP_MAX { queue.try_recv().ok() } else { None };
             }
+            last_len = group.len();
             self.commit_group(group)?;
         }
         Ok(())
@@ -203,6 +210,8 @@ fn check_bounds(writes: &Writes) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// How long a group is gathered where the one before it was of several.
+const GATHER: Duration = Duration::from_millis(1);
 /// Decisions of one commit.
 const GROUP_MAX: usize = 1_024;
 const KEY_LEN_MAX: usize = 400;

@@ -40,11 +40,13 @@ pub(crate) enum Kind {
     LeafKept,
     /// A Ray leaf on a new connection.
     LeafFresh,
+    /// A Sync that brings nothing new and does not wait, on a connection that is there.
+    SyncKept,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Enrolment, Self::RenewalFresh, Self::LeafKept, Self::LeafFresh];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Enrolment, Self::RenewalFresh, Self::LeafKept, Self::LeafFresh, Self::SyncKept];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -52,6 +54,7 @@ impl Kind {
             Self::RenewalFresh => "identity renewal, fresh connection",
             Self::LeafKept => "leaf, kept connection",
             Self::LeafFresh => "leaf, fresh connection",
+            Self::SyncKept => "Sync without news, kept connection",
         }
     }
 
@@ -59,7 +62,15 @@ impl Kind {
     fn wants_new_keys(self) -> bool {
         match self {
             Self::Enrolment | Self::RenewalFresh => true,
-            Self::LeafKept | Self::LeafFresh => false,
+            Self::LeafKept | Self::LeafFresh | Self::SyncKept => false,
+        }
+    }
+
+    /// Whether each answer holds a certificate.
+    pub(crate) fn certifies(self) -> bool {
+        match self {
+            Self::Enrolment | Self::RenewalFresh | Self::LeafKept | Self::LeafFresh => true,
+            Self::SyncKept => false,
         }
     }
 }
@@ -76,6 +87,10 @@ pub(crate) struct Cell {
     pub(crate) wall: Duration,
     pub(crate) server_cpu: Duration,
     pub(crate) client_cpu: Duration,
+    /// Commits of the store, an `fdatasync` each.
+    pub(crate) fdatasyncs: u64,
+    /// What the store's files took on the disk.
+    pub(crate) stored_bytes: u64,
     pub(crate) memory_mib: f64,
     pub(crate) load: f64,
 }
@@ -123,6 +138,7 @@ pub(crate) async fn measure(
     while kind != Kind::Enrolment && members.len() < concurrency {
         members.push(enrol(ca, &clock).await?);
     }
+    let (commits_before, disk_before) = (server.commits().await?, server.disk_bytes()?);
     let server_before = server.cpu_time()?;
     let client_before = machine::cpu_time(std::process::id())?;
     let began = Instant::now();
@@ -143,6 +159,8 @@ pub(crate) async fn measure(
         all.add(tally?);
     }
     let wall = began.elapsed();
+    let server_cpu = server.cpu_time()? - server_before;
+    let client_cpu = machine::cpu_time(std::process::id())? - client_before;
     all.latencies.sort_unstable();
     Ok(Cell {
         kind,
@@ -151,8 +169,10 @@ pub(crate) async fn measure(
         failed: all.failed,
         first_failure: all.first_failure,
         wall,
-        server_cpu: server.cpu_time()? - server_before,
-        client_cpu: machine::cpu_time(std::process::id())? - client_before,
+        server_cpu,
+        client_cpu,
+        fdatasyncs: server.commits().await?.saturating_sub(commits_before),
+        stored_bytes: server.disk_bytes()?.saturating_sub(disk_before),
         memory_mib: server.memory_mib()?,
         load: machine::load_average()?,
     })
@@ -180,7 +200,8 @@ async fn call(work: Arc<Work>, member: Option<Member>) -> Tally {
         (Kind::RenewalFresh, Some(member)) => renewals(&work, member, &mut tally).await,
         (Kind::LeafKept, Some(member)) => leaves_kept(&work, &member, &mut tally).await,
         (Kind::LeafFresh, Some(member)) => leaves_fresh(&work, &member, &mut tally).await,
-        (Kind::RenewalFresh | Kind::LeafKept | Kind::LeafFresh, None) => {
+        (Kind::SyncKept, Some(member)) => syncs(&work, &member, &mut tally).await,
+        (Kind::RenewalFresh | Kind::LeafKept | Kind::LeafFresh | Kind::SyncKept, None) => {
             Err("there are fewer members than callers".into())
         }
     };
@@ -228,6 +249,17 @@ async fn leaves_fresh(work: &Work, member: &Member, tally: &mut Tally) -> Result
         let began = Instant::now();
         let client = NodeClient::new(&work.ca.node, &member.identity, LIMITS, work.clock.clone())?;
         tally.note(began, client.issue_leaf(member.leaf_request()).await);
+    }
+    Ok(())
+}
+
+async fn syncs(work: &Work, member: &Member, tally: &mut Tally) -> Result<(), Failure> {
+    let client = NodeClient::new(&work.ca.node, &member.identity, LIMITS, work.clock.clone())?;
+    let have = client.sync(v1::SyncRequest::default()).await?.version;
+    while work.may_go_on() {
+        let began = Instant::now();
+        let ask = v1::SyncRequest { have, ..Default::default() };
+        tally.note(began, client.sync(ask).await);
     }
     Ok(())
 }

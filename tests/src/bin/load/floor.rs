@@ -3,6 +3,7 @@
 
 use std::{
     io::Cursor,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,10 +35,12 @@ pub(crate) struct Floor {
     verify: Duration,
     handshake: Duration,
     mutual_handshake: Duration,
+    /// Wall time of a durable write of 2 KiB: waiting, not CPU.
+    pub(crate) disk: Duration,
 }
 
-/// Measures all of it; takes about five seconds.
-pub(crate) fn measure() -> Result<Floor, Failure> {
+/// Measures all of it; takes about five seconds. The disk is the one `folder` lies on.
+pub(crate) fn measure(folder: &Path) -> Result<Floor, Failure> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -51,6 +54,7 @@ pub(crate) fn measure() -> Result<Floor, Failure> {
         })?,
         handshake: server_handshake(&Pair::new(false)?)?,
         mutual_handshake: server_handshake(&Pair::new(true)?)?,
+        disk: machine::disk_patience(folder)?,
     })
 }
 
@@ -62,18 +66,30 @@ impl Floor {
             Kind::Enrolment => self.handshake + issue,
             Kind::RenewalFresh | Kind::LeafFresh => self.mutual_handshake + issue,
             Kind::LeafKept => issue,
+            Kind::SyncKept => Duration::ZERO,
         }
     }
 
     pub(crate) fn text(&self) -> String {
         format!(
             "floor, CPU of one core: P-256 sign {:.1} µs, CSR parse and verify {:.1} µs, TLS 1.3 \
-             handshake server side {:.0} µs, mutual {:.0} µs",
+             handshake server side {:.0} µs, mutual {:.0} µs; disk: 2 KiB and fdatasync {:.2} ms",
             table::us(self.sign),
             table::us(self.verify),
             table::us(self.handshake),
-            table::us(self.mutual_handshake)
+            table::us(self.mutual_handshake),
+            table::ms(self.disk)
         )
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "sign_us": table::us(self.sign),
+            "csr_verify_us": table::us(self.verify),
+            "handshake_us": table::us(self.handshake),
+            "mutual_handshake_us": table::us(self.mutual_handshake),
+            "fdatasync_2kib_ms": table::ms(self.disk),
+        })
     }
 }
 

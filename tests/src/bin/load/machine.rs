@@ -1,8 +1,9 @@
-//! What is read from the machine: CPU time and memory of a process, load, the disk's patience.
+//! What is read from the machine: CPU time and memory of a process, load, the disk's patience and
+//! what lies on it.
 
 use std::{
-    fs::File,
     io::Write,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,6 +15,8 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Size and number of the writes that try the disk.
 const DISK_WRITE_LEN: usize = 2_048;
 const DISK_WRITES: usize = 200;
+/// Unit of `st_blocks`.
+const BLOCK_LEN: u64 = 512;
 
 /// The line that belongs beside every figure.
 pub(crate) fn describe() -> Result<String, Failure> {
@@ -28,9 +31,9 @@ pub(crate) fn describe() -> Result<String, Failure> {
     Ok(format!("machine: {cores} cores, {model}; load {:.2}", load_average()?))
 }
 
-/// How long the folder's disk takes for one small durable write.
-pub(crate) fn disk(folder: &Path) -> Result<String, Failure> {
-    let mut file = tempfile_in(folder)?;
+/// How long the folder's disk takes for one small durable write: the median of many.
+pub(crate) fn disk_patience(folder: &Path) -> Result<Duration, Failure> {
+    let mut file = tempfile::tempfile_in(folder)?;
     let mut times = Vec::with_capacity(DISK_WRITES);
     for _ in 0..DISK_WRITES {
         let began = Instant::now();
@@ -38,17 +41,22 @@ pub(crate) fn disk(folder: &Path) -> Result<String, Failure> {
         file.sync_data()?;
         times.push(began.elapsed());
     }
-    times.sort_unstable();
-    Ok(format!(
-        "disk of {}: 2 KiB and fdatasync p50 {:.2} ms, p99 {:.2} ms",
-        folder.parent().unwrap_or(folder).display(),
-        table::ms(table::percentile(&times, 50)),
-        table::ms(table::percentile(&times, 99)),
-    ))
+    Ok(table::median(&mut times))
 }
 
-fn tempfile_in(folder: &Path) -> Result<File, Failure> {
-    Ok(tempfile::tempfile_in(folder)?)
+/// What the files of a folder and of those in it take on the disk.
+pub(crate) fn disk_bytes(folder: &Path) -> Result<u64, Failure> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() {
+            disk_bytes(&entry.path())?
+        } else {
+            metadata.blocks() * BLOCK_LEN
+        };
+    }
+    Ok(bytes)
 }
 
 /// One-minute load average.

@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 mod cell;
 mod floor;
@@ -32,7 +32,11 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 Examples:
   cargo build --release && target/release/load
   target/release/load --seconds 10 --concurrency 1,64
-  target/release/load --dir /mnt/disk       where the server's store lies decides the waiting times"
+  target/release/load --dir /mnt/disk       where the server's store lies decides the waiting times
+  target/release/load -o json > figures.json
+
+Takes about two minutes with the defaults: a row each for five kinds of call and three numbers of
+callers, after the floor. Nothing it starts listens beyond loopback, and nothing stays."
 )]
 struct Args {
     /// The server to measure; without it the one beside this program.
@@ -51,6 +55,18 @@ struct Args {
     /// Folder for the server's store; a folder inside it is made and removed again.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     dir: PathBuf,
+
+    /// How the figures are printed; progress goes to the standard error.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Lines and a table in Markdown, as they come
+    Text,
+    /// One object at the end
+    Json,
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -69,16 +85,23 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<usize, Failure> {
-    let binary = args.ca_server.map_or_else(server::beside_this_program, Ok)?;
-    let folder = tempfile::Builder::new().prefix("ray-mtls-load-").tempdir_in(&args.dir)?;
+    let Args { ca_server, seconds, concurrency, dir, output } = args;
+    let say = |text: String| match output {
+        Output::Text => println!("{text}"),
+        Output::Json => {}
+    };
+    let binary = ca_server.map_or_else(server::beside_this_program, Ok)?;
+    let folder = tempfile::Builder::new().prefix("ray-mtls-load-").tempdir_in(&dir)?;
 
-    println!("{}", machine::describe()?);
-    println!("{}\n", machine::disk(folder.path())?);
+    let machine = machine::describe()?;
+    say(format!("{machine}; store in {}\n", dir.display()));
     if cfg!(debug_assertions) {
-        println!("this is a debug build: its figures say little; use `cargo build --release`\n");
+        say("this is a debug build: its figures say little; use `cargo build --release`\n".into());
     }
-    let floor = tokio::task::spawn_blocking(floor::measure).await??;
-    println!("{}", floor.text());
+    eprintln!("measuring the floor");
+    let path = folder.path().to_owned();
+    let floor = tokio::task::spawn_blocking(move || floor::measure(&path)).await??;
+    say(floor.text());
 
     let mut server = Server::prepare(&binary, folder.path())?;
     let mut starts = Vec::new();
@@ -88,51 +111,74 @@ async fn run(args: Args) -> Result<usize, Failure> {
     }
     server.start().await?;
     tokio::time::sleep(IDLE_AFTER).await;
-    println!(
-        "start to ready: {} ms (median of {EMPTY_STARTS}, empty store); idle memory: {:.1} MiB\n",
-        table::median(&mut starts).as_millis(),
-        server.memory_mib()?
-    );
+    let (empty, idle_mib) = (table::median(&mut starts), server.memory_mib()?);
+    say(format!(
+        "start to ready with a KEK file: {} ms (median of {EMPTY_STARTS}, empty store); idle \
+         memory: {idle_mib:.1} MiB\n",
+        empty.as_millis()
+    ));
 
     let ca = std::sync::Arc::new(server.open_cluster().await?);
-    println!("{}", table::head());
+    say(table::head());
     let mut done = Totals::default();
+    let mut rows = Vec::new();
     for kind in Kind::ALL {
-        for &concurrency in &args.concurrency {
-            let seconds = Duration::from_secs(args.seconds);
-            let cell = cell::measure(&server, &ca, kind, concurrency.into(), seconds).await?;
-            println!("{}", table::row(&cell, &floor));
+        for &concurrency in &concurrency {
+            eprintln!("{}, {concurrency} callers, {seconds} s", kind.name());
+            let longest = Duration::from_secs(seconds);
+            let cell = cell::measure(&server, &ca, kind, concurrency.into(), longest).await?;
+            say(table::row(&cell, &floor));
+            rows.push(table::Row::new(&cell, &floor));
             done.add(&cell);
         }
     }
     if let Some(why) = &done.first_failure {
-        println!("first failed call: {why}");
+        eprintln!("first failed call: {why}");
     }
+    tokio::time::sleep(IDLE_AFTER).await;
+    let after_mib = server.memory_mib()?;
     server.stop().await?;
     let full = server.start().await?;
-    println!(
-        "\nstart to ready: {} ms with {} certificates; memory then: {:.1} MiB",
-        full.as_millis(),
-        done.replies,
-        server.memory_mib()?
-    );
+    let full_mib = server.memory_mib()?;
     server.stop().await?;
-    println!(
-        "memory and waiting times grow with what is stored: rows follow one another in one store"
-    );
+    say(format!(
+        "\nmemory after the load: {after_mib:.1} MiB; start to ready: {} ms with {} certificates, \
+         memory then: {full_mib:.1} MiB\nmemory and waiting times grow with what is stored: rows \
+         follow one another in one store",
+        full.as_millis(),
+        done.certificates
+    ));
+    if output == Output::Json {
+        let report = serde_json::json!({
+            "machine": machine,
+            "store_folder": dir,
+            "debug_build": cfg!(debug_assertions),
+            "floor": floor.json(),
+            "start_empty_ms": table::ms(empty),
+            "idle_mib": idle_mib,
+            "rows": rows,
+            "after_load_mib": after_mib,
+            "certificates": done.certificates,
+            "start_full_ms": table::ms(full),
+            "start_full_mib": full_mib,
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
     Ok(done.failed)
 }
 
 #[derive(Default)]
 struct Totals {
-    replies: usize,
+    certificates: usize,
     failed: usize,
     first_failure: Option<String>,
 }
 
 impl Totals {
     fn add(&mut self, cell: &Cell) {
-        self.replies += cell.latencies.len();
+        if cell.kind.certifies() {
+            self.certificates += cell.latencies.len();
+        }
         self.failed += cell.failed;
         if self.first_failure.is_none() {
             self.first_failure.clone_from(&cell.first_failure);

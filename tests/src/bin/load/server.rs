@@ -32,6 +32,10 @@ const TRUST_DOMAIN: &str = "load.test";
 const RANGE: &str = "10.0.0.0/8";
 /// Longest wait for a start or a stop.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest answer of its HTTP listener, in bytes.
+const ANSWER_LEN_MAX: u64 = 1 << 20;
+/// The counter of its metrics.
+const COMMITS: &str = "raymtls_ca_store_commits_total ";
 /// Pause between two looks at a server that starts.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Most machines that enrol with one token.
@@ -143,6 +147,18 @@ impl Server {
         machine::memory_mib(self.pid()?)
     }
 
+    /// Commits of the store since the start: it ends each with one `fdatasync`.
+    pub(crate) async fn commits(&self) -> Result<u64, Failure> {
+        let text = self.get("/metrics").await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(COMMITS));
+        Ok(value.ok_or("ca-server counts no commits")?.trim().parse()?)
+    }
+
+    /// What its store takes on the disk.
+    pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
+        machine::disk_bytes(&self.path("state"))
+    }
+
     pub(crate) fn cpu_time(&self) -> Result<Duration, Failure> {
         machine::cpu_time(self.pid()?)
     }
@@ -194,15 +210,16 @@ impl Server {
     }
 
     async fn is_ready(&self) -> bool {
-        let ask = async {
-            let mut stream = TcpStream::connect(self.http).await?;
-            let request = b"GET /readyz HTTP/1.1\r\nHost: ca\r\nConnection: close\r\n\r\n";
-            stream.write_all(request).await?;
-            let mut answer = [0; 12];
-            stream.read_exact(&mut answer).await?;
-            Ok::<_, io::Error>(answer)
-        };
-        matches!(ask.await, Ok(answer) if answer == *b"HTTP/1.1 200")
+        self.get("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    async fn get(&self, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(self.http).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: ca\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.take(ANSWER_LEN_MAX).read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     fn config(&self) -> String {
@@ -214,9 +231,11 @@ impl Server {
              http_listen = \"{http}\"\n\
              admin_socket = {socket:?}\n\
              enrollment_endpoints = [\"{enrollment}\"]\n\
-             node_endpoints = [\"{node}\"]\n",
+             node_endpoints = [\"{node}\"]\n\
+             {limits}",
             kek = self.path("kek").display().to_string(),
             socket = self.path("admin.sock").display().to_string(),
+            limits = raymtls_tests::no_limits(),
         )
     }
 

@@ -1,0 +1,411 @@
+#!/usr/bin/env bash
+# Who may open a connection to Ray's ports of this host, for a host without node-agent: one nftables
+# table for each cluster, the same as node-agent loads under `enforce` or `audit`. Nobody tells this
+# script of a new member or of a revoked one: run `apply` again with the new list.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# Bounds of what is read: lines of a list, bytes of a ports file.
+LIST_MAX=100000
+PORTS_BYTES_MAX=65536
+# Lines in the kernel's log, at most, for what is refused.
+LOG_RATE="5/second burst 10 packets"
+# What a plan may never close: SSH and the CA.
+NEVER_GUARDED=(22 7443 7444)
+
+CLUSTER="" ROLE="" PORTS=$HERE/ports/default.tsv
+VERDICT=drop DRY_RUN=no
+MEMBERS=() ADMINS=() SCRAPERS=() DRIVERS=() BLOCKED=() CA=()
+
+usage() {
+  cat <<TEXT
+usage: nftables.sh apply --cluster NAME --role head|worker --members LIST [options]
+       nftables.sh show [--cluster NAME]
+       nftables.sh clear --cluster NAME
+
+apply puts the table raymtls_NAME in the place of the one before, whole or not at all. It drops on the
+cluster's Ray ports alone: SSH and everything else on this host stay as they are.
+A LIST is addresses separated by commas, or a file with one a line (# begins a comment).
+
+  --members LIST          addresses of the cluster's hosts, this one's among them
+  --admin-ranges LIST     who may reach the dashboard and Ray Client
+  --scraper-ranges LIST   who may reach the metrics ports
+  --driver-ranges LIST    who may reach Ray Client
+  --blocked LIST          whom to cut off at once, in both directions, established or not
+  --ca LIST               addresses of the CA: never blocked
+  --ports FILE            the port plan; default $PORTS
+  --audit                 count what would be refused, refuse nothing
+  --dry-run               print the table, load nothing
+
+examples
+  nftables.sh apply --cluster team-a --role worker --members members.txt --audit
+  nftables.sh apply --cluster team-a --role head --members 10.0.0.1,10.0.0.2 --admin-ranges 192.0.2.0/28
+  nftables.sh show --cluster team-a
+  nftables.sh clear --cluster team-a
+
+The table is gone after a reboot: run apply from a unit that starts before Ray does.
+TEXT
+}
+
+main() {
+  local verb=${1:-}
+  [ $# = 0 ] || shift
+  case $verb in
+    apply | show | clear) ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 64 ;;
+  esac
+  arguments "$@"
+  "$verb"
+}
+
+arguments() {
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --audit) VERDICT=count; shift; continue ;;
+      --dry-run) DRY_RUN=yes; shift; continue ;;
+      -h | --help) usage; exit 0 ;;
+    esac
+    [ $# -ge 2 ] || die "$1 needs a value; --help lists the options"
+    case $1 in
+      --cluster) CLUSTER=$2 ;;
+      --role) ROLE=$2 ;;
+      --ports) PORTS=$2 ;;
+      --members) list MEMBERS "$1" "$2" ;;
+      --admin-ranges) list ADMINS "$1" "$2" ;;
+      --scraper-ranges) list SCRAPERS "$1" "$2" ;;
+      --driver-ranges) list DRIVERS "$1" "$2" ;;
+      --blocked) list BLOCKED "$1" "$2" ;;
+      --ca) list CA "$1" "$2" ;;
+      *) die "unknown option $1; --help lists the options" ;;
+    esac
+    shift 2
+  done
+  [ -z "$CLUSTER" ] || [[ $CLUSTER =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
+    die "cluster name $CLUSTER: lower-case letters, digits and inner hyphens, at most 63"
+}
+
+# apply: reads the plan, checks that nobody locks himself out, then loads the table in one transaction.
+apply() {
+  need_cluster
+  [[ $ROLE == head || $ROLE == worker ]] || die "--role is head or worker, not '$ROLE'"
+  ((${#MEMBERS[@]})) || die "--members is empty: it would refuse every host of the cluster. Name at least this host"
+  read_ports
+  never_guarded
+  own_address_is_member
+  keep_the_innocent
+  if [ "$DRY_RUN" = yes ]; then
+    render
+    return
+  fi
+  need_nft
+  local file counted=()
+  file=$(mktemp)
+  # shellcheck disable=SC2064 # the name as it is now
+  trap "rm -f '$file'" EXIT
+  mapfile -t counted < <(packets blocked; packets refused)
+  render "${counted[@]}" >"$file"
+  nft --check --file "$file" || die "nft does not take the table for $CLUSTER: what it says above names the line; nothing was changed"
+  nft --file "$file" || die "nft could not load the table for $CLUSTER; nothing was changed"
+  printf 'table %s: %s, %s, %d members; guards %s\n' "$(table_name)" "$ROLE" \
+    "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "$(ports_of any "$ROLE")"
+}
+
+show() {
+  need_nft
+  if [ -n "$CLUSTER" ]; then
+    nft list table inet "$(table_name)" 2>/dev/null ||
+      die "no table $(table_name): the cluster $CLUSTER is not guarded on this host"
+    return
+  fi
+  local names name
+  names=$(nft list tables inet | awk '$3 ~ /^raymtls_/ { print $3 }')
+  [ -n "$names" ] || { echo "no cluster is guarded on this host"; return; }
+  for name in $names; do
+    CLUSTER=${name#raymtls_}
+    printf '%s: %d packets refused, %d of blocked hosts\n' "$CLUSTER" "$(packets refused)" "$(packets blocked)"
+  done
+}
+
+clear() {
+  need_cluster
+  need_nft
+  render_clear | nft --file - || die "could not remove the table $(table_name)"
+  printf 'table %s: gone, the cluster %s is not guarded on this host\n' "$(table_name)" "$CLUSTER"
+}
+
+need_cluster() { [ -n "$CLUSTER" ] || die "--cluster is missing"; }
+
+need_nft() {
+  command -v nft >/dev/null || die "nft is missing: install nftables"
+  [ "$(id -u)" = 0 ] || die "needs root: it changes this host's packet filter"
+}
+
+table_name() { printf 'raymtls_%s' "$CLUSTER"; }
+
+# packets COUNTER: what the table in force has counted; 0 without one.
+packets() {
+  nft list counter inet "$(table_name)" "$1" 2>/dev/null |
+    awk '$1 == "packets" { seen = $2 } END { print seen + 0 }'
+}
+
+# list NAME OPTION TEXT: a file's lines, or what stands between commas, into the array NAME.
+list() {
+  local -n into=$1
+  local option=$2 text=$3 item
+  if [ -f "$text" ]; then
+    (($(wc -l <"$text") <= LIST_MAX)) || die "$option $text: more than $LIST_MAX lines"
+    mapfile -t into < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$text")
+  elif [[ $text == */* && ! $text =~ ^[0-9a-fA-F.:/,]+$ ]]; then
+    die "$option $text: no such file"
+  else
+    IFS=, read -r -a into <<<"$text"
+  fi
+  for item in "${into[@]}"; do
+    is_address "$item" || die "$option: '$item' is no address, and no file of that name is here"
+    case $option in
+      --members | --blocked | --ca) [[ $item != */* ]] || die "$option: $item is a range; single addresses only" ;;
+      *) [[ $item != */0 ]] || die "$option: $item is everybody; name the ranges" ;;
+    esac
+  done
+}
+
+# is_address TEXT: with or without the length of a prefix. Strict: nft asks DNS about what it cannot read.
+OCTET='(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])'
+IS_V4="^$OCTET(\\.$OCTET){3}(/(3[0-2]|[12]?[0-9]))?\$"
+IS_V6='^[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?$'
+is_address() {
+  local colons=${1//[^:]/}
+  if [[ $1 =~ $IS_V4 ]]; then return 0; fi
+  [[ $1 =~ $IS_V6 && $1 != *:::* && $1 != *::*::* && (${#colons} == 7 || $1 == *::*) && $1 =~ ^(::|[^:]) && $1 =~ (::|[^:])(/[0-9]+)?$ ]]
+}
+
+# The plan: one line a port, with where it listens, who may reach it, first and last number.
+P_NAME=() P_ON=() P_CALLERS=() P_FIRST=() P_LAST=()
+read_ports() {
+  local name on callers first last
+  [ -f "$PORTS" ] || die "--ports $PORTS: no such file"
+  (($(stat -c %s "$PORTS") <= PORTS_BYTES_MAX)) || die "--ports $PORTS: larger than $PORTS_BYTES_MAX bytes"
+  while IFS=$'\t' read -r name on callers first last; do
+    [[ -n $name && $name != \#* ]] || continue
+    if ! [[ $on =~ ^(head|node)$ && $callers =~ ^(-|(member|admin|scraper|driver)(,(member|admin|scraper|driver))*)$ &&
+      $first =~ ^[1-9][0-9]{0,4}$ && $last =~ ^[1-9][0-9]{0,4}$ ]] || ((first > last || last > 65535)); then
+      die "$PORTS: the line of $name is none of: name, head or node, callers, first, last (between tabs)"
+    fi
+    P_NAME+=("$name") P_ON+=("$on") P_CALLERS+=("$callers") P_FIRST+=("$first") P_LAST+=("$last")
+  done <"$PORTS"
+  ((${#P_NAME[@]})) || die "$PORTS: no port in it"
+}
+
+# A plan that covers SSH or the CA would cut this host off: refused.
+never_guarded() {
+  local i port ports=("${NEVER_GUARDED[@]}")
+  [ -z "${SSH_CONNECTION:-}" ] || ports+=("${SSH_CONNECTION##* }")
+  for i in "${!P_NAME[@]}"; do
+    for port in "${ports[@]}"; do
+      ((port < P_FIRST[i] || port > P_LAST[i])) ||
+        die "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $port, SSH or the CA: it would lock this host out"
+    done
+  done
+}
+
+# A member list without this host is another cluster's, or old: the head would refuse its own workers.
+own_address_is_member() {
+  local own member
+  for own in $(own_addresses); do
+    for member in "${MEMBERS[@]}"; do [ "$member" != "$own" ] || return 0; done
+  done
+  if [ "$DRY_RUN" = yes ]; then
+    printf 'note: no address of this host is in --members\n' >&2
+  else
+    die "no address of this host is in --members ($(own_addresses | tr '\n' ' ')): is it the list of $CLUSTER?"
+  fi
+}
+
+own_addresses() { ip -o addr show scope global 2>/dev/null | awk '{ sub(/\/.*/, "", $4); print $4 }'; }
+gateways() { { ip -4 route show default; ip -6 route show default; } 2>/dev/null | awk '{ for (i = 1; i < NF; i++) if ($i == "via") print $(i + 1) }'; }
+
+# A block is never a weapon: it leaves out members, admins, the CA and what this host needs, and says so.
+keep_the_innocent() {
+  ((${#BLOCKED[@]})) || return 0
+  local address bits range kept=()
+  local -A why=()
+  for address in "${MEMBERS[@]}"; do key "$address"; why[$KEY]="a member"; done
+  for address in "${CA[@]}"; do key "$address"; why[$KEY]="the CA"; done
+  for address in $(gateways); do key "$address"; why[$KEY]="this host's gateway"; done
+  for address in $(own_addresses); do key "$address"; why[$KEY]="this host"; done
+  for address in "${BLOCKED[@]}"; do
+    key "$address"
+    to_bits "$address"
+    bits=$BITS
+    local reason=${why[$KEY]:-}
+    [[ $address != 127.* && $bits != 6:$(printf '0%.0s' {1..127})1 ]] || reason="loopback"
+    for range in "${ADMINS[@]}"; do
+      to_bits "$range"
+      [[ $bits != "$BITS"* ]] || reason="in the admin range $range"
+    done
+    if [ -n "$reason" ]; then
+      printf 'not blocked: %s is %s\n' "$address" "$reason" >&2
+    else
+      kept+=("$address")
+    fi
+  done
+  BLOCKED=("${kept[@]}")
+}
+
+# key ADDRESS: in KEY, equal for equal addresses.
+key() {
+  KEY=$1
+  [[ $1 != *:* ]] || { to_bits "$1"; KEY=$BITS; }
+}
+
+# to_bits ADDRESS[/LENGTH]: the family and the bits of the prefix, in BITS.
+to_bits() {
+  local address=${1%/*} length="" part groups=() tail=()
+  [[ $1 != */* ]] || length=${1#*/}
+  BITS=""
+  if [[ $address == *:* ]]; then
+    IFS=: read -r -a groups <<<"${address%%::*}"
+    if [[ $address == *::* ]]; then
+      IFS=: read -r -a tail <<<"${address#*::}"
+      while ((${#groups[@]} + ${#tail[@]} < 8)); do groups+=(0); done
+    fi
+    for part in "${groups[@]}" "${tail[@]}"; do binary $((16#$part)) 16; done
+    BITS=6:${BITS:0:${length:-128}}
+  else
+    IFS=. read -r -a groups <<<"$address"
+    for part in "${groups[@]}"; do binary "$part" 8; done
+    BITS=4:${BITS:0:${length:-32}}
+  fi
+}
+
+# binary NUMBER WIDTH: appended to BITS.
+binary() {
+  local number=$1 bits="" i
+  for ((i = 0; i < $2; i++)); do bits=$((number & 1))$bits number=$((number >> 1)); done
+  BITS+=$bits
+}
+
+# ports_of CALLER|any ROLE|cluster: numbers and ranges as nft writes them.
+ports_of() {
+  local caller=$1 role=$2 i found=()
+  for i in "${!P_NAME[@]}"; do
+    [[ $role != worker || ${P_ON[i]} == node ]] || continue
+    [[ $caller == any || ,${P_CALLERS[i]}, == *,$caller,* ]] || continue
+    if ((P_FIRST[i] == P_LAST[i])); then found+=("${P_FIRST[i]}"); else found+=("${P_FIRST[i]}-${P_LAST[i]}"); fi
+  done
+  comma "${found[@]}"
+}
+
+comma() {
+  local text
+  printf -v text '%s, ' "$@"
+  printf '%s' "${text%, }"
+}
+
+render_clear() {
+  # Declared first, so that deleting what is not there is no error.
+  printf 'table inet %s\ndelete table inet %s\n' "$(table_name)" "$(table_name)"
+}
+
+# render [BLOCKED_PACKETS REFUSED_PACKETS]: the table as nft loads it. Three chains:
+# - blocked_in, blocked_out (raw, before connection tracking): nothing passes between this host and a
+#   blocked address on a port of the cluster at either end, established or not;
+# - arriving (before destination NAT, so a port that a container runtime publishes is seen as it was
+#   dialled): who may reach a guarded port of this host;
+# - published (forward): the same for a port that is published under another number.
+render() {
+  local end
+  end="counter name blocked$([ "$VERDICT" = count ] || printf ' drop')"
+  render_clear
+  printf 'table inet %s {\n' "$(table_name)"
+  printf '\tcounter %s { packets %d bytes 0 }\n' blocked "${1:-0}" refused "${2:-0}"
+  set_of cluster_ports inet_service "flags interval" "$(ports_of any cluster)"
+  set_of guarded_ports inet_service "flags interval" "$(ports_of any "$ROLE")"
+  hosts blocked "" "${BLOCKED[@]}"
+  callers members member "${MEMBERS[@]}"
+  callers admins admin "${ADMINS[@]}"
+  callers scrapers scraper "${SCRAPERS[@]}"
+  callers drivers driver "${DRIVERS[@]}"
+  raw_chain blocked_in prerouting saddr "$end"
+  raw_chain blocked_out output daddr "$end"
+  cat <<'TEXT'
+	chain arriving {
+		type filter hook prerouting priority mangle; policy accept;
+		iif lo accept
+		ct direction reply accept
+		fib daddr type != local accept
+		tcp dport @guarded_ports jump judge
+	}
+	chain published {
+		type filter hook forward priority filter; policy accept;
+		ct direction reply accept
+		ct status dnat tcp dport @guarded_ports jump judge
+	}
+TEXT
+  judge
+  printf '}\n'
+}
+
+# callers SET CALLER ADDRESS...: its two address sets and the set of what it may reach.
+callers() {
+  local name=$1 caller=$2
+  shift 2
+  # auto-merge: ranges may overlap, as people write them.
+  hosts "$name" $'flags interval\n\t\tauto-merge' "$@"
+  set_of "${name}_ports" inet_service "flags interval" "$(ports_of "$caller" "$ROLE")"
+}
+
+# hosts NAME FLAGS ADDRESS...: one set for each family.
+hosts() {
+  local name=$1 flags=$2 address v4=() v6=()
+  shift 2
+  for address in "$@"; do
+    if [[ $address == *:* ]]; then v6+=("$address"); else v4+=("$address"); fi
+  done
+  set_of "${name}4" ipv4_addr "$flags" "$(comma "${v4[@]}")"
+  set_of "${name}6" ipv6_addr "$flags" "$(comma "${v6[@]}")"
+}
+
+set_of() {
+  printf '\tset %s {\n\t\ttype %s\n' "$1" "$2"
+  [ -z "$3" ] || printf '\t\t%s\n' "$3"
+  [ -z "$4" ] || printf '\t\telements = { %s }\n' "$4"
+  printf '\t}\n'
+}
+
+raw_chain() {
+  local family port
+  printf '\tchain %s {\n\t\ttype filter hook %s priority raw; policy accept;\n' "$1" "$2"
+  for family in ip:blocked4 ip6:blocked6; do
+    for port in dport sport; do
+      printf '\t\t%s %s @%s meta l4proto { tcp, udp } th %s @cluster_ports %s\n' \
+        "${family%:*}" "$3" "${family#*:}" "$port" "$4"
+    done
+  done
+  printf '\t}\n'
+}
+
+# What a guarded port asks of whoever dials it: each packet is judged, so who is taken out of a set is
+# cut off in the middle of its connections too.
+judge() {
+  local pair set caller word=refused end="counter name refused drop"
+  [ "$VERDICT" = drop ] || { word="would refuse" end="counter name refused return"; }
+  printf '\tchain judge {\n'
+  for pair in members:member admins:admin scrapers:scraper drivers:driver; do
+    set=${pair%:*} caller=${pair#*:}
+    [ -n "$(ports_of "$caller" "$ROLE")" ] || continue
+    printf '\t\tip saddr @%s4 tcp dport @%s_ports return\n' "$set" "$set"
+    printf '\t\tip6 saddr @%s6 tcp dport @%s_ports return\n' "$set" "$set"
+  done
+  printf '\t\tct state new limit rate %s log prefix "ray-mtls %s %s: "\n' "$LOG_RATE" "$CLUSTER" "$word"
+  printf '\t\t%s\n\t}\n' "$end"
+}
+
+die() {
+  printf '%s\n' "$*" >&2
+  exit 1
+}
+
+main "$@"

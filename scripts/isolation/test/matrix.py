@@ -1,0 +1,382 @@
+#!/usr/bin/env python3
+"""The packet filter of scripts/isolation/nftables.sh on real kernels' hosts: network namespaces on a
+bridge of their own, with stand-in listeners on every port of Ray's plan. Every source, port and family
+is probed and compared with what the port table declares. Needs root, nft and ip; about half a minute.
+
+No Ray here: that Ray itself works behind these rules is for other tests to show.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCRIPT = HERE.parent / "nftables.sh"
+HOST = HERE / "host.py"
+PORTS = HERE.parent / "ports"
+PREFIX = f"rmiso{os.getpid()}"
+PYTHON = sys.executable
+
+# From the start of the command to the last packet of an established flow. Far above what is seen.
+CUT_SECONDS_MAX = 5.0
+COMMAND_SECONDS_MAX = 60
+SETTLE_TRIES_MAX = 20
+# How long a connection that should open may take on a loaded machine; and one that should not, below the
+# second after which TCP sends a SYN again, so that it is one packet. Was it open all the same and only
+# slow, then fewer packets were refused than the counters must show.
+OPEN_SECONDS_MAX = 15
+REFUSED_SECONDS = 0.7
+# A flow that was cut is silent for so long before its end.
+SILENT_SECONDS = 0.5
+UNPLANNED = [22, 6380]
+
+# Name: last part of its addresses.
+HOSTS = {"head-a": 1, "worker-a": 2, "second-a": 3, "head-b": 4, "admin": 5, "scraper": 6, "driver-a": 7, "stranger": 8}
+CLUSTERS = {"team-a": ["head-a", "worker-a", "second-a"], "team-b": ["head-b"]}
+DRIVERS = {"team-a": ["driver-a"], "team-b": []}
+TARGETS = {"head-a": ("team-a", "head"), "worker-a": ("team-a", "worker"), "head-b": ("team-b", "head")}
+
+failed = []
+children = []
+
+
+def v4(host):
+    return f"10.78.0.{HOSTS[host]}"
+
+
+def v6(host):
+    return f"fd00:78::{HOSTS[host]:x}"
+
+
+def run(*command, text=None, check=True):
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX)
+    if check and done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stderr}")
+    return done
+
+
+def on(host, *command):
+    return ("ip", "netns", "exec", f"{PREFIX}-{host}", *map(str, command))
+
+
+def start(host, *arguments):
+    child = subprocess.Popen(
+        on(host, PYTHON, HOST, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    children.append(child)
+    return child
+
+
+def ready(child):
+    if child.stdout.readline() != "ready\n":
+        raise SystemExit(f"{child.args}: did not come up")
+
+
+def judge(claim, seen, wanted=True):
+    right = seen == wanted
+    print(f"   {'ok' if right else 'FAILED'}: {claim}" + ("" if right else f": {seen}, wanted {wanted}"[:300]), flush=True)
+    if not right:
+        failed.append(claim)
+
+
+# The stage
+
+
+def hosts_up():
+    run("ip", "netns", "add", f"{PREFIX}-bridge")
+    run("ip", "-n", f"{PREFIX}-bridge", "link", "add", "br0", "type", "bridge")
+    run("ip", "-n", f"{PREFIX}-bridge", "link", "set", "br0", "up")
+    for host, number in HOSTS.items():
+        netns = f"{PREFIX}-{host}"
+        run("ip", "netns", "add", netns)
+        run("ip", "-n", netns, "-batch", "-", text="link set lo up\n")
+        run("ip", "-n", f"{PREFIX}-bridge", "link", "add", f"p{number}", "type", "veth", "peer", "name", "eth0", "netns", netns)
+        run("ip", "-n", f"{PREFIX}-bridge", "link", "set", f"p{number}", "master", "br0", "up")
+        run("ip", "-n", netns, "-batch", "-", text=(
+            f"addr add {v4(host)}/24 dev eth0\naddr add {v6(host)}/64 dev eth0 nodad\nlink set eth0 up\n"))
+        # Each host counts the connections it begins, and those that reach it past the policy.
+        run(*on(host, "nft", "-f", "-"), text=(
+            "table inet watch {\n counter sent {}\n counter arrived {}\n"
+            " chain sent { type filter hook output priority 300; tcp flags & (syn | ack) == syn counter name sent; }\n"
+            " chain arrived { type filter hook input priority 300; tcp flags & (syn | ack) == syn counter name arrived; }\n}\n"))
+
+
+def container_up():
+    """Behind head-a, with its dashboard port published under the same and under another number."""
+    inner, outer = f"{PREFIX}-inner", f"{PREFIX}-head-a"
+    run("ip", "netns", "add", inner)
+    run("ip", "-n", outer, "link", "add", "c0", "type", "veth", "peer", "name", "eth0", "netns", inner)
+    run("ip", "-n", outer, "-batch", "-", text=(
+        "addr add 172.30.0.1/24 dev c0\naddr add fd00:79::1/64 dev c0 nodad\nlink set c0 up\n"))
+    run("ip", "-n", inner, "-batch", "-", text=(
+        "link set lo up\naddr add 172.30.0.2/24 dev eth0\naddr add fd00:79::2/64 dev eth0 nodad\nlink set eth0 up\n"
+        "route add default via 172.30.0.1\nroute add default via fd00:79::1\n"))
+    for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+        run(*on("head-a", "sysctl", "-qw", f"net.{name}=1"))
+    run(*on("head-a", "nft", "-f", "-"), text=(
+        "table inet runtime {\n chain in { type nat hook prerouting priority dstnat;\n"
+        "  meta nfproto ipv4 tcp dport { 8265, 18265 } dnat ip to 172.30.0.2:8265\n"
+        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n}\n"))
+    ready(start("inner", "listen", "8265"))
+    # A new link is not at once a working one.
+    for _ in range(SETTLE_TRIES_MAX):
+        if all(answers("head-a", [(address, 8265, REFUSED_SECONDS) for address in ("172.30.0.2", "fd00:79::2")])):
+            return
+    raise SystemExit("the container behind head-a did not come up")
+
+
+def down(*_):
+    for child in children:
+        child.kill()
+    for name in run("ip", "netns", "list", check=False).stdout.split("\n"):
+        name = name.split(" ")[0]
+        left = re.fullmatch(r"rmiso(\d+)-.*", name)
+        # Ours, and those of a run that was killed.
+        if left and (left[1] == str(os.getpid()) or not Path(f"/proc/{left[1]}").exists()):
+            run("ip", "netns", "del", name, check=False)
+
+
+# What is declared, and what is seen
+
+
+def table(plan):
+    rows = []
+    for line in (PORTS / f"{plan}.tsv").read_text().splitlines():
+        if not line.startswith("#"):
+            name, host, callers, first, last = line.split("\t")
+            rows.append((name, host, set(callers.split(",")), int(first), int(last)))
+    return rows
+
+
+def ports_on(role, plan="default"):
+    """Port: who may reach it. Of a range the ends and the middle."""
+    found = {}
+    for _, host, callers, first, last in table(plan):
+        if host == "node" or role == "head":
+            for port in {first, (first + last) // 2, last}:
+                found[port] = callers
+    return found
+
+
+def words(source, cluster):
+    """What a host is to a cluster."""
+    return {word for word, members in (
+        ("member", CLUSTERS[cluster]), ("driver", DRIVERS[cluster]), ("admin", ["admin"]), ("scraper", ["scraper"]),
+    ) if source in members}
+
+
+def declared():
+    """(source, target, port): whether it is open."""
+    cells = {}
+    for target, (cluster, role) in TARGETS.items():
+        for source in HOSTS:
+            for port, callers in ports_on(role).items():
+                cells[source, target, port] = source == target or bool(callers & words(source, cluster))
+            for port in UNPLANNED:
+                cells[source, target, port] = True
+    return cells
+
+
+def ask(source, targets):
+    child = start(source, "probe")
+    child.stdin.write("".join(json.dumps(target) + "\n" for target in targets))
+    child.stdin.close()
+    return child
+
+
+def answers(source, targets):
+    return json.loads(ask(source, targets).stdout.read())
+
+
+def probe(cells):
+    """Probes each (source, target, port), which is wanted open or not, over both families, all sources at once."""
+    asked = {}
+    for (source, target, port), wanted in cells.items():
+        for address in (v4, v6):
+            asked.setdefault(source, []).append((target, port, address, OPEN_SECONDS_MAX if wanted else REFUSED_SECONDS))
+    running = {source: ask(source, [(a(t), p, s) for t, p, a, s in probes]) for source, probes in asked.items()}
+    seen = {}
+    for source, child in running.items():
+        for (target, port, address, _), answer in zip(asked[source], json.loads(child.stdout.read()), strict=True):
+            seen[source, target, port, address.__name__] = answer
+    return seen
+
+
+def compare(claim, wanted, seen):
+    wrong = [cell for cell, answer in seen.items() if answer != wanted[cell[:3]]]
+    for cell in wrong[:5]:
+        print(f"   | {cell}: {'open' if seen[cell] else 'refused'}")
+    opened = sum(seen.values())
+    judge(f"{claim}: {len(seen)} probes, {opened} open, {len(seen) - opened} refused, {len(wrong)} wrong", len(wrong), 0)
+
+
+def counter(host, name, of="watch"):
+    text = run(*on(host, "nft", "list", "counter", "inet", of, name)).stdout
+    return int(re.search(r"packets (\d+)", text)[1])
+
+
+def counters():
+    """Connections begun, arrived past the policy, packets refused, over all hosts."""
+    return (
+        sum(counter(host, "sent") for host in HOSTS),
+        sum(counter(host, "arrived") for host in HOSTS),
+        sum(counter(target, "refused", f"raymtls_{cluster}") for target, (cluster, _) in TARGETS.items()),
+    )
+
+
+def apply(target, *more, cluster=None, role=None, members=None, check=True):
+    own, kind = TARGETS[target]
+    cluster = cluster or own
+    lists = {
+        "--members": members or CLUSTERS[cluster], "--admin-ranges": ["admin"],
+        "--scraper-ranges": ["scraper"], "--driver-ranges": DRIVERS[cluster],
+    }
+    arguments = ["apply", "--cluster", cluster, "--role", role or kind]
+    for option, hosts in lists.items():
+        if hosts:
+            arguments += [option, ",".join(address(host) for host in hosts for address in (v4, v6))]
+    return run(*on(target, SCRIPT, *arguments, *more), check=check)
+
+
+def listing(host, table="raymtls_team-a"):
+    """A table with its packet counts; bytes begin at 0 with each load."""
+    return re.sub(r" bytes \d+", "", run(*on(host, "nft", "list", "table", "inet", table)).stdout)
+
+
+# The story
+
+
+def matrix():
+    wanted = declared()
+    open_to_all = dict.fromkeys(wanted, True)
+    compare("no policy, so the listeners are there", open_to_all, probe(open_to_all))
+    for target in TARGETS:
+        apply(target, "--audit")
+    compare("audit refuses nothing", open_to_all, probe(open_to_all))
+    judge("audit counts what it would refuse", counters()[2] > 0)
+    for target in TARGETS:
+        run(*on(target, SCRIPT, "clear", "--cluster", TARGETS[target][0]))
+        apply(target)
+    before = counters()
+    seen = probe(wanted)
+    compare("enforce", wanted, seen)
+    sent, arrived, refused = (after - then for after, then in zip(counters(), before))
+    again, closed = sent - len(seen), sum(not answer for answer in seen.values())
+    judge(f"{sent} SYNs sent ({again} of them again) = {arrived} let in + {refused} counted as refused", arrived + refused, sent)
+    judge(f"the counters refused {closed} connections, as many as the probes saw refused", refused - again, closed)
+
+
+def reload():
+    first = listing("worker-a")
+    apply("worker-a")
+    judge("loaded twice it is the same table, counters included", listing("worker-a") == first)
+    with tempfile.NamedTemporaryFile("w") as plan:
+        plan.write("one\tnode\tmember\t6701\t6701\nother\tnode\tadmin\t6700\t6710\n")
+        plan.flush()
+        done = apply("worker-a", "--ports", plan.name, check=False)
+    judge("a table that nft does not take leaves the old one as it was",
+          ("nft does not take" in done.stderr, listing("worker-a")), (True, first))
+    done = apply("worker-a", members=["stranger"], check=False)
+    judge("a member list without this host is refused", (done.returncode != 0, listing("worker-a")), (True, first))
+
+
+def published():
+    cells = [(source, "head-a", port) for source in ("admin", "stranger", "head-b") for port in (8265, 18265)]
+    container_up()
+    run(*on("head-a", SCRIPT, "clear", "--cluster", "team-a"))
+    open_to_all = dict.fromkeys(cells, True)
+    compare("published ports, no policy", open_to_all, probe(open_to_all))
+    apply("head-a")
+    wanted = {cell: cell[0] == "admin" for cell in cells}
+    compare("published ports (8265, and 18265 to 8265) refuse all but admins", wanted, probe(wanted))
+
+
+def cut():
+    """Three flows between two hosts. The peer leaves the members first, and is blocked then: its connection
+    to a guarded port ends with the first, ours to it and its own to a port we do not guard with the second."""
+    left = ["head-a", "worker-a"]
+    for address, family in ((v4, "IPv4"), (v6, "IPv6")):
+        apply("worker-a")
+        flows = {
+            "guarded": start("second-a", "flow", address("worker-a"), 6701),
+            "inward": start("second-a", "flow", address("worker-a"), 6379),
+            "outward": start("worker-a", "flow", address("second-a"), 6702),
+        }
+        for flow in flows.values():
+            ready(flow)
+        time.sleep(0.3)
+        unlisted = time.monotonic()
+        apply("worker-a", members=left)
+        time.sleep(0.5)
+        blocked = time.monotonic()
+        apply("worker-a", "--blocked", f"{v4('second-a')},{v6('second-a')}", members=left)
+        took = round((time.monotonic() - blocked) * 1000)
+        time.sleep(2 * SILENT_SECONDS)
+        ends = time.monotonic()
+        last = {name: float(flow.communicate()[0]) for name, flow in flows.items()}
+        judge_cut(f"{family}: no longer a member, its open connection to us is silent", last["guarded"], unlisted, ends)
+        judge_cut(f"{family}: blocked (the command took {took} ms), its open connection that ran on is silent", last["inward"], blocked, ends)
+        judge_cut(f"{family}: blocked, our open connection to it is silent", last["outward"], blocked, ends)
+    judge("the blocked counter moved", counter("worker-a", "blocked", "raymtls_team-a") > 0)
+    cells = {("second-a", "worker-a", 6701): False, ("worker-a", "second-a", 6702): False, ("second-a", "worker-a", 22): True}
+    compare("blocked: new connections refused both ways, ports that are not Ray's still work", cells, probe(cells))
+    apply("worker-a", members=left)
+
+
+def judge_cut(claim, last, began, ends):
+    """Went on until the command began, and fell silent long before the flow was ended from here."""
+    seconds = last - began
+    judge(f"{claim} {round(seconds * 1000)} ms after the command began",
+          0 < seconds < CUT_SECONDS_MAX and last < ends - SILENT_SECONDS)
+
+
+def two_clusters():
+    apply("worker-a")
+    apply("worker-a", "--ports", PORTS / "second.tsv", cluster="team-b", role="worker", members=["head-b", "worker-a"])
+    cells = {}
+    for cluster, plan in (("team-a", "default"), ("team-b", "second")):
+        for port, callers in ports_on("worker", plan).items():
+            for source in ("second-a", "head-b", "admin", "scraper", "stranger"):
+                cells[source, "worker-a", port] = bool(callers & words(source, cluster))
+    compare("two clusters on one host, each with ports of its own", cells, probe(cells))
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-b"))
+    cells = {("stranger", "worker-a", 7701): True, ("stranger", "worker-a", 6701): False}
+    compare("one cleared, the other stands", cells, probe(cells))
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-a"))
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-a"))
+    tables = run(*on("worker-a", "nft", "list", "tables")).stdout.split("\n")
+    judge("cleared, nothing of ours is left", tables, ["table inet watch", ""])
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    os.environ.pop("SSH_CONNECTION", None)
+    began = time.monotonic()
+    down()
+    try:
+        hosts_up()
+        every = {port for plan in ("default", "second") for port in ports_on("head", plan)} | set(UNPLANNED)
+        listeners = [start(host, "listen", *map(str, sorted(every))) for host in HOSTS]
+        for listener in listeners:
+            ready(listener)
+        print(f"   {len(HOSTS)} hosts, {len(every)} ports each, up after {time.monotonic() - began:.1f} s", flush=True)
+        matrix()
+        reload()
+        cut()
+        two_clusters()
+        published()
+    finally:
+        down()
+    print(f"   {len(failed)} failed, {time.monotonic() - began:.1f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
