@@ -31,6 +31,7 @@ NAME=""
 ADDRESSES=()
 DNS_NAMES=()
 RAY_USER=ray
+PASSED=()
 PREFIX=/usr/local
 STATE_DIR=/var/lib/ray-mtls/agent
 TLS_DIR=/var/lib/ray-mtls/tls
@@ -45,6 +46,7 @@ YES=no
 KEEP_IDENTITY=no
 DRY_RUN=no
 RAY_COMMAND=()
+WORK_IS_OURS=no
 
 usage() {
   cat <<'TEXT'
@@ -67,6 +69,8 @@ time: what is done already is not done again. As Ray's user, with an agent runni
   --address IP        an address besides the one the CA sees; may be given again
   --dns NAME          a DNS name for the leaf; may be given again
   --ray-user USER     who runs Ray: a name, or UID:GID (default ray)
+  --env NAME          a variable of this environment that Ray gets besides PATH, LANG, LC_*, TZ and RAY_*; may
+                      be given again
   --state-dir DIR     the agent's own folder (default /var/lib/ray-mtls/agent)
   --tls-dir DIR       the folder Ray reads (default /var/lib/ray-mtls/tls)
   --socket PATH       the agent's socket (default /run/ray-mtls/agent.sock)
@@ -78,7 +82,7 @@ time: what is done already is not done again. As Ray's user, with an agent runni
   --uninstall         stop the agent, leave the cluster, remove what this script made
   --keep-identity     with --uninstall: do not leave the cluster, keep the folders of identity and keys
   --yes               do not ask
-  --dry-run           say what would be done and change nothing
+  --dry-run           say what would be done and change nothing; 78 if it can be seen that it would fail
   --help              this text
 
 examples
@@ -103,6 +107,7 @@ main() {
   trap 'exit 130' INT
   trap 'exit 143' TERM
   find_ray_user
+  find_environment
   if [ "$DRY_RUN" = yes ]; then
     say_plan
   elif [ "$(id -u)" != 0 ]; then
@@ -155,6 +160,7 @@ option() {
     --address) ADDRESSES+=("$2") ;;
     --dns) DNS_NAMES+=("$2") ;;
     --ray-user) RAY_USER=$2 ;;
+    --env) PASSED+=("$2") ;;
     --state-dir) STATE_DIR=$2 ;;
     --tls-dir) TLS_DIR=$2 ;;
     --socket) SOCKET=$2 ;;
@@ -174,6 +180,11 @@ judge_options() {
   [ "$STATE_DIR" != "$TLS_DIR" ] || misuse "--state-dir and --tls-dir are two folders: Ray reads the second"
   [[ -z $SHA256 || $SHA256 =~ ^[0-9a-f]{64}$ ]] || misuse "--sha256: 64 hexadecimal digits"
   [[ -z $JOIN_FD || $JOIN_FD =~ ^[0-9]{1,4}$ ]] || misuse "--join-fd: the number of an open file descriptor"
+  # 9 is the lock's, 255 is bash's own.
+  [[ $JOIN_FD != 9 && $JOIN_FD != 255 ]] || misuse "--join-fd $JOIN_FD: this script's own descriptor; take another, 3 for example"
+  for word in "${PASSED[@]}"; do
+    [[ $word =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || misuse "--env $word: the name of a variable alone, its value is taken from the environment"
+  done
   [ -z "$JOIN" ] || [ -z "$JOIN_FD" ] || misuse "--join or --join-fd, not both"
   case $ROLE in head | worker | driver) ;; *) misuse "--role: head, worker or driver" ;; esac
   case $FROM in
@@ -189,7 +200,7 @@ judge_options() {
   done
 }
 
-# find_ray_user: RAY_UID, RAY_GID, RAY_HOME, and which other groups it has: an account's own, for the devices
+# find_ray_user: RAY_UID, RAY_GID, RAY_HOME, RAY_ACCOUNT, and which other groups it has: an account's own, for the devices
 # they open.
 find_ray_user() {
   local entry
@@ -203,6 +214,7 @@ find_ray_user() {
     IFS=: read -r _ _ RAY_UID RAY_GID _ RAY_HOME _ <<<"$entry"
   fi
   RAY_HOME=${RAY_HOME:-/tmp}
+  RAY_ACCOUNT=${entry%%:*}
   RAY_GROUPS=--clear-groups
   [ -z "$entry" ] || RAY_GROUPS=--init-groups
   [ "$RAY_UID" != 0 ] || note "Ray runs as root here: every Ray task can read the agent's identity key"
@@ -211,6 +223,8 @@ find_ray_user() {
 # --- The way up -------------------------------------------------------------------------------------
 
 up() {
+  need_ray_command
+  keep_to_one_ray_user
   phase "node-agent" install_agent
   phase "enrolment" enrol
   phase "agent" start_agent
@@ -223,21 +237,70 @@ up() {
   [ "$STAY" = no ] || stay
 }
 
+# Before a use of a token is spent.
+need_ray_command() {
+  [ "$WITH_RAY" = yes ] || return 0
+  can_run "${RAY_COMMAND[0]}" || misconfigured "$(cannot_run)"
+  find_python
+}
+
+cannot_run() {
+  printf 'uid %s cannot run %s: ' "$RAY_UID" "${RAY_COMMAND[0]}"
+  case ${RAY_COMMAND[0]} in
+    */*) printf 'there is no such program, or that user cannot reach it or its interpreter: install Ray there, or open the folders above it\n' ;;
+    *) printf 'it is in no folder of PATH that this user can reach (%s): give its full path, such as /opt/ray/bin/ray\n' "$PATH" ;;
+  esac
+}
+
+# The agent gives its key folders to Ray's user of the last run: not while another user's Ray uses them.
+keep_to_one_ray_user() {
+  local before
+  before=$(cat "$WORK/ray-user" 2>/dev/null || true)
+  if [[ $before =~ ^[0-9]+$ && $before != "$RAY_UID" ]] && pgrep -u "$before" -x raylet >/dev/null; then
+    misconfigured "Ray of uid $before runs here with this node's keys, and uid $RAY_UID would get them: end that Ray first, one user at a time on a node"
+  fi
+  printf '%s\n' "$RAY_UID" >"$WORK/ray-user.new"
+  mv "$WORK/ray-user.new" "$WORK/ray-user"
+}
+
 # As Ray's user: root has made the node, a prolog for example.
 up_as_ray() {
   [ "$ACT" = up ] || die "--uninstall needs root"
   if [ "$(id -u)" != "$RAY_UID" ] || ! agent_answers; then
     die "needs root: only as Ray's own user (--ray-user), with an agent that answers on $SOCKET, it goes on from there"
   fi
-  # Not below the home folder, which hosts may share.
-  WORK=/tmp/ray-mtls-bootstrap-$RAY_UID
-  [ -d "$WORK" ] || mkdir -m 0700 "$WORK"
-  [ "$(stat -c '%F %u %a' "$WORK")" = "directory $RAY_UID 700" ] ||
-    misconfigured "$WORK must be a folder of this user, mode 0700: remove what is there"
+  need_ray_command
+  find_work_as_ray
+  WORK_IS_OURS=yes
+  end_session
   phase "files" wait_for_files
   [ "$WITH_RAY" = no ] || { phase "Ray's own start" start_ray; phase "proof by a task" prove; }
   say_times
   [ "$STAY" = no ] || stay
+}
+
+# The folder that root made for this user, else one of the session, else one in /tmp, where somebody else may
+# have taken the name. Not below the home folder, which hosts may share.
+find_work_as_ray() {
+  WORK=$(scratch)
+  ! is_own_folder "$WORK" || return 0
+  WORK=${XDG_RUNTIME_DIR:-/tmp}/ray-mtls-bootstrap-$RAY_UID
+  mkdir -m 0700 "$WORK" 2>/dev/null || true
+  is_own_folder "$WORK" ||
+    misconfigured "$WORK must be a folder of this user, mode 0700: remove what is there, or run this script as root once"
+}
+
+is_own_folder() { [ "$(stat -c '%F %u %a' "$1" 2>/dev/null)" = "directory $RAY_UID 700" ]; }
+
+scratch() { printf '%s/bootstrap-%s\n' "$(dirname "$SOCKET")" "$RAY_UID"; }
+
+# Never through a link: root gives it away.
+make_scratch() {
+  local folder
+  folder=$(scratch)
+  remember scratch - "$folder"
+  mkdir -m 0700 "$folder" 2>/dev/null || true
+  [ -L "$folder" ] || [ ! -O "$folder" ] || chown -h "$RAY_UID:$RAY_GID" "$folder"
 }
 
 # open_work: this script's own folder, closed to others, and one run at a time.
@@ -249,7 +312,9 @@ open_work() {
   wait_for "$LOCK_MAX" "another run of this script on this host (lock $WORK/lock)" flock -n 9 ||
     die "another run of this script on this host does not end: look at it with fuser $WORK/lock"
   [ "$WORK/lock" -ef /proc/self/fd/9 ] || die "another run has just removed this node: run again"
+  WORK_IS_OURS=yes
   rm -f "$WORK"/*.new
+  end_session
   # First of all, so that no program started from here has the descriptor.
   [ -z "$JOIN_FD" ] || take_join_from_descriptor
 }
@@ -311,7 +376,7 @@ fetch() {
     https://*)
       command -v curl >/dev/null || die "curl is missing: install it, or copy the file here and give --from FILE"
       note "fetching $FROM"
-      curl --fail --silent --show-error --location --proto '=https' --proto-redir '=https' --tlsv1.2 \
+      curl -q --fail --silent --show-error --location --proto '=https' --proto-redir '=https' --tlsv1.2 \
         --connect-timeout 10 --max-time "$FETCH_MAX" --max-redirs 5 --retry 2 \
         --max-filesize "$ARCHIVE_LEN_MAX" --output "$1" -- "$FROM" 9>&- ||
         die "cannot fetch $FROM (limits: $FETCH_MAX s, $ARCHIVE_LEN_MAX bytes): try it with curl by hand"
@@ -414,6 +479,7 @@ start_agent() {
     agent_log 15 >&2
     die "the agent does not answer on $SOCKET after $AGENT_MAX s; its log: $(agent_log_name)"
   }
+  make_scratch
 }
 
 agent_answers() { "$AGENT" status --socket "$SOCKET" --state-dir "$STATE_DIR" >/dev/null 2>&1 9>&-; }
@@ -453,10 +519,11 @@ agent_is_old() {
 
 # Without systemd nobody restarts it but the next run of this script.
 start_daemon() {
-  local pid
+  local pid command=("$AGENT" run --state-dir "$STATE_DIR" --tls-dir "$TLS_DIR" --socket "$SOCKET"
+    --ray-uid "$RAY_UID" --ray-group "$RAY_GID")
   pid=$(daemon_pid)
-  if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe" 2>/dev/null)" != "$AGENT" ]; then
-    note "the agent runs a program that was replaced: starting it again"
+  if [ -n "$pid" ] && ! runs_as "$pid" "${command[@]}"; then
+    note "the agent runs a program that was replaced, or for other folders or another user: starting it again"
     stop_daemon
     pid=""
   fi
@@ -472,10 +539,17 @@ start_daemon() {
   # a lock that node-agent keeps: a start cut short leaves no second one.
   # shellcheck disable=SC2016
   setsid bash -c 'exec 8>>"$1" && flock -w 5 8 && printf "%s\n" $$ >"$1" && shift && exec "$@"' start-agent \
-    "$PIDFILE" "$AGENT" run --state-dir "$STATE_DIR" --tls-dir "$TLS_DIR" --socket "$SOCKET" \
-    --ray-uid "$RAY_UID" --ray-group "$RAY_GID" >>"$LOG" 2>&1 </dev/null 9>&- &
+    "$PIDFILE" "${command[@]}" >>"$LOG" 2>&1 </dev/null 9>&- &
   disown
   note "the agent starts in the background, log in $LOG"
+}
+
+# runs_as PID WORD...: that program, with those words and no others.
+runs_as() {
+  local pid=$1
+  shift
+  [ "$(readlink "/proc/$pid/exe" 2>/dev/null)" = "$1" ] &&
+    [ "$(tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null)" = "$(printf '%s\n' "$@")" ]
 }
 
 # Its lines hold names and addresses, no secret; still not for everybody.
@@ -590,15 +664,91 @@ files_are_there() {
     >/dev/null 2>&1
 }
 
-# as_ray COMMAND...: as the user that runs Ray, without this script's lock.
+# --- As Ray's user ----------------------------------------------------------------------------------
+
+# as_ray COMMAND...: as the user that runs Ray. Whoever gets code into that user's files (a module in its home,
+# a task) stands behind these commands, so they get nothing of root's: no terminal, into which they could type;
+# no variable that is not named; no open descriptor. The caller gives output a file, never the terminal. A
+# signal to this script ends them.
 as_ray() {
+  local child code=0
+  # Not to begin with SIGINT ignored, as background commands do: Ray's workers need it.
+  set -m
   (
-    exec 9>&-
-    export HOME=$RAY_HOME
-    if [ "$(id -u)" = "$RAY_UID" ]; then exec "$@"; fi
-    cd "$HOME" 2>/dev/null || cd /
-    exec setpriv --reuid "$RAY_UID" --regid "$RAY_GID" "$RAY_GROUPS" "$@"
-  )
+    close_descriptors
+    if [ "$(id -u)" = "$RAY_UID" ]; then new_session "$@"; fi
+    take_home
+    new_session env "${WITHOUT[@]}" setpriv --reuid "$RAY_UID" --regid "$RAY_GID" "$RAY_GROUPS" "$@"
+  ) </dev/null &
+  child=$!
+  set +m
+  wait "$child" || code=$?
+  rm -f "$WORK/session"
+  return "$code"
+}
+
+# Takes the place of this shell. The number is written down, so that the session can be ended as one.
+# shellcheck disable=SC2016
+new_session() {
+  exec setsid --wait sh -c 'printf "%s %s\n" "$(cat /proc/sys/kernel/random/boot_id)" $$ >"$1" && shift && exec "$@"' \
+    session "$WORK/session" "$@"
+}
+
+# end_session: what as_ray left running, in this run or in one that was killed. Daemons of a Ray that has started
+# are not in it: the number is forgotten once a command has ended.
+end_session() {
+  local boot number
+  read -r boot number 2>/dev/null <"$WORK/session" || return 0
+  rm -f "$WORK/session"
+  [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ] && [[ $number =~ ^[1-9][0-9]*$ ]] || return 0
+  pkill -KILL -u "$RAY_UID" -s "$number" || true
+}
+
+# can_run COMMAND: whether Ray's user reaches the program and what its first line names. It is not run, and what
+# looks for it is as far from root as in as_ray.
+# shellcheck disable=SC2016
+can_run() {
+  local look=(sh -c '[ -z "$2" ] || cd "$2" 2>/dev/null || cd /
+program=$(command -v -- "$1") && [ -f "$program" ] && [ -x "$program" ] || exit 1
+first=$(head -c 256 -- "$program" | tr -d "\0" | head -n 1)
+case $first in
+  "#!"*) set -f && set -- ${first#"#!"} && [ -x "$1" ] ;;
+esac' look "$1")
+  if [ "$(id -u)" != 0 ] || [ "$RAY_UID" = 0 ]; then
+    "${look[@]}" "" </dev/null >/dev/null 2>&1
+    return
+  fi
+  (
+    close_descriptors
+    exec setsid --wait env "${WITHOUT[@]}" setpriv --reuid "$RAY_UID" --regid "$RAY_GID" "$RAY_GROUPS" "${look[@]}" "$RAY_HOME"
+  ) </dev/null >/dev/null 2>&1
+}
+
+# All but input, output, errors, and bash's own, which closes itself.
+close_descriptors() {
+  local path
+  for path in "/proc/$BASHPID/fd"/*; do
+    case ${path##*/} in 0 | 1 | 2 | 255) ;; *) eval "exec ${path##*/}>&-" ;; esac
+  done
+}
+
+take_home() {
+  export HOME=$RAY_HOME
+  cd "$HOME" 2>/dev/null || cd /
+  unset USER LOGNAME OLDPWD
+  [ -z "$RAY_ACCOUNT" ] || export USER=$RAY_ACCOUNT LOGNAME=$RAY_ACCOUNT
+}
+
+# find_environment: WITHOUT, words of env that take away what is not for Ray's user. Names alone: everybody can
+# read the words of a command.
+find_environment() {
+  local entry name
+  WITHOUT=()
+  while IFS= read -r -d '' entry; do
+    name=${entry%%=*}
+    case $name in "" | PATH | HOME | USER | LOGNAME | LANG | LC_* | TZ | RAY_*) continue ;; esac
+    [[ " ${PASSED[*]} " == *" $name "* ]] || WITHOUT+=(-u "$name")
+  done < <(env -0)
 }
 
 with_leaf() { as_ray "$AGENT" exec --socket "$SOCKET" -- "$@"; }
@@ -619,10 +769,10 @@ start_ray() {
   fi
   : >"$WORK/ray-starting"
   note "${RAY_COMMAND[*]}"
-  # In the group of this script, so that whatever ends the group ends half a start.
-  with_leaf timeout --foreground -k 5 "$RAY_MAX" "${RAY_COMMAND[@]}" >"$WORK/ray.log" 2>&1 </dev/null || code=$?
+  # --foreground: one that takes too long is ended alone; what it has started is for stop_ray.
+  with_leaf timeout --foreground -k 5 "$RAY_MAX" "${RAY_COMMAND[@]}" >"$WORK/ray.log" 2>&1 || code=$?
   if ((code != 0)); then
-    tail -n 15 "$WORK/ray.log" >&2
+    tail -n 15 "$WORK/ray.log" | printable >&2
     stop_ray
     rm -f "$WORK/ray-starting"
     ((code != 124)) || warn "it did not end within $RAY_MAX s"
@@ -641,7 +791,7 @@ RAY_STARTS='^(timeout --foreground -k 5 [0-9]+ |[^ ]*python[0-9.]* )[^ ]*ray sta
 
 stop_ray() {
   pkill -KILL -u "$RAY_UID" -f "$RAY_STARTS" || true
-  as_ray timeout -k 5 30 "${RAY_COMMAND[0]:-ray}" stop --force >/dev/null 2>&1 </dev/null || true
+  as_ray timeout -k 5 30 "${RAY_COMMAND[0]:-ray}" stop --force >/dev/null 2>&1 || true
   wait_for "$STOP_MAX" "Ray to end" ray_is_gone || ray_pids | xargs -r kill -KILL 2>/dev/null || true
 }
 
@@ -649,16 +799,16 @@ ray_is_gone() { [ -z "$(ray_pids)" ]; }
 
 # `ray start` comes back with 0 from a node on which no task ever runs: only a task proves one.
 prove() {
-  local answer code=0
+  local code=0
   find_python
-  answer=$(with_leaf timeout -k 5 "$PROOF_MAX" "$PYTHON" -c "$PROOF" "$(ray_address)" "$PROOF_MAX" \
-    2>"$WORK/proof.log" </dev/null) || code=$?
+  with_leaf timeout -k 5 "$PROOF_MAX" "$PYTHON" -c "$PROOF" "$(ray_address)" "$PROOF_MAX" \
+    >"$WORK/proof" 2>"$WORK/proof.log" || code=$?
   if ((code != 0)); then
-    tail -n 5 "$WORK/proof.log" >&2
+    tail -n 5 "$WORK/proof.log" | printable >&2
     ((code != 124 && code != 137)) || warn "no task ran on this node within $PROOF_MAX s"
     die "this node is not proved: look at /tmp/ray/session_latest/logs/raylet.err here and gcs_server.err on the head; then \`$AGENT exec --socket $SOCKET -- ray stop\` and run this again"
   fi
-  note "$answer"
+  note "$(tail -n 1 "$WORK/proof" | printable)"
 }
 
 # The driver's own node is this one; the task may run nowhere else.
@@ -761,7 +911,8 @@ leave_cluster() {
   fi
   agent_answers || start_agent
   timeout -k 5 60 "$AGENT" leave --socket "$SOCKET" --yes >"$WORK/leave.log" 2>&1 9>&- </dev/null || code=$?
-  sed 's/^/   /' "$WORK/leave.log"
+  # By itself the agent leaves its files; here they go next.
+  sed 's/; all files stay$//; s/^/   /' "$WORK/leave.log"
   case $code in
     0) ;;
     2) note "the CA does not serve this node any more: it goes on" ;;
@@ -785,6 +936,7 @@ remove_files() {
     case $kind in
       file) remove_file "$hash" "$path" ;;
       log) rm -f "$path" "$path.old" ;;
+      scratch) rm -rf -- "$path" ;;
       tree) [ "$KEEP_IDENTITY" = yes ] || rm -rf -- "$path" ;;
       folder) [ "$path" = "$WORK" ] || rmdir "$path" 2>/dev/null || true ;;
     esac
@@ -822,7 +974,7 @@ remember() {
   sync "$MADE"
 }
 
-is_ours() { grep -q "^file [0-9a-f]* $1\$" "$MADE"; }
+is_ours() { awk -v path="$1" '$1 == "file" && $3 == path { found = 1 } END { exit !found }' "$MADE"; }
 
 # make_folder_for PATH: the folders above it, those that are missing.
 make_folder_for() {
@@ -847,6 +999,7 @@ say_plan() {
   fi
   printf 'this would be done:\n'
   printf '  node-agent  %s from %s\n' "$AGENT" "${FROM:-where it is}"
+  printf '  join file   %s\n' "$(join_words)"
   printf '  enrolment   role %s, state in %s%s\n' "$ROLE" "$STATE_DIR" \
     "$([ ! -e "$STATE_DIR/node.toml" ] || printf ' (enrolled already)')"
   if under_systemd; then
@@ -857,6 +1010,50 @@ say_plan() {
   fi
   printf '  files       %s, readable by uid %s\n' "$TLS_DIR" "$RAY_UID"
   [ "$WITH_RAY" = no ] || printf '  Ray         as uid %s: %s\n  proof       a task on this node\n' "$RAY_UID" "${RAY_COMMAND[*]}"
+  judge_plan
+}
+
+join_words() {
+  if [ -n "$JOIN" ]; then
+    printf '%s%s\n' "$JOIN" "$([ "$KEEP_JOIN_FILE" = yes ] || printf ', removed once it is used')"
+  else
+    printf '%s\n' "${JOIN_FD:+from descriptor $JOIN_FD}"
+  fi
+}
+
+# What can be seen from here without a change. Not seen: the CA, a URL, what an archive holds.
+judge_plan() {
+  local faults=() fault
+  case $FROM in
+    "") [ -x "$AGENT" ] || faults+=("there is no $AGENT: say where it comes from with --from FILE|URL") ;;
+    https://*) ;;
+    *)
+      if [ ! -f "$FROM" ] || [ ! -r "$FROM" ]; then
+        faults+=("--from $FROM: there is no such file, or it cannot be read")
+      elif [ -n "$SHA256" ] && [ "$(hash_of "$FROM")" != "$SHA256" ]; then
+        faults+=("--from $FROM: its SHA-256 is $(hash_of "$FROM") and not $SHA256")
+      fi
+      ;;
+  esac
+  judge_join
+  if [ "$WITH_RAY" = yes ] && ! can_run "${RAY_COMMAND[0]}"; then faults+=("$(cannot_run)"); fi
+  for fault in "${faults[@]}"; do warn "$fault"; done
+  ((${#faults[@]} == 0)) || exit 78
+}
+
+# judge_join: adds to the caller's faults. An enrolled host needs none; the agent takes one that is its user's alone.
+judge_join() {
+  if [ -n "$JOIN_FD" ]; then
+    [ -e "/proc/$$/fd/$JOIN_FD" ] || faults+=("--join-fd $JOIN_FD: no such descriptor is open for reading")
+  elif [ -e "$STATE_DIR/node.toml" ] || [ -e "$WORK/join" ]; then
+    :
+  elif [ -z "$JOIN" ]; then
+    faults+=("this host is not enrolled, and no join file is given: --join FILE or --join-fd N")
+  elif [ ! -f "$JOIN" ] || [ ! -r "$JOIN" ]; then
+    faults+=("--join $JOIN: there is no such file, or it cannot be read")
+  elif [[ $(stat -L -c %a "$JOIN") != *00 ]]; then
+    faults+=("--join $JOIN has mode $(stat -L -c %a "$JOIN") and holds a secret: chmod 0600 $JOIN, and think of who has read it")
+  fi
 }
 
 # --- What a person reads -----------------------------------------------------------------------------
@@ -903,6 +1100,9 @@ wait_for() {
   done
 }
 
+# What another user's program said, for a terminal: no control characters, no more than a screen.
+printable() { head -c 8192 | LC_ALL=C tr -cd '\n\t -~'; }
+
 note() { printf '   %s\n' "$*"; }
 warn() { printf 'bootstrap-node: %s\n' "$*" >&2; }
 
@@ -924,7 +1124,11 @@ misconfigured() {
 on_exit() {
   local code=$?
   trap - EXIT INT TERM
-  [ ! -d "${WORK:-}" ] || [ "$(id -u)" != 0 ] || rm -f "$WORK"/*.new
+  # Not those of another run, which we have waited for.
+  if [ "$WORK_IS_OURS" = yes ]; then
+    end_session
+    [ "$(id -u)" != 0 ] || rm -f "$WORK"/*.new
+  fi
   if ((code != 0)) && [ -n "$PHASE" ]; then
     warn "it ended in: $PHASE (exit code $code); once the cause is away, run the same command again: it goes on from there"
   fi

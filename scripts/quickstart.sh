@@ -14,18 +14,20 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 KEEP=no
 BUILD=yes
 MORE=no
+PURGE=no
 
 usage() {
   cat <<TEXT
 usage: scripts/quickstart.sh [--keep] [--more] [--no-build]
-       scripts/quickstart.sh --down
+       scripts/quickstart.sh --down [--purge]
 
 Starts a CA, three Ray hosts with an agent each (network namespaces on this machine), a Ray cluster over
 mutual TLS and a job; shows who is refused, a renewal under the running job and a revocation; ends with a
 table of what it saw. As root. Without root it runs one host and says what that cannot show.
 
   --keep       leave everything up and say how to look at it
-  --down       remove everything this script made, but Debian packages, which it lists
+  --down       end the hosts and remove their state; what was downloaded and the logs of tests stay
+  --purge      with --down: remove $BASE too, virtual environments with it; it lists the Debian packages it leaves
   --more       also the checks of the test suite, such as Ray Client from outside the cluster
   --no-build   take the binaries as they are
   --help       this text
@@ -37,6 +39,7 @@ environment
 examples
   scripts/quickstart.sh
   scripts/quickstart.sh --keep && scripts/quickstart/on head ray status && scripts/quickstart.sh --down
+  scripts/quickstart.sh --down --purge
 
 Exit code 0 only if everything held. Logs: $LOGS
 TEXT
@@ -50,11 +53,13 @@ main() {
       --no-build) BUILD=no ;;
       --more) MORE=yes ;;
       --down) act=down ;;
+      --purge) PURGE=yes ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac
     shift
   done
+  [ "$PURGE" = no ] || [ "$act" = down ] || { usage >&2; exit 64; }
   if [ "$(id -u)" != 0 ]; then
     . "$ROOT/scripts/quickstart/one-host.sh"
     "one_host_$act"
@@ -212,6 +217,11 @@ clear_up() {
 
 down() {
   clear_up
+  if [ "$PURGE" = no ]; then
+    note "removed the hosts and $STATE"
+    note "left in place: $BASE, with Ray's virtual environment; --down --purge removes it"
+    return
+  fi
   local packages=""
   [ ! -s "$APT_LIST" ] || packages=$(sort -u "$APT_LIST" | paste -sd ' ')
   rm -rf "${BASE:?}"

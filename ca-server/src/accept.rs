@@ -53,7 +53,7 @@ pub struct Bounds {
     pub handshakes_per_address: usize,
     /// Connections at once that are.
     pub connections: usize,
-    /// Of these, of one holder: an identity, or without one an address.
+    /// Of these, of one holder: a node, or without one an address.
     pub connections_per_holder: usize,
     /// A connection ends after so long.
     pub life: Option<Duration>,
@@ -65,16 +65,25 @@ pub struct Bounds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Holder {
     Address(AddressKey),
-    /// SHA-256 of the certificate.
-    Identity([u8; 32]),
+    /// SHA-256 of cluster and node, whose identity is in force. Renewals make no second holder.
+    Node([u8; 32]),
+    /// SHA-256 of a certificate that no node is known by: who has a retired one takes no place of the
+    /// node's.
+    Certificate([u8; 32]),
 }
 
 impl Holder {
-    fn of(peer: &Peer) -> Self {
-        match &peer.identity {
-            Some(identity) => Self::Identity(sha256(&identity.certificate)),
-            None => Self::Address(AddressKey::of(peer.address)),
+    async fn of(peer: &Peer, ca: &Ca) -> Self {
+        let Some(identity) = &peer.identity else {
+            return Self::Address(AddressKey::of(peer.address));
+        };
+        if let Ok(caller) = peer.caller(ca)
+            && ca.store.is_in_force(caller.clone()).await.unwrap_or(false)
+        {
+            // Neither name has a slash in it.
+            return Self::Node(sha256(caller.actor().as_bytes()));
         }
+        Self::Certificate(sha256(&identity.certificate))
     }
 }
 
@@ -305,7 +314,7 @@ impl Door {
         set_options(self.name, &stream, address);
         let shaking = self.shake_hands(stream, address.ip().to_canonical(), place);
         let lost = match tokio::time::timeout(HANDSHAKE_TIME_MAX, shaking).await {
-            Ok(Ok((stream, peer))) => return Some(self.connection(stream, peer)),
+            Ok(Ok((stream, peer))) => return Some(self.connection(stream, peer).await),
             Ok(Err(lost)) => lost,
             Err(_) => Lost::TimedOut,
         };
@@ -351,8 +360,9 @@ impl Door {
         Ok((stream, Peer { address, identity }))
     }
 
-    fn connection(&self, stream: TlsStream<TcpStream>, peer: Peer) -> Connection {
-        let (place, made_room) = self.connections.enter(Holder::of(&peer));
+    async fn connection(&self, stream: TlsStream<TcpStream>, peer: Peer) -> Connection {
+        let holder = Holder::of(&peer, &self.ca).await;
+        let (place, made_room) = self.connections.enter(holder);
         if made_room {
             self.ca.metrics.connection_evicted(self.name);
         }
@@ -390,7 +400,10 @@ mod tests {
     use crate::{store::Authority, tls, upkeep, upkeep::tests::new_ca};
 
     const LONG: Duration = Duration::from_secs(60);
+    /// How long nothing happens that should not.
     const SHORT: Duration = Duration::from_millis(200);
+    /// Long enough for what should happen, on a busy machine too.
+    const WHILE: Duration = Duration::from_secs(2);
     const ROOM: Bounds = Bounds {
         handshakes: 8,
         handshakes_per_address: 8,
@@ -451,14 +464,14 @@ mod tests {
     async fn a_silent_connection_ends_and_one_that_talks_ends_with_its_life() {
         use tokio::io::AsyncWriteExt;
 
-        let bounds = Bounds { life: Some(LONG), silence: Some(SHORT), ..ROOM };
+        let bounds = Bounds { life: Some(LONG), silence: Some(WHILE), ..ROOM };
         let mut listening = Listening::within(bounds).await;
         let (mut client, mut served) = listening.dial().await;
         client.write_all(b"slow").await.unwrap();
         served.read_exact(&mut [0; 4]).await.unwrap();
         assert_eq!(end_of(&mut served).await, io::ErrorKind::TimedOut);
 
-        let bounds = Bounds { life: Some(2 * SHORT), silence: Some(LONG), ..ROOM };
+        let bounds = Bounds { life: Some(WHILE), silence: Some(LONG), ..ROOM };
         let mut listening = Listening::within(bounds).await;
         let (mut client, mut served) = listening.dial().await;
         let began = Instant::now();
@@ -500,7 +513,7 @@ mod tests {
         let _through = listening.dial().await;
         assert!(began.elapsed() < HANDSHAKE_TIME_MAX, "the newcomer waited for those that stall");
         // The oldest are closed at once; the newest still have their time.
-        let closed = tokio::time::timeout(SHORT, stalled[0].read(&mut [0; 1])).await;
+        let closed = tokio::time::timeout(WHILE, stalled[0].read(&mut [0; 1])).await;
         assert!(matches!(closed, Ok(Ok(0) | Err(_))), "the oldest was kept: {closed:?}");
         assert!(tokio::time::timeout(SHORT, stalled[7].read(&mut [0; 1])).await.is_err());
     }

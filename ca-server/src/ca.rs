@@ -21,7 +21,7 @@ use crate::{
         authority::{AuthorityError, LiveAuthority},
         kek::Kek,
     },
-    limits::{Limiter, Limits},
+    limits::{Limiter, Limits, quiet::Quiet},
     metrics::Metrics,
     proxy_protocol::TrustedProxies,
     refusal::Refusal,
@@ -61,6 +61,8 @@ pub struct Ca {
     pub limits: Limits,
     /// What has been asked lately.
     pub limiter: Limiter,
+    /// Which refusals the log hears of.
+    pub quiet: Quiet,
     /// Whose word on where a connection comes from is taken.
     pub trusted_proxies: TrustedProxies,
     /// When this server began to serve.
@@ -111,6 +113,7 @@ impl Ca {
             contacts: Contacts::default(),
             limits: Limits::default(),
             limiter: Limiter::default(),
+            quiet: Quiet::default(),
             trusted_proxies: TrustedProxies::default(),
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),

@@ -167,6 +167,27 @@ impl Config {
         Ok(())
     }
 
+    /// What is likely a slip, though it can hold behind a balancer that changes ports.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let (enrollment, nodes) = (self.enrollment_listen.port(), self.node_listen.port());
+        if enrollment == nodes {
+            return Vec::new();
+        }
+        let swapped = |key: &str, endpoints: &[String], other: u16, whose: &str| {
+            let odd = endpoints.iter().filter(|endpoint| port(endpoint) == Some(other));
+            odd.map(|endpoint| {
+                format!("{key}: {endpoint} has the port of {whose}: are the two swapped?")
+            })
+            .collect::<Vec<_>>()
+        };
+        let endpoints = &self.enrollment_endpoints;
+        let mut doubts = swapped("enrollment_endpoints", endpoints, nodes, "node_listen");
+        let endpoints = &self.node_endpoints;
+        doubts.extend(swapped("node_endpoints", endpoints, enrollment, "enrollment_listen"));
+        doubts
+    }
+
     /// Where agents find the server: as configured, else the machine's own name and the ports
     /// listened on.
     #[must_use]
@@ -186,6 +207,11 @@ impl Config {
             nodes: or_own(&self.node_endpoints, self.node_listen),
         }
     }
+}
+
+/// The port of an endpoint; its form was checked.
+fn port(endpoint: &str) -> Option<u16> {
+    endpoint.rsplit_once(':')?.1.parse().ok()
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -228,6 +254,20 @@ mod tests {
         assert!(parse("[limits]\nenrolments_burst = -1").is_err());
         assert!(parse("[limits]\nenrolments = 5").unwrap_err().contains("enrolments"));
         assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn swapped_ports_are_doubted() {
+        let doubts = |text: &str| parse(text).unwrap().doubts();
+        let swapped =
+            doubts("enrollment_endpoints = [\"ca:7444\"]\nnode_endpoints = [\"[fd00::1]:7443\"]");
+        assert!(
+            swapped[0].starts_with("enrollment_endpoints: ca:7444 has the port of node_listen")
+        );
+        assert!(swapped[1].starts_with("node_endpoints: [fd00::1]:7443"), "{swapped:?}");
+        let right = "enrollment_endpoints = [\"ca:7443\"]\nnode_endpoints = [\"ca:7444\"]";
+        assert!(doubts(right).is_empty() && doubts("").is_empty());
+        assert!(doubts("enrollment_endpoints = [\"ca:443\"]").is_empty(), "a balancer's port");
     }
 
     #[test]

@@ -13,8 +13,10 @@ const HANDSHAKES_MAX: usize = 6_144;
 const ENROLLMENT_MAX: usize = 8_192;
 /// Connections to the node listener at once.
 const NODES_MAX: usize = 16_384;
-/// A limit below this one is worth a word: it bounds the fleet.
+/// The limit from which on nodes have all the connections they can get.
 const WANTED: u64 = 32_768;
+/// Room for fewer nodes than this is worth a word: it bounds the fleet.
+const NODES_WORTH_A_WORD: usize = 1_000;
 
 /// Connections at once, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +53,15 @@ impl Budget {
 /// What a process of this system gets in words, where it is little.
 #[must_use]
 pub fn warning() -> Option<String> {
-    let limit = limit();
-    (limit < WANTED).then(|| {
+    warning_of(limit())
+}
+
+fn warning_of(limit: u64) -> Option<String> {
+    let nodes = Budget::of(limit).nodes;
+    (nodes < NODES_WORTH_A_WORD).then(|| {
         format!(
-            "at most {limit} open files: room for {} nodes at once; raise the limit \
-             (LimitNOFILE={WANTED} in the unit, or ulimit -n) for more",
-            Budget::of(limit).nodes
+            "at most {limit} open files: room for {nodes} nodes at once; raise the limit \
+             (LimitNOFILE={WANTED} in the unit, or ulimit -n) for more"
         )
     })
 }
@@ -75,6 +80,14 @@ fn limit() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_little_room_is_worth_a_word() {
+        assert_eq!(warning_of(20_000), None);
+        assert_eq!(warning_of(4_096), None);
+        let little = warning_of(1_024).unwrap();
+        assert!(little.contains("room for 600 nodes"), "{little}");
+    }
 
     #[test]
     fn connections_never_take_the_reserve() {

@@ -31,12 +31,15 @@ pub async fn enroll(
     peer_address: IpAddr,
 ) -> Result<v1::EnrollResponse, StoreError> {
     let now = ca.clock.now();
-    ca.limiter.attempt(ca.clock.elapsed(), peer_address)?;
-
     // 1. What is asked, in types.
     let parsed = Parsed::from(request).map_err(StoreError::from);
-    let parsed = parsed.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
+    let parsed = parsed.map_err(|error| unless_too_many(ca, peer_address, error))?;
     let token = parsed.token;
+
+    // 2. Whether anybody made this token: nothing is charged to others, or looked at, before.
+    let known = ca.store.check_token(token.id().clone(), token.secret_hash()).await;
+    known.map_err(|error| unless_too_many(ca, peer_address, error))?;
+    ca.limiter.attempt(ca.clock.elapsed(), peer_address)?;
     let csr = UnprovedCsr::read(parsed.csr_der)?;
     let ask = EnrollAsk {
         token: token.id().clone(),
@@ -52,16 +55,15 @@ pub async fn enroll(
         once: parsed.once,
     };
 
-    // 2. Token, policy, who holds what; then the signature, which costs most and is nobody's who has
-    //    no token.
-    let plan = ca.store.plan_enroll(now, ask.clone()).await;
-    let plan = plan.inspect_err(|error| note_wrong_token(ca, peer_address, error))?;
-    ca.limiter.enrolment(ca.clock.elapsed())?;
+    // 3. Token, policy, who holds what; then the signature; and only what is proved to be good draws
+    //    on what all share.
+    let plan = ca.store.plan_enroll(now, ask.clone()).await?;
     let csr = csr.prove()?;
+    ca.limiter.enrolment(ca.clock.elapsed(), &ask.token)?;
     let enrolled = match plan {
         EnrollPlan::Replay(enrolled) => *enrolled,
         EnrollPlan::Issue(binding) => {
-            // 3. Sign, read back, compare.
+            // 4. Sign, read back, compare.
             let contents = Contents::agent_identity(
                 random::serial(now),
                 now,
@@ -74,7 +76,7 @@ pub async fn enroll(
                 control.active().sign(&contents, csr.spki_der(), now).map_err(sign_failed)?;
             failpoint::hit(Point::AfterSign);
 
-            // 4. One commit: the token's use, the node, the certificate, the audit record.
+            // 5. One commit: the token's use, the node, the certificate, the audit record.
             let enrolled = ca.store.enroll(now, ask.clone(), binding, signed).await?;
             ca.metrics.issued("agent_identity");
             // What an earlier machine of the name reported is not this one's.
@@ -88,16 +90,19 @@ pub async fn enroll(
     };
     failpoint::hit(Point::BeforeReply);
 
-    // 5. What the node needs to go on.
+    // 6. What the node needs to go on.
     response(ca, &ask.cluster, enrolled, now.unix_timestamp())
 }
 
-/// A wrong token counts against the address it came from, and is a reason to look.
-fn note_wrong_token(ca: &Ca, peer_address: IpAddr, error: &StoreError) {
-    if error.refusal() == Refusal::TokenUnknown {
-        ca.metrics.wrong_token();
-        ca.limiter.wrong_token(ca.clock.elapsed(), peer_address);
+/// A wrong token counts against the address it came from, and is a reason to look. Past the limit the
+/// answer is that there were too many.
+fn unless_too_many(ca: &Ca, peer_address: IpAddr, error: StoreError) -> StoreError {
+    if error.refusal() != Refusal::TokenUnknown {
+        return error;
     }
+    ca.metrics.wrong_token();
+    let too_many = ca.limiter.wrong_token(ca.clock.elapsed(), peer_address).err();
+    too_many.map_or(error, StoreError::from)
 }
 
 fn response(

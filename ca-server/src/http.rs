@@ -1,5 +1,5 @@
 //! Plain HTTP on loopback: `/metrics`, `/livez` (the process runs), `/readyz` (it can sign and
-//! commit). Few connections at once, none of them for long.
+//! commit). Few connections at once, none of them for long, and one answer on each.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{accept::AcceptFailures, ca::Ca};
 
 /// Connections at once; the next ones wait.
 const CONNECTIONS_MAX: u32 = 16;
-/// A request's headers must be there after this long; so must the next request of a connection.
+/// A request's headers must be there after this long.
 const HEADERS_TIME_MAX: Duration = Duration::from_secs(5);
 /// A connection is cut off after this long.
-const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5 * 60);
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(15);
 /// Names in an answer at most.
 const NAMES_MAX: usize = 8;
 
@@ -73,7 +73,8 @@ async fn accept(
 
 async fn answer(ca: &Ca, router: Router, stream: TcpStream, headers_time_max: Duration) {
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(headers_time_max);
+    let mut http1 = builder.http1();
+    http1.timer(TokioTimer::new()).header_read_timeout(headers_time_max).keep_alive(false);
     let service = TowerToHyperService::new(router);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
@@ -185,6 +186,18 @@ mod tests {
         let mut rest = Vec::new();
         let ended = mute[0].read_to_end(&mut rest);
         tokio::time::timeout(Duration::from_secs(10), ended).await.expect("still open").ok();
+    }
+
+    #[tokio::test]
+    async fn a_connection_gets_one_answer_and_ends() {
+        let (ca, _) = new_ca().await;
+        let address = serving(&ca, HEADERS_TIME_MAX).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: ca\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let ended = tokio::time::timeout(HEADERS_TIME_MAX / 2, stream.read_to_string(&mut answer));
+        ended.await.expect("it is kept for a next request").unwrap();
+        assert!(answer.ends_with("ok\n"), "{answer}");
     }
 
     #[tokio::test]

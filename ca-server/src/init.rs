@@ -20,6 +20,7 @@ use crate::{
         random,
     },
     store::{Authority, Store, StoreError, kv::KvStore, records::ControlRecord, sled::SledEngine},
+    trusted_folder::{self, FolderFault},
 };
 
 /// Why there is no new CA.
@@ -31,6 +32,9 @@ pub enum InitError {
     /// A folder.
     #[error(transparent)]
     Folder(#[from] io::Error),
+    /// The data folder was there, and is not ours alone.
+    #[error(transparent)]
+    NotOurs(#[from] FolderFault),
     /// The key-encryption key.
     #[error(transparent)]
     Kek(#[from] KekError),
@@ -64,6 +68,9 @@ pub async fn init(
 ) -> Result<Made, InitError> {
     if is_there(&store_dir(dir)) {
         return Err(InitError::Exists(dir.to_owned()));
+    }
+    if is_there(dir) {
+        trusted_folder::judge(dir)?;
     }
     let now = clock.now();
     let kek_made = !kek_file.exists();
@@ -104,4 +111,25 @@ pub fn store_dir(dir: &Path) -> PathBuf {
 
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use raymtls_proto::clock::SystemClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_that_others_can_write_gets_no_ca() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let domain = "ray.example".parse().unwrap();
+        let error = init(&dir, &kek, &domain, &SystemClock).await.unwrap_err();
+        assert!(error.to_string().contains("may be written by others"), "{error}");
+        assert!(!kek.exists() && !is_there(&store_dir(&dir)), "something was made");
+    }
 }

@@ -8,8 +8,9 @@ use crate::{
     ca::Ca,
     enroll,
     failpoint::{self, Point},
-    identify::judged,
+    identify::{admit, judged},
     keys::{csr::Csr, profile::Contents, random},
+    limits::NodeCall,
     refusal::Refusal,
     sign_failed,
     store::{Authority, Caller, LeafAsk, LeafKind, LeafPlan, StoreError},
@@ -25,7 +26,7 @@ pub async fn issue(
     request: v1::IssueLeafRequest,
 ) -> Result<v1::IssueLeafResponse, StoreError> {
     let now = ca.clock.now();
-    ca.limiter.certificate(ca.clock.elapsed(), &caller)?;
+    admit(ca, &caller, NodeCall::Certificate).await?;
     let csr = Csr::verify(request.csr_der)?;
     let kind = kind(request.purpose)?;
     let ask = LeafAsk {

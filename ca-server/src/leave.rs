@@ -4,7 +4,8 @@ use tracing::info;
 
 use crate::{
     ca::Ca,
-    identify::judged,
+    identify::{admit, judged},
+    limits::NodeCall,
     store::{Caller, StoreError},
 };
 
@@ -14,6 +15,7 @@ use crate::{
 /// A refusal, or the store's failure.
 pub async fn leave(ca: &Ca, caller: Caller) -> Result<(), StoreError> {
     let now = ca.clock.now();
+    admit(ca, &caller, NodeCall::Leave).await?;
     let node = ca.store.identify(now, caller.clone()).await;
     judged(ca, &caller, now, node)?;
     ca.store.leave(now, caller.clone()).await?;

@@ -40,6 +40,7 @@ pub mod sync;
 pub mod tls;
 pub mod token;
 pub mod trusted_file;
+pub mod trusted_folder;
 pub mod upkeep;
 
 /// A failed signature is a fault of ours: the caller learns that, and the log learns what.

@@ -7,8 +7,9 @@ use tracing::info;
 use crate::{
     ca::Ca,
     failpoint::{self, Point},
-    identify::judged,
+    identify::{admit, judged},
     keys::{csr::Csr, profile::Contents, random},
+    limits::NodeCall,
     sign_failed,
     store::{Authority, Caller, RenewPlan, StoreError},
 };
@@ -23,7 +24,7 @@ pub async fn renew(
     request: v1::RenewIdentityRequest,
 ) -> Result<v1::RenewIdentityResponse, StoreError> {
     let now = ca.clock.now();
-    ca.limiter.certificate(ca.clock.elapsed(), &caller)?;
+    admit(ca, &caller, NodeCall::Certificate).await?;
     let csr = Csr::verify(request.csr_der)?;
     let plan = ca.store.plan_renew(now, caller.clone(), csr.key_hash()).await;
     let record = match judged(ca, &caller, now, plan)? {

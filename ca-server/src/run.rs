@@ -13,20 +13,22 @@ use raymtls_proto::{
     bundle,
     clock::{Clock, SystemClock},
     identity::TrustDomain,
+    process,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
     admin_socket,
-    ca::Ca,
+    ca::{Ca, CaError},
     config::{Config, LogFormat},
     descriptors, init,
-    keys::kek::Kek,
+    keys::{authority::AuthorityError, kek::Kek},
     limits::Limits,
     proxy_protocol::TrustedProxies,
     serve::{self, Listeners},
     store::{Store, kv::KvStore, sled::SledEngine},
+    trusted_folder,
 };
 
 /// Exit codes: sysexits(3) for usage and configuration.
@@ -108,6 +110,7 @@ fn serve_help() -> String {
 }
 
 /// A failure with its exit code.
+#[derive(Debug)]
 struct Failure(u8, String);
 
 impl Failure {
@@ -156,16 +159,10 @@ pub fn main() -> ExitCode {
 /// Keeps keys out of core dumps and from other processes of the same user, and files that a library
 /// makes from others.
 fn harden() {
-    use rustix::{
-        fs::Mode,
-        process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
-    };
+    use rustix::{fs::Mode, process::umask};
     umask(Mode::RWXG | Mode::RWXO);
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err()
-        || setrlimit(Resource::Core, none).is_err()
-    {
-        eprintln!("ca-server: warning: core dumps could not be switched off");
+    if let Err(error) = process::harden() {
+        eprintln!("ca-server: warning: {error}");
     }
 }
 
@@ -224,12 +221,22 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
         );
         return Err(Failure::config(text));
     }
+    for folder in [dir, store_dir.as_path()] {
+        if let Some(warning) = trusted_folder::judge(folder).map_err(Failure::config)? {
+            warn!("{warning}");
+        }
+    }
+    for doubt in config.doubts() {
+        warn!("{doubt}");
+    }
     let kek = Kek::read(&config.kek_file).map_err(Failure::config)?;
     let engine = SledEngine::open(&store_dir).map_err(Failure::failed)?;
     let store = KvStore::open(Box::new(engine), clock.now()).map_err(Failure::failed)?;
     let store_failed = store.failed();
     let store: Arc<dyn Store> = Arc::new(store);
-    let ca = Ca::load(store, clock, kek, config.endpoints()).await.map_err(Failure::failed)?;
+    let ca = Ca::load(store, clock, kek, config.endpoints())
+        .await
+        .map_err(|error| unloadable(&error, &config.kek_file))?;
     let proxies = TrustedProxies::parse(&config.trusted_proxies).map_err(Failure::config)?;
     let ca = ca.with_limits(config.limits.clone()).behind(proxies);
     let listeners = listen(config).await.map_err(Failure::failed)?;
@@ -263,12 +270,26 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A key that does not fit stays one that does not fit, however often the server is started.
+fn unloadable(error: &CaError, kek_file: &Path) -> Failure {
+    match error {
+        CaError::Authority(AuthorityError::Kek(error)) => Failure::config(format!(
+            "kek_file {}: {error}; put the copy back that you keep apart, or name its file",
+            kek_file.display()
+        )),
+        CaError::Store(_)
+        | CaError::Authority(_)
+        | CaError::NotInitialized
+        | CaError::TrustDomain(_) => Failure::failed(error),
+    }
+}
+
 async fn listen(config: &Config) -> io::Result<Listeners> {
     Ok(Listeners {
         enrollment: serve::bind(config.enrollment_listen).await?,
         nodes: serve::bind(config.node_listen).await?,
         http: serve::bind(config.http_listen).await?,
-        admin: admin_socket::listen(&config.admin_socket, config.operator_group.as_deref())?,
+        admin: admin_socket::listen(&config.admin_socket, config.operator_group.as_deref()).await?,
         operator_group: config.operator_group.is_some(),
     })
 }
@@ -302,5 +323,61 @@ fn start_logging(format: LogFormat) {
     match format {
         LogFormat::Human => builder.init(),
         LogFormat::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    /// A new CA: its folder, and a configuration that serves it.
+    async fn new_ca(folder: &Path) -> (PathBuf, Config) {
+        let dir = folder.join("ca");
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config {
+            kek_file: folder.join("kek"),
+            // So that a test in which nothing is refused ends too.
+            admin_socket: folder.join("kek/ca-admin.sock"),
+            enrollment_listen: loopback,
+            node_listen: loopback,
+            http_listen: loopback,
+            ..Config::default()
+        };
+        let domain = "ray.example".parse().unwrap();
+        init::init(&dir, &config.kek_file, &domain, &SystemClock).await.unwrap();
+        (dir, config)
+    }
+
+    #[tokio::test]
+    async fn a_wrong_kek_is_a_wrong_configuration_and_its_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, mut config) = new_ca(folder.path()).await;
+        config.kek_file = folder.path().join("other.kek");
+        Kek::create(&config.kek_file).unwrap();
+        let Failure(code, text) = serve_command(&dir, &config).await.unwrap_err();
+        assert_eq!(code, EXIT_CONFIG, "{text}");
+        assert!(text.contains(config.kek_file.to_str().unwrap()), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_data_folder_or_store_that_others_can_change_is_not_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, config) = new_ca(folder.path()).await;
+        for bad in [dir.clone(), init::store_dir(&dir)] {
+            std::fs::set_permissions(&bad, std::fs::Permissions::from_mode(0o707)).unwrap();
+            let Failure(code, text) = serve_command(&dir, &config).await.unwrap_err();
+            assert_eq!(code, EXIT_CONFIG, "{text}");
+            assert!(text.contains("may be written by others"), "{text}");
+            assert!(text.contains(&format!("{} ", bad.display())), "{text}");
+            std::fs::set_permissions(&bad, std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        if rustix::process::geteuid().is_root() {
+            chown(init::store_dir(&dir), Some(4_321), None).unwrap();
+            let Failure(code, text) = serve_command(&dir, &config).await.unwrap_err();
+            assert_eq!(code, EXIT_CONFIG, "{text}");
+            assert!(text.contains("belongs to uid 4321"), "{text}");
+        }
     }
 }

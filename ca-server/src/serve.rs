@@ -35,6 +35,8 @@ use crate::{
 
 /// Streams of one connection at once.
 const STREAMS_MAX: u32 = 32;
+/// The same of a node's: a Sync that waits, and what its agent asks meanwhile.
+const NODE_STREAMS_MAX: u32 = 8;
 /// Longest list of headers, in bytes.
 const HEADERS_LEN_MAX: u32 = 8 * 1_024;
 /// Streams a peer may open and reset before the connection is closed (rapid reset).
@@ -52,8 +54,9 @@ const ENROLL_TIME_MAX: Duration = Duration::from_secs(30);
 const ENROLLMENT_LIFE: Duration = Duration::from_secs(120);
 /// And then, if nothing comes.
 const ENROLLMENT_SILENCE: Duration = Duration::from_secs(30);
-/// Connections of one identity at once; an agent has one, for a moment two.
-const CONNECTIONS_PER_IDENTITY_MAX: usize = 256;
+/// Connections of one node at once; its agent has one, for a moment two, and a command of the same host
+/// another. The newest stay, so an agent that starts again gets in.
+const CONNECTIONS_PER_NODE_MAX: usize = 4;
 /// A connection is closed after this long, so that agents spread over replicas and new settings.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 /// How long calls in flight may take to end when the server stops.
@@ -123,7 +126,7 @@ pub async fn serve(
         let config = Arc::clone(&certificates.enrollment);
         let (name, bounds) = ("enrollment", enrollment_bounds(&ca));
         let incoming = start_tls(&ca, name, listeners.enrollment, config, bounds);
-        let router = bounded(ENROLL_TIME_MAX)
+        let router = bounded(ENROLL_TIME_MAX, STREAMS_MAX)
             .add_service(health)
             .add_service(Enrollment::server(Arc::clone(&ca)));
         let stopped = stopped(Arc::clone(&ca));
@@ -134,8 +137,9 @@ pub async fn serve(
         let config = Arc::clone(&certificates.nodes);
         let (name, bounds) = ("nodes", node_bounds(&ca));
         let incoming = start_tls(&ca, name, listeners.nodes, config, bounds);
-        let router =
-            bounded(CALL_TIME_MAX).add_service(health).add_service(Node::server(Arc::clone(&ca)));
+        let router = bounded(CALL_TIME_MAX, NODE_STREAMS_MAX)
+            .add_service(health)
+            .add_service(Node::server(Arc::clone(&ca)));
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
@@ -144,7 +148,7 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let router = bounded(CALL_TIME_MAX)
+        let router = bounded(CALL_TIME_MAX, STREAMS_MAX)
             .add_service(health_service)
             .add_service(reflection)
             .add_service(Admin::server(Arc::clone(&ca), listeners.operator_group));
@@ -225,19 +229,19 @@ fn node_bounds(ca: &Ca) -> Bounds {
         handshakes: budget.handshakes,
         handshakes_per_address: ca.limits.handshakes_per_address as usize,
         connections: budget.nodes,
-        connections_per_holder: CONNECTIONS_PER_IDENTITY_MAX,
+        connections_per_holder: CONNECTIONS_PER_NODE_MAX,
         life: None,
         silence: None,
     }
 }
 
-fn bounded(call_time_max: Duration) -> Server {
+fn bounded(call_time_max: Duration, streams_max: u32) -> Server {
     Server::builder()
         .timeout(call_time_max)
         .initial_stream_window_size(STREAM_WINDOW_LEN)
         .initial_connection_window_size(CONNECTION_WINDOW_LEN)
-        .max_concurrent_streams(STREAMS_MAX)
-        .concurrency_limit_per_connection(STREAMS_MAX as usize)
+        .max_concurrent_streams(streams_max)
+        .concurrency_limit_per_connection(streams_max as usize)
         .http2_max_header_list_size(HEADERS_LEN_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
@@ -385,7 +389,7 @@ mod tests {
             enrollment: bind(loopback).await.unwrap(),
             nodes: bind(loopback).await.unwrap(),
             http: bind(loopback).await.unwrap(),
-            admin: admin_socket::listen(&socket, None).unwrap(),
+            admin: admin_socket::listen(&socket, None).await.unwrap(),
             operator_group: false,
         };
         let (started, has_started) = oneshot::channel();

@@ -149,6 +149,11 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
             Span::seconds(life)
         )]
     };
+    notes.push(format!(
+        "Ray checks no CRL: a stolen or revoked leaf key works for up to {}{}",
+        Span::seconds(life),
+        if settings.ends_unix == 0 { "; a shorter max-job shortens that" } else { "" }
+    ));
     if settings.isolation() != v1::Isolation::Off {
         notes.push("isolation is not enforced by this release: agents ignore the setting".into());
     }
@@ -292,7 +297,8 @@ fn invalid(text: String) -> Refusal {
     Refusal::SettingInvalid(text)
 }
 
-fn excerpt(text: &str) -> String {
+/// The beginning of a text from outside, for an error.
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
@@ -316,6 +322,15 @@ mod tests {
                 assert_eq!(settings.leaf_life_seconds, 2 * seconds(max_job));
             }
         }
+    }
+
+    #[test]
+    fn the_price_of_a_long_life_is_told() {
+        let day = Duration::from_secs(86_400);
+        let job = notes(&for_max_job(20 * day).unwrap()).join("\n");
+        assert!(job.contains("a stolen or revoked leaf key works for up to 40d"), "{job}");
+        let life = notes(&for_max_life(2 * day, 1_764_000_000).unwrap()).join("\n");
+        assert!(life.contains("works for up to 2d") && !life.contains("max-job"), "{life}");
     }
 
     #[test]

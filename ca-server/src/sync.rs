@@ -8,7 +8,8 @@ use tracing::debug;
 
 use crate::{
     ca::Ca,
-    identify::judged,
+    identify::{admit, judged},
+    limits::NodeCall,
     refusal::Refusal,
     store::{Authority, Caller, StoreError, records::ClusterRecord},
 };
@@ -32,14 +33,14 @@ pub async fn sync(
     request: v1::SyncRequest,
 ) -> Result<v1::SyncResponse, StoreError> {
     let now = ca.clock.now();
+    admit(ca, &caller, NodeCall::Sync).await?;
     let node = ca.store.identify(now, caller.clone()).await;
     judged(ca, &caller, now, node)?;
     if let Some(report) = request.report {
         keep_report(ca, &caller, report)?;
     }
     let mut changes = ca.store.watch(&caller.cluster);
-    let wait = Duration::from_secs(request.wait_seconds.into()).min(WAIT_MAX);
-    let deadline = tokio::time::Instant::now() + wait;
+    let deadline = tokio::time::Instant::now() + wait(request.wait_seconds);
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
     loop {
@@ -59,11 +60,17 @@ pub async fn sync(
             () = tokio::time::sleep_until(deadline) => {}
             () = ca.stopped() => {
                 ca.metrics.synced();
-                return Ok(answer);
+                let server_time_unix = ca.clock.now().unix_timestamp();
+                return Ok(v1::SyncResponse { server_time_unix, ..answer });
             }
             () = newest.superseded() => return Err(Refusal::Superseded.into()),
         }
     }
+}
+
+/// How long a call waits that asks for so many seconds.
+fn wait(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into()).min(WAIT_MAX)
 }
 
 fn keep_report(ca: &Ca, caller: &Caller, report: v1::Report) -> Result<(), Refusal> {
@@ -158,5 +165,17 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.metrics.waiting().dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_cut_to_its_bound() {
+        for (asked, waits) in [(0, 0), (1, 1), (60, 60), (61, 60), (u32::MAX, 60)] {
+            assert_eq!(wait(asked), Duration::from_secs(waits), "{asked}");
+        }
     }
 }

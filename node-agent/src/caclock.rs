@@ -2,6 +2,10 @@
 //! agent goes by that one as soon as it has heard it: a host's clock that is wrong or jumps neither
 //! hastens nor misses a renewal. Until then, and where the two agree, it is the host's clock. It sets
 //! no clock and trusts no time that did not come over verified TLS.
+//!
+//! Decisions follow the CA's clock forwards and backwards. The judgement of the CA's own certificate
+//! does not follow it backwards, or whoever holds a key of the CA could make its certificate last by
+//! saying an old time: see [`FurthestClock`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -23,11 +27,26 @@ pub struct CaClock {
     heard: Arc<Mutex<Option<Heard>>>,
 }
 
-/// What the CA's clock said when so much time had passed.
+/// What was heard of the CA's clock.
 #[derive(Clone, Copy, Debug)]
 struct Heard {
+    last: Reading,
+    /// The one that, carried on, is the latest of all.
+    furthest: Reading,
+}
+
+/// What the CA's clock said when so much time had passed.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
     at: OffsetDateTime,
     elapsed: Duration,
+}
+
+impl Reading {
+    fn carried_on(self, elapsed: Duration) -> OffsetDateTime {
+        let since = elapsed.saturating_sub(self.elapsed);
+        self.at.saturating_add(time::Duration::try_from(since).unwrap_or(time::Duration::MAX))
+    }
 }
 
 impl CaClock {
@@ -42,15 +61,27 @@ impl CaClock {
     pub fn hear(&self, server_time: OffsetDateTime, round_trip: Duration) {
         let at = server_time
             .saturating_add(time::Duration::try_from(round_trip / 2).unwrap_or_default());
-        *self.lock() = Some(Heard { at, elapsed: self.host.elapsed() });
+        let last = Reading { at, elapsed: self.host.elapsed() };
+        let mut heard = self.lock();
+        let before = heard.map(|heard| heard.furthest);
+        let furthest = before.filter(|f| f.carried_on(last.elapsed) > at).unwrap_or(last);
+        *heard = Some(Heard { last, furthest });
     }
 
     /// The CA's clock as it must stand now; `None` before the first answer.
     #[must_use]
     pub fn ca_now(&self) -> Option<OffsetDateTime> {
         let heard = (*self.lock())?;
-        let since = self.host.elapsed().saturating_sub(heard.elapsed);
-        Some(heard.at.saturating_add(time::Duration::try_from(since).unwrap_or_default()))
+        Some(heard.last.carried_on(self.host.elapsed()))
+    }
+
+    /// The clocks the CA's certificate is judged by: it is good where one of them says so. Neither
+    /// follows a CA that says an earlier time than it said before. The first says when a certificate
+    /// is over whatever the host's clock shows; the second believes a CA again whose clock stood
+    /// ahead and was put right.
+    #[must_use]
+    pub fn judges(&self) -> [Arc<dyn Clock>; 2] {
+        [Arc::new(FurthestClock(self.clone())), Arc::clone(&self.host)]
     }
 
     /// How far the host's clock is ahead of the CA's (behind: negative); `None` before the first
@@ -81,6 +112,22 @@ impl Clock for CaClock {
 
     fn elapsed(&self) -> Duration {
         self.host.elapsed()
+    }
+}
+
+/// The latest the CA ever said, carried on by time that passes; the host's clock before the first
+/// answer. It never falls back while the agent runs, and a restart forgets it.
+#[derive(Clone, Debug)]
+struct FurthestClock(CaClock);
+
+impl Clock for FurthestClock {
+    fn now(&self) -> OffsetDateTime {
+        let heard = *self.0.lock();
+        heard.map_or_else(|| self.0.host.now(), |h| h.furthest.carried_on(self.elapsed()))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.host.elapsed()
     }
 }
 
@@ -131,6 +178,28 @@ mod tests {
             host.advance(HOUR);
             assert_eq!(clock.now(), heard + HOUR, "{name}: an hour passed");
         }
+    }
+
+    #[test]
+    fn a_ca_that_says_an_earlier_time_moves_no_judge_of_its_certificate() {
+        let host = SettableClock::new(T0);
+        let clock = CaClock::new(Arc::new(host.clone()));
+        let [furthest, own] = clock.judges();
+        assert_eq!(furthest.now(), T0, "nothing heard yet");
+        clock.hear(T0 + HOUR, Duration::ZERO);
+        host.advance(HOUR);
+        clock.hear(T0, Duration::ZERO);
+        assert_eq!(clock.now(), T0, "decisions follow it");
+        assert_eq!((furthest.now(), own.now()), (T0 + 2 * HOUR, T0 + HOUR));
+        // An hour of answers that say the same moment.
+        for _ in 0..60 {
+            host.advance(HOUR / 60);
+            clock.hear(T0, Duration::ZERO);
+        }
+        assert_eq!((furthest.now(), own.now()), (T0 + 3 * HOUR, T0 + 2 * HOUR));
+        clock.hear(datetime!(9999-12-31 23:59:59 UTC), Duration::MAX);
+        host.advance(HOUR);
+        assert!(furthest.now() > T0 + 3 * HOUR, "the end of the calendar is no panic");
     }
 
     #[test]

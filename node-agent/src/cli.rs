@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{BufRead, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -14,6 +14,7 @@ use raymtls_proto::{
     address::NodeAddress,
     clock::{Clock, SystemClock},
     identity::{DnsName, NodeName, Role},
+    process,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,7 +28,7 @@ use crate::{
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    process, socket,
+    socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -69,9 +70,18 @@ Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket,
 http_listen and log_format.")]
     Run(RunArgs),
     /// Show what the agent knows, from its status file when it does not answer
-    #[command(
-        after_help = "Examples:\n  node-agent status\n  node-agent status -o json | jq .files_work_until\n  node-agent status --watch"
-    )]
+    #[command(after_help = "Examples:
+  node-agent status
+  node-agent status -o json | jq .files_work_until
+  node-agent status --watch
+  node-agent status --check || echo look after this node
+
+The field `standing` says whether the CA serves this node: enrolled, refused, re-enrol needed or
+left. Without --check the exit code tells only whether the daemon answers: 0 yes, 1 no.
+With --check:
+  0  the daemon answers, the standing is enrolled, and what starts now finds all its files
+  1  the daemon does not answer, or there is no valid leaf or not yet Ray's token
+  2  refused, re-enrol needed or left: nothing is renewed, though files may still be valid")]
     Status(StatusArgs),
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
     #[command(after_help = "Example:\n  node-agent renew")]
@@ -192,6 +202,9 @@ struct StatusArgs {
     /// Show it again and again
     #[arg(long)]
     watch: bool,
+    /// Exit with 2 if the CA does not serve this node, with 1 if its files cannot be used
+    #[arg(long, conflicts_with = "watch")]
+    check: bool,
 }
 
 #[derive(Debug, Args)]
@@ -255,7 +268,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 
 fn enroll_command(args: EnrollArgs) -> Result<(), Failure> {
     start_logs(LogFormat::Human);
-    process::harden();
+    harden();
     let output = args.output;
     let options = enroll_options(args)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -270,6 +283,7 @@ fn enroll_options(args: EnrollArgs) -> Result<enroll::Options, Failure> {
     if args.once && args.role != Role::Driver {
         return Err(Failure::Usage("--once goes with --role driver only".to_owned()));
     }
+    let name_given = args.name.is_some();
     let name = args.name.unwrap_or_else(host_name);
     let name: NodeName = name.parse().map_err(|e| Failure::Usage(format!("--name: {e}")))?;
     let dns_names: Result<Vec<DnsName>, _> = args.dns_names.iter().map(|n| n.parse()).collect();
@@ -278,6 +292,7 @@ fn enroll_options(args: EnrollArgs) -> Result<enroll::Options, Failure> {
         state_dir: args.state_dir,
         tls_dir: args.tls_dir,
         name,
+        name_given,
         role: args.role,
         addresses: args.addresses,
         dns_names: dns_names.map_err(|e| Failure::Usage(format!("--dns: {e}")))?,
@@ -332,6 +347,12 @@ fn enrolled_text(enrolled: &Enrolled, clock: &dyn Clock) -> String {
     )
 }
 
+fn harden() {
+    if let Err(error) = process::harden() {
+        tracing::warn!("{error}");
+    }
+}
+
 fn run_command(args: RunArgs) -> Result<(), Failure> {
     let file = Partial::read(args.config.as_deref()).map_err(Failure::config)?;
     let flags = Partial {
@@ -347,7 +368,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
     let chosen = flags.or(file);
     start_logs(chosen.log_format.unwrap_or_default());
     let config = chosen.complete().map_err(Failure::config)?;
-    process::harden();
+    harden();
     block_on(async {
         let agent = Agent::open(config, Arc::new(SystemClock)).map_err(open_failure)?;
         let node = agent.node();
@@ -422,8 +443,14 @@ async fn status_command(args: StatusArgs) -> Result<(), Failure> {
                 print(&status::table(&status, now, live))?;
             }
         }
+        if !live && !args.watch {
+            return Err(Failure::Failed(DAEMON_DEAD.to_owned()));
+        }
+        if args.check {
+            return status::check(&status, SystemClock.now());
+        }
         if !args.watch {
-            return if live { Ok(()) } else { Err(Failure::Failed(DAEMON_DEAD.to_owned())) };
+            return Ok(());
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
@@ -472,11 +499,11 @@ fn renewed_text(renewed: &Renewed) -> String {
 }
 
 fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
-    let env = match &args.env_file {
-        Some(path) => exec::env_from_file(path)?,
-        None => block_on(exec::env_from_agent(&args.socket))?,
+    let (env, identity_near) = match &args.env_file {
+        Some(path) => (exec::env_from_file(path)?, exec::has_identity(Path::new(STATE_DIR))),
+        None => (block_on(exec::env_from_agent(&args.socket))?, true),
     };
-    Err(exec::become_program(&env, &args.program))
+    Err(exec::become_program(&env, &args.program, identity_near))
 }
 
 async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
@@ -572,42 +599,4 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_an_operator_must_put_right_is_configuration() {
-        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let path = || "p".to_owned();
-        let state = |error: StateError| ActError::from(error);
-        let tls = |error: KeyFolderError| ActError::from(error);
-        let read = |error| KeyError::Read { path: path(), error };
-        let table: [(&str, ActError, bool); 12] = [
-            ("disk full", state(full().into()), false),
-            ("locked", state(StateError::Locked(path())), false),
-            ("key unreadable", state(read(full()).into()), false),
-            ("not enrolled", state(StateError::NotEnrolled(path())), true),
-            ("damaged", state(StateError::Damaged { path: path(), why: path() }), true),
-            ("exposed", state(StateError::Exposed { path: path(), why: path() }), true),
-            ("key damaged", state(KeyError::Damaged(path()).into()), true),
-            ("TLS folder: disk full", tls(full().into()), false),
-            ("TLS folder: group", tls(KeyFolderError::Group { path: path(), gid: 7 }), true),
-            ("TLS folder: exposed", tls(KeyFolderError::Exposed { path: path(), why: "" }), true),
-            ("a key", ActError::Key(read(full())), false),
-            ("too many folders", ActError::TooManyFolders(16), false),
-        ];
-        for (name, error, is_config) in table {
-            assert_eq!(matches!(open_failure(error), Failure::Config(_)), is_config, "{name}");
-        }
-    }
-
-    #[test]
-    fn only_the_whole_word_agrees() {
-        assert!(agreed("yes\n").is_ok());
-        for no in ["", "\n", "y\n", "YES\n", "yes please\n", "no\n"] {
-            assert!(matches!(agreed(no), Err(Failure::Failed(_))), "{no:?}");
-        }
-        let endless = std::io::repeat(b'y');
-        assert_eq!(read_answer(std::io::BufReader::new(endless)).unwrap().len(), 64);
-    }
-}
+mod tests;

@@ -163,7 +163,7 @@ impl EnrollmentClient {
         limits: CallLimits,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CallError> {
-        let dialler = Dialler::new(target, None, limits, clock)?;
+        let dialler = Dialler::new(target, None, limits, &[clock])?;
         let grpc = EnrollmentServiceClient::new(dialler.channel())
             .max_decoding_message_size(ANSWER_LEN_MAX)
             .max_encoding_message_size(REQUEST_LEN_MAX);
@@ -202,7 +202,21 @@ impl NodeClient {
         limits: CallLimits,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CallError> {
-        let dialler = Dialler::new(target, Some(identity), limits, clock)?;
+        Self::judged_by(target, identity, limits, &[clock])
+    }
+
+    /// The same, with a server that is good where its certificate is within its time by one of these
+    /// clocks.
+    ///
+    /// # Errors
+    /// [`CallError::Setup`].
+    pub fn judged_by(
+        target: &Target,
+        identity: &Identity,
+        limits: CallLimits,
+        clocks: &[Arc<dyn Clock>],
+    ) -> Result<Self, CallError> {
+        let dialler = Dialler::new(target, Some(identity), limits, clocks)?;
         let grpc = NodeServiceClient::new(dialler.channel())
             .max_decoding_message_size(ANSWER_LEN_MAX)
             .max_encoding_message_size(REQUEST_LEN_MAX);
@@ -269,9 +283,12 @@ fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
 struct Dialler(Arc<DiallerInner>);
 
 struct DiallerInner {
+    /// It has no identity and dials the enrolment port.
+    enrols: bool,
     endpoints: Vec<String>,
     server_name: ServerName<'static>,
-    tls: TlsConnector,
+    /// One for each clock the server's certificate is judged by.
+    tls: Vec<TlsConnector>,
     limits: CallLimits,
     /// Why the last dial failed: tonic passes no typed error on.
     last_failure: Mutex<Option<DialFailure>>,
@@ -283,6 +300,12 @@ struct DialFailure {
     text: String,
     why: DialFault,
 }
+
+/// Follows on a connection that was made and then ended by the other side, without an answer. The
+/// node port does so to whoever has no certificate.
+const OTHER_PORT: &str = "; something answers there and ends the connection: if it does so again, it is \
+                          not the enrolment port: compare enrollment_endpoints of the join file with \
+                          enrollment_listen of ca-server";
 
 /// What stood in the way, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -297,15 +320,20 @@ impl Dialler {
         target: &Target,
         identity: Option<&Identity>,
         limits: CallLimits,
-        clock: Arc<dyn Clock>,
+        clocks: &[Arc<dyn Clock>],
     ) -> Result<Self, CallError> {
         let server_name = ServerName::try_from(target.trust_domain.server_name())
             .map_err(|e| CallError::Setup(e.to_string()))?;
-        let config = tls_config(target, identity, clock).map_err(CallError::Setup)?;
+        let connector = |clock: &Arc<dyn Clock>| {
+            let config = tls_config(target, identity, Arc::clone(clock))?;
+            Ok(TlsConnector::from(Arc::new(config)))
+        };
+        let tls: Result<_, String> = clocks.iter().map(connector).collect();
         Ok(Self(Arc::new(DiallerInner {
+            enrols: identity.is_none(),
             endpoints: target.endpoints.clone(),
             server_name,
-            tls: TlsConnector::from(Arc::new(config)),
+            tls: tls.map_err(CallError::Setup)?,
             limits,
             last_failure: Mutex::new(None),
         })))
@@ -347,14 +375,36 @@ impl Dialler {
         Err(failure)
     }
 
+    /// A server whose certificate is outside its time by one clock is judged by the next.
     async fn dial_one(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, DialFailure> {
+        let mut last = None;
+        for tls in &self.0.tls {
+            match self.dial_judged(endpoint, tls).await {
+                Err(failure) if failure.why == DialFault::Clock => last = Some(failure),
+                other => return other,
+            }
+        }
+        Err(last.expect("there is a clock to judge by"))
+    }
+
+    async fn dial_judged(
+        &self,
+        endpoint: &str,
+        tls: &TlsConnector,
+    ) -> Result<TlsStream<TcpStream>, DialFailure> {
         let away =
             |why: String| DialFailure { text: format!("{endpoint}: {why}"), why: DialFault::Away };
         let dial = async {
             let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
             tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
-            let connect = self.0.tls.connect(self.0.server_name.clone(), tcp);
-            connect.await.map_err(|e| handshake_failure(endpoint, &e))
+            let connect = tls.connect(self.0.server_name.clone(), tcp);
+            connect.await.map_err(|e| {
+                let mut failure = handshake_failure(endpoint, &e);
+                if self.0.enrols && failure.why == DialFault::Away {
+                    failure.text.push_str(OTHER_PORT);
+                }
+                failure
+            })
         };
         let limit = self.0.limits.connect;
         tokio::time::timeout(limit, dial)
@@ -388,7 +438,12 @@ impl Dialler {
             };
         }
         if reason.is_none() && is_transport(status.code()) {
-            return CallError::Away(with_sources(status));
+            let mut text = with_sources(status);
+            // A dial that failed would have been told: something listens there.
+            if self.0.enrols && is_ended(status) {
+                text.push_str(OTHER_PORT);
+            }
+            return CallError::Away(text);
         }
         CallError::Refused {
             reason,
@@ -486,6 +541,19 @@ fn is_transport(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled)
 }
 
+/// Made here because the connection ended, and neither answered by the server nor out of time.
+fn is_ended(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    let has_source = source.is_some();
+    while let Some(error) = source {
+        if error.is::<tonic::TimeoutExpired>() {
+            return false;
+        }
+        source = error.source();
+    }
+    has_source
+}
+
 /// A status with what lies under it: "transport error" alone helps nobody.
 fn with_sources(status: &Status) -> String {
     let mut text = status.message().to_owned();
@@ -505,26 +573,4 @@ fn bounded_text(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use raymtls_proto::clock::SystemClock;
-
-    use super::*;
-
-    #[test]
-    fn a_reason_in_the_answer_counts_before_a_dial_that_failed() {
-        let root = rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap();
-        let target = Target {
-            endpoints: Vec::new(),
-            trust_domain: "ray.example".parse().unwrap(),
-            control_roots: vec![root.cert.der().clone()],
-            control_crls: Vec::new(),
-        };
-        let clock = Arc::new(SystemClock);
-        let dialler = Dialler::new(&target, None, CallLimits::default(), clock).unwrap();
-        dialler.remember(Some(DialFailure { text: "refused".to_owned(), why: DialFault::Away }));
-        let refusal = dialler.call_error(&Reason::Revoked.status("says the test", None));
-        assert_eq!(refusal.word(), "REVOKED");
-        let no_reason = dialler.call_error(&Status::unavailable("transport error"));
-        assert_eq!(no_reason.word(), "CA_AWAY");
-    }
-}
+mod tests;

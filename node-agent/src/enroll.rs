@@ -2,6 +2,8 @@
 //! the next try able to go on: the key is on the disk before it is sent, the same key gets the same
 //! answer, and what is done already is not done again.
 
+mod differences;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,6 +21,7 @@ use raymtls_proto::{
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
+use self::differences::{other_binding, other_cluster, refuse_differences};
 use crate::{
     agent::{
         ActError, Agent,
@@ -46,6 +49,8 @@ pub struct Options {
     pub tls_dir: PathBuf,
     /// Name of the node.
     pub name: NodeName,
+    /// Somebody asked for this name; without, it is the host's, and a node keeps the one it has.
+    pub name_given: bool,
     /// What it is for.
     pub role: Role,
     /// Addresses besides the one the connection comes from.
@@ -166,77 +171,6 @@ enum Served {
     No,
     /// It is away, which proves nothing against the identity.
     Unknown,
-}
-
-/// What a join file for another cluster differs in.
-fn other_cluster(join: &JoinFile, node: &NodeFile) -> Vec<String> {
-    let mut differences = Vec::new();
-    if join.trust_domain != node.trust_domain {
-        differences.push(format!("the join file is of deployment {}", join.trust_domain));
-    }
-    if join.cluster != node.cluster {
-        differences.push(format!("the join file is for cluster {}", join.cluster));
-    }
-    differences
-}
-
-/// What the command asks for that the CA did not bind to this node, or bound otherwise.
-fn other_binding(options: &Options, node: &NodeFile) -> Vec<String> {
-    let mut differences = Vec::new();
-    if !is_named(node.node.as_str(), options.name.as_str()) {
-        differences.push(format!("name {} is asked for", options.name));
-    }
-    if options.role != node.role {
-        differences.push(format!("role {} is asked for", options.role));
-    }
-    let asked: Vec<_> = options.addresses.iter().map(|address| address.ip()).collect();
-    for address in asked.iter().filter(|address| !node.addresses.contains(address)) {
-        differences.push(format!("address {address} is asked for and not bound"));
-    }
-    // One more is bound than was asked for: the one the connection came from.
-    let bound: Vec<_> = node.addresses.iter().filter(|a| !asked.contains(a)).collect();
-    if bound.len() > 1 {
-        let list = bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        differences.push(format!("addresses {list} are bound and not asked for"));
-    }
-    // Who asks for no DNS name gets all the token has.
-    let names: Vec<_> = options.dns_names.iter().map(ToString::to_string).collect();
-    for name in names.iter().filter(|name| !node.dns_names.contains(name)) {
-        differences.push(format!("DNS name {name} is asked for and not bound"));
-    }
-    for name in node.dns_names.iter().filter(|name| !names.is_empty() && !names.contains(name)) {
-        differences.push(format!("DNS name {name} is bound and not asked for"));
-    }
-    differences
-}
-
-/// Whether a node got its name by asking for `asked`: as it is, or shortened and with a suffix.
-fn is_named(node: &str, asked: &str) -> bool {
-    let base = asked.get(..SHORTENED_LEN).unwrap_or(asked).trim_end_matches('-');
-    let generated = node.rsplit_once('-').is_some_and(|(beginning, suffix)| {
-        beginning == base
-            && suffix.len() == SUFFIX_LEN
-            && suffix.bytes().all(|b| b.is_ascii_hexdigit())
-    });
-    node == asked || generated
-}
-
-fn refuse_differences(node: &NodeFile, differences: &[String]) -> Result<(), Failure> {
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let addresses = node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(Failure::Usage(format!(
-        "this machine is enrolled as {} ({}, {addresses}) of cluster {} of {}, but {}; the join \
-         file was not used: run `node-agent leave` first (unless it has left, or is revoked) and \
-         move the state folder and the TLS folder away, or give another --state-dir and --tls-dir \
-         to enrol beside it",
-        node.node,
-        node.role,
-        node.cluster,
-        node.trust_domain,
-        differences.join(", ")
-    )))
 }
 
 /// The node and identity of an enrolment that was completed.
@@ -549,15 +483,18 @@ fn enrolment_failure(error: &CallError) -> Failure {
     let CallError::Refused { reason: Some(reason), .. } = error else {
         return Failure::failed(error);
     };
-    Failure::Refused(format!("refused by the CA: {error}; {}", what_next(*reason)))
+    Failure::Refused(match what_next(*reason) {
+        Some(advice) => format!("refused by the CA: {error}; {advice}"),
+        None => format!("refused by the CA: {error}"),
+    })
 }
 
-/// The next step for a person whose enrolment was refused.
+/// The next step for a person whose enrolment was refused, where the CA's sentence has none.
 #[allow(clippy::wildcard_enum_match_arm, reason = "advice; the table of reasons is in proto")]
-fn what_next(reason: Reason) -> &'static str {
-    match reason {
+fn what_next(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
         Reason::TokenUnknown | Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenSpent => {
-            "make a new join file with `ca-admin token create`"
+            return None;
         }
         Reason::TokenNodeMismatch => "enrol with a --name the token allows, or make another token",
         Reason::TokenRoleMismatch => "enrol with the token's role, or make a token for this one",
@@ -571,7 +508,7 @@ fn what_next(reason: Reason) -> &'static str {
              was run: enrol under another --name with a new token, --state-dir and --tls-dir"
         }
         _ => "see the CA's log",
-    }
+    })
 }
 
 fn read_join(path: &Path) -> Result<JoinFile, JoinError> {
@@ -597,7 +534,7 @@ fn dispose(options: &Options, token: Token) -> Result<&'static str, Failure> {
     }
     match std::fs::remove_file(path) {
         Ok(()) => Ok("removed"),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok("removed"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok("none was there"),
         Err(e) => Err(Failure::Failed(format!(
             "enrolled, but the join file {} cannot be removed ({e}): remove it yourself",
             path.display()
@@ -609,11 +546,6 @@ fn dispose(options: &Options, token: Token) -> Result<&'static str, Failure> {
 fn progress(text: &str) {
     tracing::info!("{text}");
 }
-
-/// Hexadecimal digits a name ends with that the CA generated.
-const SUFFIX_LEN: usize = 8;
-/// The CA shortens longer names to this before the suffix; a dash at the end goes as well.
-const SHORTENED_LEN: usize = 63 - 1 - SUFFIX_LEN;
 
 #[cfg(test)]
 mod tests {
@@ -645,5 +577,19 @@ mod tests {
         let days = refused(Reason::RateLimited, Some(Duration::from_secs(1_000_000)));
         assert!(wait_before_retry(&days, 0).unwrap() < Duration::from_secs(3_700));
         assert!(wait_before_retry(&refused(Reason::TokenUnknown, None), 0).is_none());
+    }
+
+    #[test]
+    fn advice_is_given_once() {
+        let said = "the bootstrap token has expired: make a new one with `ca-admin token create`";
+        let error = CallError::Refused {
+            reason: Some(Reason::TokenExpired),
+            message: said.to_owned(),
+            retry_after: None,
+        };
+        let text = enrolment_failure(&error).to_string();
+        assert_eq!(text, format!("refused by the CA: TOKEN_EXPIRED: {said}"));
+        let text = enrolment_failure(&refused(Reason::ClusterEnded, None)).to_string();
+        assert!(text.ends_with("; the cluster is over: create another"), "{text}");
     }
 }

@@ -2,7 +2,12 @@
 //! uses no key itself; it looks whether the caller can read the files and whether the leaf is valid.
 
 use std::{
-    ffi::OsString, fs::File, io, os::unix::process::CommandExt, path::Path, process::Command,
+    ffi::{OsStr, OsString},
+    fs::File,
+    io,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
+    path::Path,
+    process::Command,
 };
 
 use raymtls_proto::{
@@ -18,7 +23,7 @@ use crate::{
     moment::Moment,
     rayenv::{RayEnv, is_owned},
     socket,
-    statedir::read_if_there,
+    statedir::{IDENTITY, read_if_there},
 };
 
 /// Asks the agent for a key folder.
@@ -49,9 +54,10 @@ pub fn env_from_file(path: &Path) -> Result<RayEnv, Failure> {
     RayEnv::parse(text).map_err(|e| bad(e.to_string()))
 }
 
-/// Becomes the program. Returns only if that failed.
+/// Becomes the program. Returns only if that failed. `identity_near` says that this machine keeps an
+/// identity.
 #[must_use]
-pub fn become_program(env: &RayEnv, program: &[OsString]) -> Failure {
+pub fn become_program(env: &RayEnv, program: &[OsString], identity_near: bool) -> Failure {
     if let Err(failure) = readable(env).and_then(|()| valid(env, SystemClock.now())) {
         return failure;
     }
@@ -66,15 +72,55 @@ pub fn become_program(env: &RayEnv, program: &[OsString]) -> Failure {
         }
     }
     command.envs(env.variables());
-    if rustix::process::geteuid().is_root() {
-        eprintln!(
-            "node-agent: this runs as root: every Ray task could read the identity key; start it as \
-             Ray's own user, for example with `sudo -u ray`"
-        );
+    if let Some(warning) = warning(identity_near, rustix::process::geteuid().is_root()) {
+        eprintln!("node-agent: {warning}");
     }
     let error = command.exec();
-    Failure::Failed(format!("cannot start {}: {error}", name.display()))
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Failure::Failed(not_started(Path::new(name), &path, &error))
 }
+
+/// Whether this machine keeps an identity: a driver for once has none to lose, and an enrolled node
+/// may read its `ray.env` the same way.
+#[must_use]
+pub fn has_identity(state_dir: &Path) -> bool {
+    state_dir.join(IDENTITY).exists()
+}
+
+fn warning(identity_near: bool, is_root: bool) -> Option<&'static str> {
+    (identity_near && is_root).then_some(
+        "this runs as root: every Ray task could read the identity key; start it as Ray's own user, \
+         for example with `sudo -u ray`",
+    )
+}
+
+/// Why a program does not start. The system has one word for a program that is missing and for one
+/// that needs a missing one.
+fn not_started(name: &Path, path: &OsStr, error: &io::Error) -> String {
+    let shown = name.display();
+    if error.kind() != io::ErrorKind::NotFound {
+        return format!("cannot start {shown}: {error}");
+    }
+    let is_bare = name.components().count() == 1 && !name.as_os_str().as_bytes().contains(&b'/');
+    let is_there = if is_bare {
+        std::env::split_paths(path).any(|folder| folder.join(name).is_file())
+    } else {
+        name.is_file()
+    };
+    if is_there {
+        return format!(
+            "cannot start {shown}: it is there, but not the program that its first line names"
+        );
+    }
+    if !is_bare {
+        return format!("cannot start {shown}: there is no such file");
+    }
+    let path: String = path.to_string_lossy().chars().take(PATH_SHOWN_MAX).collect();
+    format!("`{shown}` is in no folder of PATH ({path}; sudo sets its own): give its full path")
+}
+
+/// So many characters of PATH are shown.
+const PATH_SHOWN_MAX: usize = 500;
 
 /// Ray reads a file it cannot open as an empty one and says nothing: find out before it starts.
 fn readable(env: &RayEnv) -> Result<(), Failure> {
@@ -168,6 +214,43 @@ mod tests {
                 assert!(failure.to_string().contains("nothing was started"), "{failure}");
             }
         }
+    }
+
+    #[test]
+    fn root_is_warned_of_the_identity_key_only_where_there_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(warning(has_identity(folder.path()), true), None);
+        create(&folder.path().join("identity.pem"), b"x", Access::PRIVATE).unwrap();
+        assert!(warning(has_identity(folder.path()), true).is_some());
+        assert_eq!(warning(has_identity(folder.path()), false), None);
+    }
+
+    #[test]
+    fn a_program_that_is_not_found_is_told_where_it_was_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script");
+        create(&script, b"#!/nowhere/python\n", Access::PUBLIC).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.path().as_os_str();
+        let start = |name: &Path| {
+            let error = Command::new(name).env("PATH", path).exec();
+            not_started(name, path, &error)
+        };
+        let shown = folder.path().display();
+        for (name, said) in [
+            (
+                "ray",
+                format!("`ray` is in no folder of PATH ({shown}; sudo sets its own): give its"),
+            ),
+            ("script", "not the program that its first line names".to_owned()),
+            ("/nowhere/ray", "cannot start /nowhere/ray: there is no such file".to_owned()),
+            ("./nowhere", "there is no such file".to_owned()),
+            ("/", "cannot start /: Permission denied".to_owned()),
+        ] {
+            let text = start(Path::new(name));
+            assert!(text.contains(&said), "{name}: {text}");
+        }
+        assert!(start(&script).contains("first line names"));
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::{io::Read, path::Path};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use thiserror::Error;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::statedir::open_file;
 
 /// Longest key file, in bytes; a real one has about 240, an identity with its chain about 2,500.
-const KEY_FILE_LEN_MAX: u64 = 64 * 1024;
+const KEY_FILE_LEN_MAX: usize = 64 * 1024;
 
 /// Why there is no key.
 #[derive(Debug, Error)]
@@ -31,8 +31,17 @@ pub enum KeyError {
     Library(#[from] rcgen::Error),
 }
 
-/// A P-256 private key. Prints nothing of itself.
+/// A P-256 private key. Prints nothing of itself; its encoding is wiped when it is dropped, and the
+/// crypto library wipes what it frees.
 pub struct PrivateKey(KeyPair);
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PrivateKey {}
 
 impl PrivateKey {
     /// A new key.
@@ -48,9 +57,10 @@ impl PrivateKey {
     /// # Errors
     /// Not there, not readable, or no key in it.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let mut text = Zeroizing::new(String::new());
+        // As large as it may get: a buffer that grows leaves copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(KEY_FILE_LEN_MAX + 1));
         open_file(path)
-            .and_then(|file| file.take(KEY_FILE_LEN_MAX).read_to_string(&mut text))
+            .and_then(|file| file.take(KEY_FILE_LEN_MAX as u64).read_to_string(&mut text))
             .map_err(|error| KeyError::Read { path: path.display().to_string(), error })?;
         Self::from_pem(&text).ok_or_else(|| KeyError::Damaged(path.display().to_string()))
     }

@@ -24,7 +24,6 @@ mod memory;
 pub mod moment;
 mod nodefile;
 mod notify;
-pub mod process;
 pub mod rayenv;
 pub mod socket;
 pub mod state;

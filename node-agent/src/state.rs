@@ -13,8 +13,12 @@ use crate::keyfolder::FOLDERS_MAX;
 pub const IDENTITY_RENEWED_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// A leaf is renewed when this part of its life (counted from issue) has passed, at the latest.
 pub const LEAF_RENEWED_AFTER_PART: u32 = 3;
+/// A leaf is renewed later where its next one would not be valid here for more than this part of a life.
+const POSTPONED_FROM_PART: i32 = 10;
 /// Jitter moves a renewal earlier by up to this part of the time until it.
 pub const JITTER_PART: u32 = 10;
+/// A leaf that ends sooner by the host's clock than by the CA's is renewed sooner by up to this part.
+const WORTH_MIN: f64 = 0.1;
 /// So far before its issue a certificate is valid.
 const BACKDATED: Duration = Duration::from_secs(600);
 /// First bound of the backoff.
@@ -122,7 +126,9 @@ impl Life {
         not_after: OffsetDateTime,
         after: Duration,
     ) -> Self {
-        let renew_at = issued + (after - jitter(serial, after / JITTER_PART));
+        let after = after - jitter(serial, after / JITTER_PART);
+        let renew_at =
+            issued.checked_add(after.try_into().unwrap_or_default()).unwrap_or(not_after);
         Self { issued, not_after, renew_at }
     }
 
@@ -133,18 +139,47 @@ impl Life {
     }
 
     /// Whether it is valid already: the clock of the CA that made it may have stood ahead.
-    fn has_begun(&self, now: OffsetDateTime) -> bool {
-        self.issued - BACKDATED <= now
+    pub(crate) fn has_begun(&self, now: OffsetDateTime) -> bool {
+        self.issued.saturating_sub(BACKDATED.try_into().unwrap_or_default()) <= now
     }
 
-    /// From when on the next one is fetched. A host whose clock is so far behind that a new leaf is
-    /// not valid to it keeps one that is valid by both clocks for longer, but not to the end.
-    fn renewed_from(&self, now: OffsetDateTime, host_now: OffsetDateTime) -> OffsetDateTime {
-        let behind = now - host_now > BACKDATED && self.has_begun(host_now);
-        if !behind {
+    /// Whether the next one is fetched, where `now` is the CA's clock and the host has its own.
+    fn is_due(&self, now: OffsetDateTime, host_now: OffsetDateTime) -> bool {
+        let life = self.not_after - self.issued;
+        // How much of a new leaf's life has passed already by the host's clock.
+        let lost = (host_now - now).max(time::Duration::ZERO);
+        let lasts = lost < life;
+        if !self.has_begun(now) {
+            // The CA dated it ahead, or stepped back since. A leaf that is over on arrival takes the
+            // place of none that serves.
+            return lasts || self.is_over(host_now);
+        }
+        now >= self.renewed_from(now, host_now, if lasts { lost } else { time::Duration::ZERO })
+    }
+
+    /// By the CA's clock. A host whose clock is so far behind that a new leaf is not valid to it keeps
+    /// one that is valid by both clocks for longer, but not to the end. To a host that is ahead (or
+    /// whose CA stepped back) a leaf ends sooner: renewed the sooner, after the same part of what it
+    /// is worth there, and never more than ten times as often.
+    fn renewed_from(
+        &self,
+        now: OffsetDateTime,
+        host_now: OffsetDateTime,
+        lost: time::Duration,
+    ) -> OffsetDateTime {
+        let life = self.not_after - self.issued;
+        // To postpone costs those who start something late in the leaf's life; it is worth it only
+        // where the new one would be of no use for a real part of its life.
+        let useless = now - host_now - BACKDATED;
+        if useless > life / POSTPONED_FROM_PART && self.has_begun(host_now) {
+            let part = part_of(self.issued, self.not_after, LEAF_RENEWED_AFTER_PART);
+            return self.not_after - part;
+        }
+        if lost.is_zero() {
             return self.renew_at;
         }
-        self.not_after - part_of(self.issued, self.not_after, LEAF_RENEWED_AFTER_PART)
+        let worth = (1.0 - lost.as_seconds_f64() / life.as_seconds_f64()).clamp(WORTH_MIN, 1.0);
+        self.issued.saturating_add((self.renew_at - self.issued) * worth)
     }
 
     /// One more life after its end: nobody waits for the next certificate of this key any more.
@@ -162,6 +197,8 @@ pub struct FolderFacts {
     pub life: Life,
     /// The CA renews its key no more (KEY_TOO_OLD).
     pub key_too_old: bool,
+    /// How long this agent has had its leaf, by time that passes and no clock.
+    pub held_for: Duration,
 }
 
 /// What is asked of the CA. Each waits by itself after it failed.
@@ -287,9 +324,7 @@ fn due_sync(facts: &Facts) -> impl Iterator<Item = Call> {
 
 fn is_due(now: OffsetDateTime, host_now: OffsetDateTime, folder: &FolderFacts) -> bool {
     let life = &folder.life;
-    !folder.key_too_old
-        && !life.is_over(now)
-        && (now >= life.renewed_from(now, host_now) || !life.has_begun(now))
+    !folder.key_too_old && !life.is_over(now) && life.is_due(now, host_now)
 }
 
 /// From when on what starts finds no valid leaf, where the current folder cannot help it.
@@ -300,18 +335,25 @@ fn folder_needed_at(now: OffsetDateTime, facts: &Facts) -> Option<OffsetDateTime
     (life.is_over(now) || current.key_too_old).then_some(life.not_after)
 }
 
-/// Not `current`, not in `ray.env`, and long over by both clocks: one of them may have jumped. Where
-/// a folder is needed and there is no room, over is enough.
+/// Not `current`, not in `ray.env`, and long over by two witnesses, as any clock may have jumped: the
+/// CA's clock, and the host's or the time that passed while the leaf was held. Where a folder is needed
+/// and there is no room, over is enough.
 fn is_disposable(now: OffsetDateTime, facts: &Facts, folder: &FolderFacts) -> bool {
     let Some(ca_now) = facts.ca_now.filter(|_| facts.standing == Standing::Enrolled) else {
         return false;
     };
     let number = Some(folder.number);
     let crowded = facts.folders.len() >= FOLDERS_MAX && folder_needed_at(now, facts).is_some();
-    let from = if crowded { Some(folder.life.not_after) } else { folder.life.forgotten_at() };
-    number != facts.current
-        && number != facts.env_names
-        && from.is_some_and(|from| now.min(ca_now) >= from)
+    let life = folder.life;
+    let whole = Duration::try_from(life.not_after - life.issued).unwrap_or_default();
+    let (from, held) = if crowded {
+        (Some(life.not_after), whole)
+    } else {
+        (life.forgotten_at(), whole.saturating_mul(2))
+    };
+    let by_ca = from.is_some_and(|from| now.min(ca_now) >= from);
+    let by_host = from.is_some_and(|from| facts.host_now >= from) || folder.held_for >= held;
+    number != facts.current && number != facts.env_names && by_ca && by_host
 }
 
 /// The next moment at which the answer may be another one.
@@ -322,7 +364,12 @@ fn wake(now: OffsetDateTime, facts: &Facts, retries: &[OffsetDateTime]) -> Offse
         .flatten()
         .chain(retries.iter().copied())
         .filter(|moment| *moment > now)
-        .fold(now + WAIT_MAX, OffsetDateTime::min)
+        .fold(after(now, WAIT_MAX), OffsetDateTime::min)
+}
+
+/// So long after a moment; the calendar ends with the year 9999.
+pub(crate) fn after(moment: OffsetDateTime, wait: Duration) -> OffsetDateTime {
+    moment.saturating_add(wait.try_into().unwrap_or(time::Duration::MAX))
 }
 
 /// Bound of the `attempt`-th retry (from 0), doubled each time; the wait is a random part of it

@@ -31,9 +31,12 @@ use zeroize::Zeroizing;
 use crate::keys::{KeyError, PrivateKey};
 pub use crate::{memory::Memory, nodefile::NodeFile};
 
+/// Identity key and chain.
+pub(crate) const IDENTITY: &str = "identity.pem";
+
 /// All files of the folder that are replaced.
 const FILES: [&str; 6] =
-    ["identity.pem", "enroll.key", "renew.key", "node.toml", "sync.pb", "status.json"];
+    [IDENTITY, "enroll.key", "renew.key", "node.toml", "sync.pb", "status.json"];
 
 /// Longest file read back, in bytes: a bundle may hold many CRLs.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
@@ -118,7 +121,15 @@ pub struct StateDir(PathBuf);
 
 /// Held while a daemon or an enrolment works on the folder; released with the process.
 #[derive(Debug)]
-pub struct StateLock(#[allow(dead_code, reason = "held, not read")] File);
+pub struct StateLock(File);
+
+/// Closing alone is not enough: a child that another thread is about to start has a copy of the
+/// descriptor until its program runs, and the lock would last as long.
+impl Drop for StateLock {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl StateDir {
     /// Makes the folder if it is missing, and refuses one that others can enter.
@@ -229,7 +240,7 @@ impl StateDir {
     /// # Errors
     /// Damage.
     pub fn identity(&self) -> Result<Option<Identity>, StateError> {
-        let path = self.0.join("identity.pem");
+        let path = self.0.join(IDENTITY);
         let Some(text) = read_if_there(&path)?.map(Zeroizing::new) else { return Ok(None) };
         let text = Zeroizing::new(
             std::str::from_utf8(&text).map_err(|_| damaged(&path, "not text"))?.to_owned(),
@@ -251,7 +262,7 @@ impl StateDir {
     /// # Errors
     /// The system's.
     pub fn put_identity(&self, identity: &Identity) -> Result<(), StateError> {
-        let path = self.0.join("identity.pem");
+        let path = self.0.join(IDENTITY);
         durable::replace(&path, identity.to_pem().as_bytes(), Access::PRIVATE)?;
         self.drop_waiting(&identity.key.spki_der())
     }
@@ -457,6 +468,18 @@ mod tests {
         for kept in [".backup.tmp", ".node.toml.tmp.old", ".node.toml.tmp"] {
             assert!(state.path().join(kept).exists(), "{kept}");
         }
+    }
+
+    #[test]
+    fn a_lock_that_is_dropped_is_free_though_a_child_has_its_descriptor() {
+        let (_folder, state) = state();
+        let lock = state.lock().unwrap();
+        // What a child has between its fork and its program.
+        let inherited = lock.0.try_clone().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::Locked(_))));
+        drop(lock);
+        state.lock().unwrap();
+        drop(inherited);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::{
     caclock::{SKEW_REPORTED, skew_text},
+    failure::Failure,
     moment::Moment,
 };
 
@@ -157,6 +158,24 @@ impl SplitStatus {
     }
 }
 
+/// What `status --check` says of the status of a daemon that answers.
+///
+/// # Errors
+/// The CA does not serve this node, or what starts now would not find all it needs.
+pub fn check(status: &Status, now: OffsetDateTime) -> Result<(), Failure> {
+    if status.standing != "enrolled" {
+        let reason = status.standing_reason.as_deref().unwrap_or("the CA gave no reason");
+        return Err(Failure::Refused(format!("standing: {}: {reason}", status.standing)));
+    }
+    if status.files_work_until.is_none_or(|until| until.time() <= now) {
+        return Err(Failure::Failed("there is no valid leaf: see `CA` and `problem`".to_owned()));
+    }
+    if !status.is_ready() {
+        return Err(Failure::Failed("Ray's token is missing: see `CA` and `problem`".to_owned()));
+    }
+    Ok(())
+}
+
 /// The status for a person. `now` is the reader's clock; `live` says that the daemon answered itself.
 #[must_use]
 pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
@@ -246,8 +265,10 @@ fn contact(ca: &Contact, now: OffsetDateTime) -> String {
     if let Some(error) = &ca.last_error {
         text = format!("{text}; {error}");
     }
-    if let Some(at) = ca.next_try {
-        text = format!("{text}; next try {}", at.relative(now));
+    match ca.next_try {
+        Some(at) if at.time() > now => text = format!("{text}; next try {}", at.relative(now)),
+        Some(_) => text.push_str("; trying now"),
+        None => {}
     }
     text
 }
@@ -290,6 +311,25 @@ mod tests {
             ),
         ] {
             assert_eq!(renewal(at, now), text);
+        }
+    }
+
+    #[test]
+    fn a_try_whose_time_has_come_is_under_way() {
+        let at = datetime!(2026-11-24 08:00 UTC);
+        let away = Contact {
+            reachable: Some(false),
+            last_contact: None,
+            last_error: None,
+            next_try: Some(at.into()),
+        };
+        for (now, end) in [
+            (at - time::Duration::seconds(18), "; next try in 18s"),
+            (at, "; trying now"),
+            (at + time::Duration::seconds(18), "; trying now"),
+        ] {
+            let text = contact(&away, now);
+            assert!(text.ends_with(end), "{text}");
         }
     }
 

@@ -3,6 +3,7 @@
 mod callers;
 mod enrolment;
 mod failures;
+mod hostile;
 mod skew;
 
 use std::{
@@ -40,16 +41,18 @@ const SOON: Duration = Duration::from_secs(10);
 
 struct Place {
     folder: tempfile::TempDir,
+    /// Where in the folder everything lies.
+    inner: PathBuf,
     clock: Arc<dyn Clock>,
 }
 
 impl Place {
     fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), clock }
+        Self { folder: tempfile::tempdir().unwrap(), inner: PathBuf::new(), clock }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.path().join(&self.inner).join(name)
     }
 
     fn options(&self) -> Options {
@@ -58,6 +61,7 @@ impl Place {
             state_dir: self.path("state"),
             tls_dir: self.path("tls"),
             name: "n1".parse().unwrap(),
+            name_given: true,
             role: Role::Head,
             addresses: vec!["10.0.0.1".parse().unwrap()],
             dns_names: vec!["head.ray".parse().unwrap()],
@@ -199,7 +203,7 @@ async fn a_refusal_names_the_reason_and_is_not_tried_again() {
     let place = Place::new(system_clock());
     ca.with(|k| k.refuse = Some(Reason::TokenSpent));
     let Err(Failure::Refused(text)) = place.enroll(&ca).await else { panic!("not refused") };
-    assert!(text.contains("TOKEN_SPENT") && text.contains("ca-admin token create"), "{text}");
+    assert!(text.starts_with("refused by the CA: TOKEN_SPENT: "), "{text}");
     assert_eq!(ca.enrolments.load(Ordering::SeqCst), 1);
     assert!(place.path("join").exists());
 }

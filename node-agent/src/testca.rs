@@ -88,6 +88,12 @@ pub(crate) struct Knobs {
     /// Refuses calls with an identity with a word of a newer release.
     pub(crate) refuse_word: Option<&'static str>,
     pub(crate) control_crls: Vec<Vec<u8>>,
+    /// The serial of a leaf, whatever stands in it.
+    pub(crate) raw_serial: Option<[u8; 16]>,
+    /// What the answers become at the last moment.
+    pub(crate) bend_enrolment: Option<fn(&mut v1::EnrollResponse)>,
+    pub(crate) bend_leaf: Option<fn(&mut v1::IssueLeafResponse)>,
+    pub(crate) bend_sync: Option<fn(&mut v1::SyncResponse)>,
 }
 
 pub(crate) struct TestCa {
@@ -143,6 +149,10 @@ impl TestCa {
                 raw_isolation: None,
                 refuse_word: None,
                 control_crls: Vec::new(),
+                raw_serial: None,
+                bend_enrolment: None,
+                bend_leaf: None,
+                bend_sync: None,
             }),
             domain: "ray.example".parse().unwrap(),
             control_root_der,
@@ -290,6 +300,9 @@ impl TestCa {
         self.leaves.fetch_add(1, Ordering::SeqCst);
         let (life, extra, other_key) = self.with(|k| (k.leaf_life, k.extra_address, k.other_key));
         let mut params = leaf_params(&*self.clock, life);
+        if let Some(serial) = self.with(|k| k.raw_serial) {
+            params.serial_number = Some(SerialNumber::from_slice(&serial));
+        }
         let (cluster, name) = ("c1".parse().unwrap(), node.parse().unwrap());
         let driver = request.purpose() == v1::LeafPurpose::Driver;
         let subject = if driver {
@@ -351,7 +364,7 @@ impl EnrollmentService for TestCa {
         self.refusal()?;
         let request = request.into_inner();
         let identity = self.identity(&request.csr_der, &request.node_name);
-        self.reply(v1::EnrollResponse {
+        let mut answer = v1::EnrollResponse {
             node_name: request.node_name,
             addresses: request.addresses,
             dns_names: request.dns_names,
@@ -359,7 +372,11 @@ impl EnrollmentService for TestCa {
             settings: Some(self.settings()),
             bundle: Some(self.bundle()),
             server_time_unix: self.clock.now().unix_timestamp(),
-        })
+        };
+        if let Some(bend) = self.with(|k| k.bend_enrolment) {
+            bend(&mut answer);
+        }
+        self.reply(answer)
     }
 }
 
@@ -387,11 +404,15 @@ impl NodeService for TestCa {
             return Err(reason.status("says the test", None));
         }
         let leaf = self.leaf(&request.into_inner(), "n1");
-        self.reply(v1::IssueLeafResponse {
+        let mut answer = v1::IssueLeafResponse {
             leaf: Some(leaf),
             bundle: Some(self.bundle()),
             server_time_unix: self.clock.now().unix_timestamp(),
-        })
+        };
+        if let Some(bend) = self.with(|k| k.bend_leaf) {
+            bend(&mut answer);
+        }
+        self.reply(answer)
     }
 
     async fn sync(
@@ -407,7 +428,7 @@ impl NodeService for TestCa {
             left -= 1;
         }
         self.node_refusal()?;
-        self.reply(v1::SyncResponse {
+        let mut answer = v1::SyncResponse {
             version: Some(self.version()),
             settings: Some(self.settings()),
             bundle: Some(self.bundle()),
@@ -415,7 +436,11 @@ impl NodeService for TestCa {
             control_crl: Some(v1::ControlCrl { crls_der: self.with(|k| k.control_crls.clone()) }),
             directives: self.with(|k| k.directives.clone()),
             server_time_unix: self.clock.now().unix_timestamp(),
-        })
+        };
+        if let Some(bend) = self.with(|k| k.bend_sync) {
+            bend(&mut answer);
+        }
+        self.reply(answer)
     }
 
     async fn leave(

@@ -5,7 +5,7 @@
 //! In reading order: [`identity`] and [`address`] are the names things go by, [`serial`] and
 //! [`leaf`] the facts of a certificate, [`bundle`] what is trusted, [`join`] the file that brings a
 //! node in, [`ports`] what Ray listens on, [`reason`] why the CA says no, [`clock`] what time it is, [`durable`] how a file is
-//! replaced.
+//! replaced, [`process`] how a program keeps its secrets to itself.
 
 pub mod address;
 pub mod bundle;
@@ -16,6 +16,7 @@ pub mod identity;
 pub mod join;
 pub mod leaf;
 pub mod ports;
+pub mod process;
 pub mod reason;
 pub mod serial;
 pub mod span;

@@ -99,18 +99,20 @@ impl BootstrapToken {
     }
 }
 
+impl zeroize::ZeroizeOnDrop for BootstrapToken {}
+
 impl FromStr for BootstrapToken {
     type Err = TokenFormError;
 
     fn from_str(text: &str) -> Result<Self, TokenFormError> {
         let (id, secret) = text.split_once('.').ok_or(TokenFormError)?;
-        let mut bytes = [0; 32];
+        let mut bytes = zeroize::Zeroizing::new([0; 32]);
         let written =
-            BASE64_URL_SAFE_NO_PAD.decode_slice(secret, &mut bytes).map_err(|_| TokenFormError)?;
+            BASE64_URL_SAFE_NO_PAD.decode_slice(secret, &mut *bytes).map_err(|_| TokenFormError)?;
         if written != bytes.len() {
             return Err(TokenFormError);
         }
-        Ok(Self::new(id.parse()?, bytes))
+        Ok(Self::new(id.parse()?, *bytes))
     }
 }
 

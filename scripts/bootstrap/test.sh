@@ -12,12 +12,13 @@ PREFIX=raymtls-boot
 STATE=$BASE/bootstrap
 LOGS=$STATE/logs
 . "$ROOT/scripts/quickstart/control.sh"
+. "$ROOT/scripts/bootstrap/border.sh"
 
 BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 HOSTS=(ca head worker1)
 HEAD_NAME=head.$TRUST_DOMAIN
 # Points at which a run without Ray is killed, and of one with Ray.
-KILLS=${KILLS:-12}
+KILLS=${KILLS:-6}
 KILLS_WITH_RAY=${KILLS_WITH_RAY:-1}
 # What is on a node that is made.
 NODE_STATE="1 live, 1 identity, 1 agent, join file gone, nothing half done"
@@ -54,6 +55,12 @@ main() {
   show_misuse
   step "The program from a URL, the join file from a descriptor"
   show_sources
+  step "A plant among the files of Ray's user, at root's own terminal"
+  show_plant
+  step "Another user on the same node"
+  show_other_user
+  step "The Slurm prolog and epilog, called by hand for two users"
+  show_slurm
   step "Killed at $KILLS points before Ray, and run again each time"
   show_kills
   step "A head and a worker, each by one command"
@@ -126,18 +133,37 @@ show_misuse() {
   local file=$STATE/release.tar.gz url=https://127.0.0.1:1/node-agent
   judge "a URL without a hash" "$(code_of bootstrap head --from $url --sha256= --no-ray)" 64
   judge "a URL without TLS" "$(code_of bootstrap head --from http://127.0.0.1/node-agent --no-ray)" 64
+  judge "a descriptor that is bash's own" "$(code_of bootstrap head --join-fd 255 --no-ray)" 64
   judge "no command for Ray" "$(code_of bootstrap head)" 64
   judge "another file than the hash says" "$(code_of bootstrap head --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
   judge "and nothing was installed" "$(find "$(host_dir head)/node" -name 'node-agent*' | wc -l)" 0
   judge "a host without a join file" "$(code_of bootstrap head --from "$file" --no-ray)" 78
-  judge "a dry run" "$(code_of bootstrap worker1 --dry-run --no-ray), $(made worker1) files made" "0, 0 files made"
   # A token for another node: the CA's word, and its exit code.
   create_token stray --cluster demo --role worker --node somebody-else
   install -m 0600 "$CA_DIR/join/stray" "$(host_dir head)/join"
+  show_dry_runs
+  judge "a program that Ray's user cannot run, before a token is used" \
+    "$(code_of bootstrap head -- /nowhere/ray start), $(find "$(host_dir head)/node" -name 'enroll.key' | wc -l) keys" "78, 0 keys"
   judge "a token for another node" "$(code_of bootstrap head --no-ray)" 2
   bootstrap head --uninstall --yes
   judge "nothing is left of a node that never was" "$(made head)" 0
   rm -f "$(host_dir head)/join"
+}
+
+# What a dry run can see, it says; it changes nothing either way.
+show_dry_runs() {
+  local join
+  join=$(host_dir worker1)/join
+  judge "a dry run without a join file" "$(code_of bootstrap worker1 --dry-run --no-ray)" 78
+  install -m 0644 "$CA_DIR/join/stray" "$join"
+  judge "a dry run with a join file that others read" "$(code_of bootstrap worker1 --dry-run --no-ray)" 78
+  chmod 0600 "$join"
+  judge "a dry run of what can be" "$(code_of bootstrap worker1 --dry-run -- ray start)" 0
+  judge "a dry run from a file that is not there" "$(code_of bootstrap worker1 --dry-run --from /nowhere --no-ray)" 78
+  judge "a dry run from another file than the hash says" "$(code_of bootstrap worker1 --dry-run --sha256 "${RELEASE_SHA256//[0-9]/0}" --no-ray)" 78
+  judge "a dry run with a Ray that is not there" "$(code_of bootstrap worker1 --dry-run -- /nowhere/ray start)" 78
+  judge "files made by all of them" "$(made worker1)" 0
+  rm -f "$join"
 }
 
 # An https server with a certificate of its own, which curl is told of; the join file never lies on the host.
@@ -166,7 +192,6 @@ server.serve_forever()' "$STATE" >>"$LOGS/url.log" 2>&1 </dev/null &
   judge "the secret in a log or list of its own" "$(grep -rlF "$(grep -o 'token.*' "$STATE/fd.join" | grep -o '[A-Za-z0-9_-]\{30,\}' | tail -n 1)" "$(host_dir worker1)/node" "$LOGS" | wc -l)" 0
   kill "$pid" 2>/dev/null || true
   unset CURL_CA
-  bootstrap worker1 --uninstall --yes
 }
 
 # made NAME: how many files and folders there are of the node.
@@ -313,6 +338,7 @@ show_uninstall() {
     as_ray "$name" ray stop --force >>"$LOGS/stop.log" 2>&1 || true
     judge "without --yes nobody is asked: $name" "$(code_of bootstrap "$name" --uninstall)" 64
     judge "uninstall of $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
+    judge "it does not say that files stay: $name" "$(grep -c 'all files stay' "$LOGS/bootstrap-$name.log" || true)" 0
     judge "agents on $name" "$(agents "$name")" 0
     judge "again is no error: $name" "$(code_of bootstrap "$name" --uninstall --yes)" 0
   done

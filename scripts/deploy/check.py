@@ -5,6 +5,7 @@ schema is in neither; its pod templates are, as Pods. What it finds wrong goes t
 usage: check.py ray FILE | check.py kubernetes FILE...
 """
 
+import hashlib
 import json
 import os
 import stat
@@ -41,7 +42,13 @@ def check_ray(config, file):
     if not wrong:
         validate_config(prepare_config(config))
     base = os.path.dirname(file)
+    with open(os.path.join(base, "../scripts/bootstrap-node.sh"), "rb") as script:
+        seen = hashlib.sha256(script.read()).hexdigest()
+    if not any(seen in command for command in config["setup_commands"]):
+        wrong.append(f"setup_commands: the hash of scripts/bootstrap-node.sh is {seen}")
     for there, here in config.get("file_mounts", {}).items():
+        if not there.startswith("~/"):
+            wrong.append(f"file_mounts {there}: not in the ssh user's home, where nobody else makes a folder before")
         if not here.endswith(".join") and not os.path.exists(os.path.join(base, here)):
             wrong.append(f"file_mounts {there}: there is no {here}")
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
@@ -63,6 +70,10 @@ def check_kubernetes(o):
         ]
         return [w for pod in pods for w in check_kubernetes(pod) + check_ray_pod(pod)]
     name = f"{o['kind']} {o['metadata']['name']}"
+    if o["kind"] == "StatefulSet":
+        labels = o["spec"]["template"]["metadata"]["labels"]
+        if labels != o["spec"]["selector"]["matchLabels"]:
+            return [f"{name}: its selector is not its pods' labels {labels}"]
     try:
         kubernetes_validate.validate(o, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Who may open a connection to Ray's ports of this host, for a host without node-agent: one nftables
-# table for each cluster, the same as node-agent loads under `enforce` or `audit`. Nobody tells this
-# script of a new member or of a revoked one: run `apply` again with the new list.
+# Who may open a connection to Ray's ports of this host: one nftables table for each cluster. In this
+# release node-agent loads no table, so every Ray host needs this script. Nobody tells it of a new member
+# or of a revoked one: run `apply` again with the new list.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,10 +13,13 @@ PORTS_BYTES_MAX=65536
 LOG_RATE="5/second burst 10 packets"
 # What a plan may never close: SSH and the CA.
 NEVER_GUARDED=(22 7443 7444)
+# Where the kernel says from which ports this host dials; the same ones for IPv6.
+LOCAL_PORTS=/proc/sys/net/ipv4
 
 CLUSTER="" ROLE="" PORTS=$HERE/ports/default.tsv
 VERDICT=drop DRY_RUN=no
 MEMBERS=() ADMINS=() SCRAPERS=() DRIVERS=() BLOCKED=() CA=()
+NOT_BLOCKED=0
 
 usage() {
   cat <<TEXT
@@ -45,6 +48,8 @@ examples
   nftables.sh clear --cluster team-a
 
 The table is gone after a reboot: run apply from a unit that starts before Ray does.
+
+Exit codes: 0 done, 1 failed, also where an address of --blocked could not be blocked, 64 wrong usage.
 TEXT
 }
 
@@ -67,7 +72,7 @@ arguments() {
       --dry-run) DRY_RUN=yes; shift; continue ;;
       -h | --help) usage; exit 0 ;;
     esac
-    [ $# -ge 2 ] || die "$1 needs a value; --help lists the options"
+    [ $# -ge 2 ] || misuse "$1 needs a value; --help lists the options"
     case $1 in
       --cluster) CLUSTER=$2 ;;
       --role) ROLE=$2 ;;
@@ -78,25 +83,26 @@ arguments() {
       --driver-ranges) list DRIVERS "$1" "$2" ;;
       --blocked) list BLOCKED "$1" "$2" ;;
       --ca) list CA "$1" "$2" ;;
-      *) die "unknown option $1; --help lists the options" ;;
+      *) misuse "unknown option $1; --help lists the options" ;;
     esac
     shift 2
   done
   [ -z "$CLUSTER" ] || [[ $CLUSTER =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
-    die "cluster name $CLUSTER: lower-case letters, digits and inner hyphens, at most 63"
+    misuse "cluster name $CLUSTER: lower-case letters, digits and inner hyphens, at most 63"
 }
 
 # apply: reads the plan, checks that nobody locks himself out, then loads the table in one transaction.
 apply() {
   need_cluster
-  [[ $ROLE == head || $ROLE == worker ]] || die "--role is head or worker, not '$ROLE'"
-  ((${#MEMBERS[@]})) || die "--members is empty: it would refuse every host of the cluster. Name at least this host"
+  [[ $ROLE == head || $ROLE == worker ]] || misuse "--role is head or worker, not '$ROLE'"
+  ((${#MEMBERS[@]})) || misuse "--members is empty: it would refuse every host of the cluster. Name at least this host"
   read_ports
   never_guarded
   own_address_is_member
   keep_the_innocent
   if [ "$DRY_RUN" = yes ]; then
     render
+    all_are_blocked
     return
   fi
   need_nft
@@ -108,15 +114,21 @@ apply() {
   render "${counted[@]}" >"$file"
   nft --check --file "$file" || die "nft does not take the table for $CLUSTER: what it says above names the line; nothing was changed"
   nft --file "$file" || die "nft could not load the table for $CLUSTER; nothing was changed"
-  printf 'table %s: %s, %s, %d members; guards %s\n' "$(table_name)" "$ROLE" \
-    "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "$(ports_of any "$ROLE")"
+  printf 'table %s: %s, %s, %d members, %d blocked; guards %s\n' "$(table_name)" "$ROLE" \
+    "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "${#BLOCKED[@]}" \
+    "$(ports_of any "$ROLE")"
+  note_dialled_from
+  all_are_blocked
 }
 
 show() {
   need_nft
   if [ -n "$CLUSTER" ]; then
-    nft list table inet "$(table_name)" 2>/dev/null ||
+    local text
+    text=$(nft list table inet "$(table_name)" 2>/dev/null) ||
       die "no table $(table_name): the cluster $CLUSTER is not guarded on this host"
+    summary "# "
+    printf '%s\n' "$text"
     return
   fi
   local names name
@@ -124,9 +136,25 @@ show() {
   [ -n "$names" ] || { echo "no cluster is guarded on this host"; return; }
   for name in $names; do
     CLUSTER=${name#raymtls_}
-    printf '%s: %d packets refused, %d of blocked hosts\n' "$CLUSTER" "$(packets refused)" "$(packets blocked)"
+    summary ""
   done
 }
+
+# summary PREFIX: role, mode and counters of the table in force, in a line.
+summary() {
+  local did="refused" mode="enforce" role="worker" chain
+  chain=$(nft list chain inet "$(table_name)" judge 2>/dev/null || true)
+  if [[ ${chain//\"/} == *"counter name refused return"* ]]; then
+    did="would have been refused" mode="audit, refuses nothing"
+  fi
+  # A head guards every port of the plan.
+  [ "$(elements guarded_ports)" != "$(elements cluster_ports)" ] || role="head"
+  printf '%s%s: %s, %s: %d packets %s, %d of blocked hosts\n' "$1" "$CLUSTER" "$role" "$mode" \
+    "$(packets refused)" "$did" "$(packets blocked)"
+}
+
+# elements SET: as the table in force has them.
+elements() { nft list set inet "$(table_name)" "$1" 2>/dev/null | sed -n '/elements/,/}/p' | tr -d ' \t\n'; }
 
 clear() {
   need_cluster
@@ -135,7 +163,7 @@ clear() {
   printf 'table %s: gone, the cluster %s is not guarded on this host\n' "$(table_name)" "$CLUSTER"
 }
 
-need_cluster() { [ -n "$CLUSTER" ] || die "--cluster is missing"; }
+need_cluster() { [ -n "$CLUSTER" ] || misuse "--cluster is missing"; }
 
 need_nft() {
   command -v nft >/dev/null || die "nft is missing: install nftables"
@@ -155,18 +183,18 @@ list() {
   local -n into=$1
   local option=$2 text=$3 item
   if [ -f "$text" ]; then
-    (($(wc -l <"$text") <= LIST_MAX)) || die "$option $text: more than $LIST_MAX lines"
+    (($(wc -l <"$text") <= LIST_MAX)) || misuse "$option $text: more than $LIST_MAX lines"
     mapfile -t into < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$text")
   elif [[ $text == */* && ! $text =~ ^[0-9a-fA-F.:/,]+$ ]]; then
-    die "$option $text: no such file"
+    misuse "$option $text: no such file"
   else
     IFS=, read -r -a into <<<"$text"
   fi
   for item in "${into[@]}"; do
-    is_address "$item" || die "$option: '$item' is no address, and no file of that name is here"
+    is_address "$item" || misuse "$option: '$item' is no address, and no file of that name is here"
     case $option in
-      --members | --blocked | --ca) [[ $item != */* ]] || die "$option: $item is a range; single addresses only" ;;
-      *) [[ $item != */0 ]] || die "$option: $item is everybody; name the ranges" ;;
+      --members | --blocked | --ca) [[ $item != */* ]] || misuse "$option: $item is a range; single addresses only" ;;
+      *) [[ $item != */0 ]] || misuse "$option: $item is everybody; name the ranges" ;;
     esac
   done
 }
@@ -185,29 +213,42 @@ is_address() {
 P_NAME=() P_ON=() P_CALLERS=() P_FIRST=() P_LAST=()
 read_ports() {
   local name on callers first last
-  [ -f "$PORTS" ] || die "--ports $PORTS: no such file"
-  (($(stat -c %s "$PORTS") <= PORTS_BYTES_MAX)) || die "--ports $PORTS: larger than $PORTS_BYTES_MAX bytes"
+  [ -f "$PORTS" ] || misuse "--ports $PORTS: no such file"
+  (($(stat -c %s "$PORTS") <= PORTS_BYTES_MAX)) || misuse "--ports $PORTS: larger than $PORTS_BYTES_MAX bytes"
   while IFS=$'\t' read -r name on callers first last; do
     [[ -n $name && $name != \#* ]] || continue
     if ! [[ $on =~ ^(head|node)$ && $callers =~ ^(-|(member|admin|scraper|driver)(,(member|admin|scraper|driver))*)$ &&
       $first =~ ^[1-9][0-9]{0,4}$ && $last =~ ^[1-9][0-9]{0,4}$ ]] || ((first > last || last > 65535)); then
-      die "$PORTS: the line of $name is none of: name, head or node, callers, first, last (between tabs)"
+      misuse "$PORTS: the line of $name is none of: name, head or node, callers, first, last (between tabs)"
     fi
     P_NAME+=("$name") P_ON+=("$on") P_CALLERS+=("$callers") P_FIRST+=("$first") P_LAST+=("$last")
   done <"$PORTS"
-  ((${#P_NAME[@]})) || die "$PORTS: no port in it"
+  ((${#P_NAME[@]})) || misuse "$PORTS: no port in it"
 }
 
 # A plan that covers SSH or the CA would cut this host off: refused.
 never_guarded() {
   local i port ports=("${NEVER_GUARDED[@]}")
   [ -z "${SSH_CONNECTION:-}" ] || ports+=("${SSH_CONNECTION##* }")
+  mapfile -t -O "${#ports[@]}" ports < <(ssh_ports)
   for i in "${!P_NAME[@]}"; do
     for port in "${ports[@]}"; do
       ((port < P_FIRST[i] || port > P_LAST[i])) ||
-        die "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $port, SSH or the CA: it would lock this host out"
+        misuse "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $port, SSH or the CA: it would lock this host out"
     done
   done
+}
+
+# ssh_ports: where sshd listens, and where it is told to: under sudo nothing says by which port one came in.
+# Not on loopback, which is never guarded and where sshd has what it forwards.
+ssh_ports() {
+  local sshd
+  sshd=$(command -v sshd || echo /usr/sbin/sshd)
+  {
+    ss -Hltnp 2>/dev/null | awk '/"sshd/ && $4 !~ /^(127\.|\[::1\])/ { print $4 }'
+    timeout 5 "$sshd" -T 2>/dev/null | awk '$1 == "port" { print $2 }'
+    timeout 5 systemctl show -p Listen --value ssh.socket sshd.socket 2>/dev/null | grep -oE '[0-9.:]*:?[0-9]+ \(Stream\)'
+  } | sed -nE 's/^(.*:)?([0-9]+)( .*)?$/\2/p' | sort -un || true
 }
 
 # A member list without this host is another cluster's, or old: the head would refuse its own workers.
@@ -219,8 +260,27 @@ own_address_is_member() {
   if [ "$DRY_RUN" = yes ]; then
     printf 'note: no address of this host is in --members\n' >&2
   else
-    die "no address of this host is in --members ($(own_addresses | tr '\n' ' ')): is it the list of $CLUSTER?"
+    misuse "no address of this host is in --members ($(own_addresses | tr '\n' ' ')): is it the list of $CLUSTER?"
   fi
+}
+
+# A guarded port that this host may also dial from: the answer would come to a guarded port, and be refused.
+note_dialled_from() {
+  local first last reserved="" i range found=()
+  read -r first last <"$LOCAL_PORTS/ip_local_port_range" || return 0
+  read -r reserved <"$LOCAL_PORTS/ip_local_reserved_ports" || true
+  for i in "${!P_NAME[@]}"; do
+    [[ $ROLE != worker || ${P_ON[i]} == node ]] || continue
+    ((P_LAST[i] >= first && P_FIRST[i] <= last)) || continue
+    for range in ${reserved//,/ }; do
+      ((P_FIRST[i] < ${range%-*} || P_LAST[i] > ${range#*-})) || continue 2
+    done
+    found+=("${P_FIRST[i]}-${P_LAST[i]}")
+  done
+  ((${#found[@]})) || return 0
+  local IFS=,
+  printf 'note: this host may dial from guarded ports, and answers to those would be refused; keep it from that:\n  sysctl -w net.ipv4.ip_local_reserved_ports=%s%s\n' \
+    "${reserved:+$reserved,}" "${found[*]}" >&2
 }
 
 own_addresses() { ip -o addr show scope global 2>/dev/null | awk '{ sub(/\/.*/, "", $4); print $4 }'; }
@@ -251,7 +311,14 @@ keep_the_innocent() {
       kept+=("$address")
     fi
   done
+  NOT_BLOCKED=$((${#BLOCKED[@]} - ${#kept[@]}))
   BLOCKED=("${kept[@]}")
+}
+
+# Whoever asked for a block and got none must not read success; the others of the list are blocked.
+all_are_blocked() {
+  ((NOT_BLOCKED == 0)) ||
+    die "$NOT_BLOCKED of $((NOT_BLOCKED + ${#BLOCKED[@]})) addresses of --blocked are not blocked: take them out of the list that is named above, such as --members, and run this again"
 }
 
 # key ADDRESS: in KEY, equal for equal addresses.
@@ -314,7 +381,8 @@ render_clear() {
 #   blocked address on a port of the cluster at either end, established or not;
 # - arriving (before destination NAT, so a port that a container runtime publishes is seen as it was
 #   dialled): who may reach a guarded port of this host;
-# - published (forward): the same for a port that is published under another number.
+# - published (forward): the same for a port that is published under another number, whichever side the
+#   kernel takes for the one that began.
 render() {
   local end
   end="counter name blocked$([ "$VERDICT" = count ] || printf ' drop')"
@@ -334,14 +402,13 @@ render() {
 	chain arriving {
 		type filter hook prerouting priority mangle; policy accept;
 		iif lo accept
-		ct direction reply accept
 		fib daddr type != local accept
 		tcp dport @guarded_ports jump judge
 	}
 	chain published {
 		type filter hook forward priority filter; policy accept;
-		ct direction reply accept
-		ct status dnat tcp dport @guarded_ports jump judge
+		ct direction original ct status dnat tcp dport @guarded_ports jump judge
+		ct direction reply ct status snat tcp dport @guarded_ports jump judge
 	}
 TEXT
   judge
@@ -387,8 +454,10 @@ raw_chain() {
   printf '\t}\n'
 }
 
-# What a guarded port asks of whoever dials it: each packet is judged, so who is taken out of a set is
-# cut off in the middle of its connections too.
+# What a guarded port asks of whoever sends to it: each packet is judged, by address and port, so what a
+# caller that was taken out of a set sends does not arrive, in the middle of its connections either. Who
+# began a connection decides nothing: the kernel's record of that can be made to end, and begins anew with
+# whoever is heard first.
 judge() {
   local pair set caller word=refused end="counter name refused drop"
   [ "$VERDICT" = drop ] || { word="would refuse" end="counter name refused return"; }
@@ -406,6 +475,11 @@ judge() {
 die() {
   printf '%s\n' "$*" >&2
   exit 1
+}
+
+misuse() {
+  printf '%s\n' "$*" >&2
+  exit 64
 }
 
 main "$@"

@@ -2,8 +2,9 @@
 # What a script says while it works: steps with their seconds, a line every few seconds for whatever
 # takes longer, and the table at the end. Sourced; runs nothing by itself.
 
-# Seconds between two lines about the same wait.
+# Seconds between two lines about the same wait; more where nobody watches.
 SAY_EVERY=4
+[ -t 1 ] || SAY_EVERY=30
 
 STEP=""
 STEP_BEGAN=$SECONDS

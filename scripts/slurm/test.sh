@@ -56,7 +56,10 @@ make_hosts() {
   create_cluster demo
   create_token slurm --cluster demo --role worker --uses 4 --generate-names
   # The same paths on each host, in its own /tmp.
-  for name in "${NODES[@]}"; do install -m 0600 "$CA_DIR/join/slurm" "$(host_dir "$name")/tmp/join"; done
+  for name in "${NODES[@]}"; do
+    install -d -m 0700 "$(host_dir "$name")/tmp/joins"
+    install -m 0600 "$CA_DIR/join/slurm" "$(host_dir "$name")/tmp/joins/$JOB_USER"
+  done
 }
 
 start_slurm() {
@@ -64,7 +67,7 @@ start_slurm() {
   head -c 1024 /dev/urandom >"$STATE/munge.key"
   chmod 0400 "$STATE/munge.key"
   slurm_conf >"$STATE/slurm/slurm.conf"
-  printf '%s\n' "JOIN=/tmp/join" "BOOTSTRAP=$STATE/bin/bootstrap-node.sh" \
+  printf '%s\n' "JOINS=/tmp/joins" "STATE=/tmp/slurm-owner" "BOOTSTRAP=$STATE/bin/bootstrap-node.sh" \
     "OPTIONS='--from $STATE/node-agent ${PLACES[*]}'" >"$STATE/slurm/slurm.env"
   for name in prolog epilog; do
     printf '#!/bin/bash\nexport RAYMTLS_SLURM=%s\nexec %s >>/tmp/%s.log 2>&1\n' "$STATE/slurm/slurm.env" \

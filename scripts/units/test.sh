@@ -155,9 +155,13 @@ code_of() {
   printf '%s\n' "$code"
 }
 
-# What the unit that bootstrap-node.sh writes says otherwise, but for the paths it was given.
+# What the unit that bootstrap-node.sh writes says otherwise, but for the paths it was given; nothing where they
+# agree. A unit that cannot be read is a difference.
 unit_difference() {
-  diff <(plain <"$ROOT/deploy/systemd/node-agent.service") <(inside cat /etc/systemd/system/node-agent.service | plain) || true
+  local shipped written
+  shipped=$(plain <"$ROOT/deploy/systemd/node-agent.service") || { echo "no unit in deploy/"; return; }
+  written=$(inside cat /etc/systemd/system/node-agent.service | plain) || { echo "no unit was written"; return; }
+  diff <(printf '%s\n' "$shipped") <(printf '%s\n' "$written") || true
 }
 
 plain() { grep -v -E '^(#|$|ExecStart=|ReadWritePaths=)'; }

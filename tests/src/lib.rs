@@ -13,6 +13,7 @@
     reason = "helpers of tests: a panic is a failed test"
 )]
 
+pub mod agents;
 pub mod fuzz;
 pub mod held;
 pub mod judge;
@@ -136,7 +137,7 @@ impl Deployment {
             enrollment,
             nodes,
             http: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            admin: admin_socket::listen(&socket, group.as_deref()).unwrap(),
+            admin: admin_socket::listen(&socket, group.as_deref()).await.unwrap(),
             operator_group: group.is_some(),
         };
         let (started, has_started) = oneshot::channel::<()>();

@@ -8,10 +8,13 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use raymtls_proto::v1::enrollment_service_client::EnrollmentServiceClient;
+use node_agent::statedir::Identity;
+use raymtls_proto::v1::{
+    enrollment_service_client::EnrollmentServiceClient, node_service_client::NodeServiceClient,
+};
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
@@ -27,22 +30,45 @@ pub async fn connect_from(last: u8, to: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// How a client without an identity knows the CA.
+/// How a client knows the CA that follows no rule of ours.
 pub struct Stranger {
     tls: TlsConnector,
     server_name: ServerName<'static>,
 }
 
 impl Stranger {
+    /// Without an identity.
     pub fn new(control_root: CertificateDer<'static>, server_name: &str) -> Self {
+        Self::with(control_root, server_name, None)
+    }
+
+    /// With a node's.
+    pub fn enrolled(
+        control_root: CertificateDer<'static>,
+        server_name: &str,
+        identity: &Identity,
+    ) -> Self {
+        Self::with(control_root, server_name, Some(identity))
+    }
+
+    fn with(
+        control_root: CertificateDer<'static>,
+        server_name: &str,
+        identity: Option<&Identity>,
+    ) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(control_root).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                config.with_client_auth_cert(identity.chain.certificates(), key(identity)).unwrap()
+            }
+        };
         config.alpn_protocols = vec![b"h2".to_vec()];
         let server_name = ServerName::try_from(server_name.to_owned()).unwrap();
         Self { tls: TlsConnector::from(Arc::new(config)), server_name }
@@ -55,15 +81,33 @@ impl Stranger {
 
     /// gRPC from 127.0.0.`last`, on one connection.
     pub async fn grpc(&self, last: u8, to: SocketAddr) -> EnrollmentServiceClient<Channel> {
-        let stream = self.tls(connect_from(last, to).await.unwrap()).await.unwrap();
+        EnrollmentServiceClient::new(self.channel(last, to, None).await.unwrap())
+    }
+
+    /// The node's calls on one connection whose windows are 0: it takes no answer.
+    pub async fn deaf(
+        &self,
+        to: SocketAddr,
+    ) -> Result<NodeServiceClient<Channel>, tonic::transport::Error> {
+        self.channel(1, to, Some(0)).await.map(NodeServiceClient::new)
+    }
+
+    async fn channel(
+        &self,
+        last: u8,
+        to: SocketAddr,
+        window_len: Option<u32>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let stream = self.tls(connect_from(last, to).await.unwrap()).await.ok();
         let mut stream = Some(stream);
         let connector = tower::service_fn(move |_: http::Uri| {
-            let stream = stream.take().ok_or_else(|| io::Error::other("it is used up"));
-            async move { stream.map(TokioIo::new) }
+            let stream = stream.take().flatten();
+            async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::other("no stream left")) }
         });
         let origin = format!("https://{}", self.server_name.to_str());
         let endpoint = Endpoint::from_static("http://ca").origin(origin.parse().unwrap());
-        EnrollmentServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
+        let endpoint = endpoint.initial_stream_window_size(window_len);
+        endpoint.connect_with_connector(connector).await
     }
 
     /// The first bytes of a handshake: a whole `ClientHello` record.
@@ -105,4 +149,8 @@ pub fn proxy_header(source: Ipv4Addr) -> Vec<u8> {
 /// A health check's header: LOCAL, no addresses.
 pub fn local_header() -> Vec<u8> {
     b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec()
+}
+
+fn key(identity: &Identity) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_slice(identity.key.to_pem().as_bytes()).unwrap()
 }

@@ -16,6 +16,8 @@ mod killed;
 mod layouts;
 #[path = "keyfolder/node.rs"]
 mod node;
+#[path = "keyfolder/printing.rs"]
+mod printing;
 #[path = "keyfolder/reader.rs"]
 mod reader;
 #[path = "keyfolder/secrets.rs"]

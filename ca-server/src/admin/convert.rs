@@ -99,6 +99,7 @@ pub fn node(
         revoked_reason: node.revoked_reason,
         report: last.report,
         leaf_not_after_unix,
+        once: node.once,
     }
 }
 

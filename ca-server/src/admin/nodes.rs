@@ -80,7 +80,8 @@ pub async fn revoke(
         if let Err(error) = upkeep::tend(ca, &authority).await {
             // The revocation stands; the next pass signs them.
             warn!(%authority, %error, "CRLs not signed yet");
-            notes.push("the CRLs could not be signed yet: tried again within a minute".to_owned());
+            let text = "the CRLs could not be signed yet: tried again within a minute";
+            notes.insert(0, text.to_owned());
         }
     }
     Ok(v1::RevokeNodeResponse {
@@ -115,10 +116,13 @@ fn notes(node: &NodeRecord, now_ms: i64) -> Vec<String> {
         return Vec::new();
     }
     let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
+    let addresses: Vec<_> = node.addresses.iter().map(|a| a.address.as_str()).collect();
     vec![format!(
         "Ray checks no CRL: its peers accept the node's leaf until {} unless the network keeps it \
-         out",
-        until.unwrap_or_else(|| "its end".to_owned())
+         out: on every other host of the cluster run `scripts/isolation/nftables.sh apply` as \
+         before, with the node taken out of --members and with --blocked {}",
+        until.unwrap_or_else(|| "its end".to_owned()),
+        addresses.join(",")
     )]
 }
 
@@ -129,4 +133,26 @@ fn message(ca: &Ca, node: NodeRecord) -> v1::Node {
 
 fn name(text: &str) -> Result<NodeName, Refusal> {
     text.parse().map_err(|e| Refusal::RequestInvalid(format!("{e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::records::{AddressRecord, LeafKeyRecord};
+
+    #[test]
+    fn what_keeps_a_revoked_node_out_until_its_leaf_ends_is_named_last() {
+        let address = |address: &str| AddressRecord { address: address.to_owned(), proved: true };
+        let node = NodeRecord {
+            addresses: vec![address("10.77.0.7"), address("fd00::7")],
+            leaf_keys: vec![LeafKeyRecord { not_after_ms: 60_000, ..Default::default() }],
+            ..NodeRecord::default()
+        };
+        let notes_now = notes(&node, 0);
+        let last = notes_now.last().unwrap();
+        assert!(last.contains("until 1970-01-01T00:01:00Z"), "{last}");
+        assert!(last.contains("scripts/isolation/nftables.sh apply"), "{last}");
+        assert!(last.ends_with("--blocked 10.77.0.7,fd00::7"), "{last}");
+        assert!(notes(&node, 60_000).is_empty());
+    }
 }

@@ -14,6 +14,7 @@ use crate::{
     keys::random,
     policy::NAMES_MAX,
     refusal::Refusal,
+    settings,
     store::{Authority, StoreError, records::TokenRecord, unix_ms},
 };
 
@@ -88,8 +89,10 @@ pub async fn revoke(
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
-    let not_found = || Refusal::NotFound { what: "token", name: request.id.clone() };
-    let id = request.id.parse().map_err(|_| not_found())?;
+    let id = request
+        .id
+        .parse()
+        .map_err(|_| Refusal::RequestInvalid("a token's id is 16 hexadecimal digits".to_owned()))?;
     let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
     info!(token = request.id, actor = operator.actor, "token revoked");
     Ok(convert::token(token, now))
@@ -155,9 +158,10 @@ pub fn check_pattern(pattern: &str) -> Result<(), Refusal> {
         Some(beginning) => format!("{beginning}0"),
         None => pattern.to_owned(),
     };
-    name.parse::<NodeName>()
-        .map(drop)
-        .map_err(|_| Refusal::NameNotAllowed(format!("{pattern:?} is no node name or pattern")))
+    name.parse::<NodeName>().map(drop).map_err(|_| {
+        let text = format!("{:?} is no node name or pattern", settings::excerpt(pattern));
+        Refusal::NameNotAllowed(text)
+    })
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ fn no_server(socket: &Path, error: &io::Error) -> String {
         }
         _ => "see the log of ca-server",
     };
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return format!("you may not use {path}: {error}; {next}");
+    }
     format!("no ca-server at {path}: {error}; {next}")
 }
 
@@ -123,6 +126,14 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         let text = Client::new(socket).connect().await.unwrap_err().to_string();
         assert!(text.contains("ca-server serve --dir"), "{text}");
+    }
+
+    #[test]
+    fn a_socket_one_may_not_use_is_not_said_to_have_no_server() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let text = no_server(Path::new("/run/ca.sock"), &denied);
+        assert!(text.starts_with("you may not use /run/ca.sock: "), "{text}");
+        assert!(text.contains("operator_group") && !text.contains("no ca-server"), "{text}");
     }
 
     #[tokio::test]

@@ -2,12 +2,13 @@
 
 use clap::{Args, Subcommand};
 use raymtls_proto::{
+    clock,
     identity::{ClusterId, NodeName, Role},
     serial::Serial,
     v1,
 };
 use serde::Serialize;
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     client::{self, Client},
@@ -16,6 +17,7 @@ use super::{
     moment::Moment,
     output::{Screen, Table, View, or_dash, printable, yes_no},
 };
+use crate::refusal::Refusal;
 
 /// Longest reason, in bytes; it stands in the audit log.
 const REASON_LEN_MAX: usize = 200;
@@ -141,6 +143,7 @@ async fn forget(
 ) -> Result<(), Failure> {
     let mut admin = client.connect().await?;
     let node = admin.get_node(which.to_get()).await?.into_inner();
+    must_be_forgettable(&node, screen.now())?;
     let plan = NodeView::new(&node).forgetting_plan(screen.now());
     consent.ask(&plan, screen).await?;
     let request =
@@ -152,6 +155,19 @@ async fn forget(
         forgotten: true,
     };
     Ok(screen.show(&view)?)
+}
+
+/// Asked before anything is said of what will be done. The CA has the last word.
+fn must_be_forgettable(node: &v1::Node, now: OffsetDateTime) -> Result<(), Failure> {
+    if node.state() != v1::NodeState::Revoked || node.leaf_not_after_unix <= now.unix_timestamp() {
+        return Ok(());
+    }
+    let until = clock::from_unix(node.leaf_not_after_unix).and_then(|at| at.format(&Rfc3339).ok());
+    let refusal = Refusal::LeafStillLives {
+        node: node.name.clone(),
+        until: until.unwrap_or_else(|| "a far day".to_owned()),
+    };
+    Err(Failure::Refused { reason: refusal.reason(), message: refusal.to_string() })
 }
 
 impl Which {
@@ -173,6 +189,8 @@ struct NodeView {
     cluster: String,
     name: String,
     role: &'static str,
+    /// The machine keeps no identity: it is heard of once.
+    once: bool,
     state: &'static str,
     addresses: Vec<AddressView>,
     dns_names: Vec<String>,
@@ -218,6 +236,7 @@ impl NodeView {
             cluster: node.cluster.clone(),
             name: node.name.clone(),
             role: Role::from_proto(node.role).map_or("unknown", Role::as_str),
+            once: node.once,
             state: state(node.state),
             addresses: node
                 .addresses
@@ -241,6 +260,14 @@ impl NodeView {
     fn address_list(&self) -> String {
         let words = self.addresses.iter().map(|a| a.address.as_str()).collect::<Vec<_>>();
         or_dash(&words.join(","))
+    }
+
+    fn role_words(&self) -> String {
+        if self.once { format!("{} (once)", self.role) } else { self.role.to_owned() }
+    }
+
+    fn identity_until(&self, now: OffsetDateTime) -> String {
+        if self.once { "not kept".to_owned() } else { self.identity_not_after.human(now) }
     }
 
     fn last_contact_words(&self, now: OffsetDateTime) -> String {
@@ -338,7 +365,7 @@ impl View for NodeView {
         let mut table = Table::of_facts();
         table.fact("node", &self.name);
         table.fact("cluster", &self.cluster);
-        table.fact("role", self.role);
+        table.fact("role", self.role_words());
         table.fact("state", self.state);
         if !self.revoked.is_none() {
             table.fact("revoked", format!("{}: {}", self.revoked.human(now), self.revoked_reason));
@@ -354,7 +381,7 @@ impl View for NodeView {
         table.fact("enrolled", self.enrolled.human(now));
         table.fact("last contact", self.last_contact_words(now));
         table.fact("identity", &self.identity_serial);
-        table.fact("identity until", self.identity_not_after.human(now));
+        table.fact("identity until", self.identity_until(now));
         table.fact("last leaf until", self.leaf_not_after.human(now));
         if let Some(claims) = &self.claims {
             claims.add_to(&mut table, now);
@@ -385,11 +412,11 @@ impl View for NodeList {
         for view in &self.nodes {
             table.row([
                 view.name.clone(),
-                view.role.to_owned(),
+                view.role_words(),
                 view.state.to_owned(),
                 view.address_list(),
                 view.last_contact_words(now),
-                view.identity_not_after.human(now),
+                view.identity_until(now),
                 view.leaf_not_after.human(now),
             ]);
         }
@@ -466,7 +493,7 @@ mod tests {
     use super::*;
 
     fn now() -> OffsetDateTime {
-        raymtls_proto::clock::from_unix(1_764_000_000).unwrap()
+        clock::from_unix(1_764_000_000).unwrap()
     }
 
     fn node() -> v1::Node {
@@ -518,6 +545,31 @@ mod tests {
         let list = NodeList { nodes: vec![NodeView::new(&node())] };
         let text = list.text(now());
         assert!(text.contains("not since the CA started") && !text.contains("1970"), "{text}");
+    }
+
+    #[test]
+    fn a_driver_that_keeps_no_identity_is_marked() {
+        let driver = v1::Node {
+            role: v1::Role::Driver.into(),
+            once: true,
+            identity_not_after_unix: 1_764_000_000 + 30 * 86_400,
+            ..node()
+        };
+        let list = NodeList { nodes: vec![NodeView::new(&driver), NodeView::new(&node())] };
+        let text = list.text(now());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("driver (once)") && lines[1].contains("not kept"), "{text}");
+        assert!(!lines[1].contains("in 30d") && !lines[2].contains("not kept"), "{text}");
+    }
+
+    #[test]
+    fn only_a_revoked_node_whose_leaf_lives_cannot_be_forgotten() {
+        let revoked = v1::Node { state: v1::NodeState::Revoked.into(), ..node() };
+        let refused = must_be_forgettable(&revoked, now()).unwrap_err().to_string();
+        assert!(refused.starts_with("refused: LEAF_STILL_LIVES: node \"worker-7\""), "{refused}");
+        let expired = v1::Node { leaf_not_after_unix: 1_764_000_000, ..revoked };
+        assert!(must_be_forgettable(&expired, now()).is_ok());
+        assert!(must_be_forgettable(&node(), now()).is_ok());
     }
 
     #[test]

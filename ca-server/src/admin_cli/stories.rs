@@ -146,6 +146,11 @@ impl AdminService for Played {
     async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Answer<v1::Node> {
         match request.get_ref().name.as_str() {
             "n1" => Ok(Response::new(node("n1"))),
+            "r1" => Ok(Response::new(v1::Node {
+                state: v1::NodeState::Revoked.into(),
+                leaf_not_after_unix: 253_402_300_799,
+                ..node("r1")
+            })),
             other => Err(Reason::NotFound.status(&format!("no node {other} in c1"), None)),
         }
     }
@@ -301,6 +306,39 @@ async fn a_refusal_prints_its_reason_and_exits_2() {
         assert!(ended.err.starts_with(reason) && ended.out.is_empty(), "{line}: {ended:?}");
     }
     assert!(stage.ca.changes().is_empty());
+}
+
+#[tokio::test]
+async fn what_will_be_refused_is_not_announced() {
+    let stage = Stage::open();
+    let ended = stage.run("node forget --cluster c1 r1 --yes").await;
+    assert_eq!(ended.code, ExitCode::from(2), "{ended:?}");
+    assert!(ended.err.starts_with("refused: LEAF_STILL_LIVES: "), "{ended:?}");
+    assert!(!ended.err.contains("will be forgotten"), "{ended:?}");
+    assert!(stage.ca.changes().is_empty());
+}
+
+#[tokio::test]
+async fn several_uses_of_one_exact_name_are_worth_a_word() {
+    let stage = Stage::open();
+    for (number, (flags, noted)) in [
+        ("--uses 3 --node gpu3", true),
+        ("--uses 3 --node gpu3 --generate-names", false),
+        ("--uses 3 --node gpu*", false),
+        ("--uses 2 --node gpu3 --node gpu4", false),
+        ("--node gpu3", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = stage.path(&format!("{number}.join"));
+        let line =
+            format!("token create --cluster c1 --role worker {flags} --out {}", out.display());
+        let ended = stage.run(&line).await;
+        assert_eq!(ended.code, ExitCode::SUCCESS, "{ended:?}");
+        let text = "3 uses for 1 exact node name: a name is one machine's at a time";
+        assert_eq!(ended.out.contains(text), noted, "{flags}: {ended:?}");
+    }
 }
 
 #[tokio::test]

@@ -146,6 +146,7 @@ async fn create(args: &Create, client: &Client, screen: &mut Screen) -> Result<(
     let view = CreatedView {
         token: TokenView::new(&token),
         join_file: args.out.clone(),
+        notes: notes(args),
         next: next_step(args),
     };
     Ok(screen.show(&view)?)
@@ -281,6 +282,22 @@ async fn withdraw(
     }
 }
 
+/// What may not be meant.
+fn notes(args: &Create) -> Vec<String> {
+    let exact = !args.generate_names && args.nodes.iter().all(|name| !name.ends_with('*'));
+    let names = args.nodes.len();
+    if names == 0 || !exact || args.uses as usize <= names {
+        return Vec::new();
+    }
+    vec![format!(
+        "{} uses for {names} exact node name{}: a name is one machine's at a time; for several \
+         machines give a pattern (such as '{}-*') or --generate-names",
+        args.uses,
+        if names == 1 { "" } else { "s" },
+        args.nodes[0]
+    )]
+}
+
 /// The command that enrols with the join file just written, whole.
 fn next_step(args: &Create) -> String {
     let file = args.out.file_name().map_or_else(|| "FILE".into(), |name| name.to_string_lossy());
@@ -397,6 +414,7 @@ impl View for TokenView {
 struct CreatedView {
     token: TokenView,
     join_file: PathBuf,
+    notes: Vec<String>,
     next: String,
 }
 
@@ -404,6 +422,9 @@ impl View for CreatedView {
     fn text(&self, now: OffsetDateTime) -> String {
         let mut table = self.token.table(now);
         table.fact("join file", self.join_file.display());
+        if !self.notes.is_empty() {
+            table.facts("notes", &self.notes);
+        }
         format!(
             "{table}\nThe join file holds a secret. Carry it to the machine, mode 0600, and run \
              there:\n  {}\n",
@@ -525,6 +546,7 @@ mod tests {
         let view = CreatedView {
             token: TokenView::new(answer.token.as_ref().unwrap()),
             join_file: "worker.join".into(),
+            notes: vec![],
             next: "node-agent enroll --join worker.join".to_owned(),
         };
         let text = view.text(raymtls_proto::clock::from_unix(1_764_000_000).unwrap());

@@ -26,7 +26,10 @@ fn status(ca: &Ca, call: &'static str, who: &str, error: &StoreError) -> Status 
         // Counted above: a line each would let a flood fill the log.
         debug!(call, who, %refusal, "call refused");
     } else if reason != Reason::Superseded {
-        info!(call, who, reason = reason.as_str(), %refusal, "call refused");
+        let elapsed = ca.clock.elapsed();
+        if let Some(left_out) = ca.quiet.tell(elapsed, "call", who, reason.as_str()) {
+            info!(call, who, reason = reason.as_str(), %refusal, left_out, "call refused");
+        }
     }
     refusal.status()
 }

@@ -243,7 +243,7 @@ fn issuer_below(
 fn ca_contents(
     profile: Profile,
     authority: &Authority,
-    key: &KeyPair,
+    key: &impl PublicKeyData,
     now: OffsetDateTime,
     life: Duration,
 ) -> Contents {
@@ -315,7 +315,7 @@ fn wrap_signer(
     let key_name = key_name(authority, place, signer.certificate_der(), root.certificate_der());
     CaKey {
         certificate_der: signer.certificate_der().to_vec(),
-        wrapped_key: kek.wrap(&key_name, signer.issuer().key().serialized_der()),
+        wrapped_key: kek.wrap(&key_name, signer.issuer().key().pkcs8()),
         not_after_ms: unix_ms(signer.not_after()),
         key_id: signer.key_id().to_vec(),
     }

@@ -4,11 +4,12 @@
 use std::fmt;
 
 use raymtls_proto::leaf::{LeafError, LeafFacts};
-use rcgen::{Issuer, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rcgen::{Issuer, KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{
     csr::key_hash,
@@ -22,7 +23,7 @@ pub struct Signer {
     key_id: Vec<u8>,
     subject_der: Vec<u8>,
     not_after: OffsetDateTime,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, CaPrivateKey>,
 }
 
 /// Why nothing was signed.
@@ -54,7 +55,7 @@ impl Signer {
         }
         let key_id = subject_key_id(&certificate_der)?;
         let certificate_der = CertificateDer::from(certificate_der);
-        let issuer = Issuer::from_ca_cert_der(&certificate_der, key)?;
+        let issuer = Issuer::from_ca_cert_der(&certificate_der, CaPrivateKey(key))?;
         Ok(Self {
             certificate_der,
             key_id,
@@ -130,8 +131,42 @@ impl Signer {
     }
 
     /// For CRLs.
-    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+    pub(super) fn issuer(&self) -> &Issuer<'static, CaPrivateKey> {
         &self.issuer
+    }
+}
+
+/// A key of the CA. Its encoding is wiped when it is dropped; the crypto library wipes what it frees.
+pub(crate) struct CaPrivateKey(KeyPair);
+
+impl CaPrivateKey {
+    /// PKCS#8 in DER.
+    pub(super) fn pkcs8(&self) -> &[u8] {
+        self.0.serialized_der()
+    }
+}
+
+impl Drop for CaPrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for CaPrivateKey {}
+
+impl PublicKeyData for CaPrivateKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for CaPrivateKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
     }
 }
 
@@ -165,12 +200,12 @@ pub fn subject_key_id(certificate_der: &[u8]) -> Result<Vec<u8>, LeafError> {
 pub(crate) mod lie {
     use std::cell::Cell;
 
-    use rcgen::{Certificate, CertificateParams, Error, Issuer, KeyPair, SubjectPublicKeyInfo};
+    use rcgen::{Certificate, CertificateParams, Error, Issuer, SubjectPublicKeyInfo};
 
     pub(crate) type Lie = fn(
         CertificateParams,
         &SubjectPublicKeyInfo,
-        &Issuer<'static, KeyPair>,
+        &Issuer<'static, super::CaPrivateKey>,
     ) -> Result<Certificate, Error>;
 
     thread_local! {

@@ -1,8 +1,9 @@
 //! Many rates in fixed memory: a count-min sketch of generic cell rates. A key has one cell in each of
 //! four rows, placed by a hash whose seed is drawn at start; what it has used is the least of its
 //! cells. Cells are never given up, so there is no eviction that could hand somebody a fresh start:
-//! keys that share cells can only be judged too strictly, and to share all four with a stranger is a
-//! matter of chance that nobody outside can steer.
+//! keys that share cells can only be judged too strictly. Which cells a key has, nobody outside can
+//! tell; but whoever has keys by the ten thousand can fill them all, so what is counted by a key that
+//! strangers can make up must not shut anybody out.
 //!
 //! Takes any key, and how long it is since some moment that stays the same: the wall clock may jump, and
 //! nobody should be locked out by that.
@@ -68,13 +69,6 @@ impl<K: Hash> Sketch<K> {
             }
         }
         wait
-    }
-
-    /// The same, and takes none.
-    pub(super) fn look(&self, elapsed: Duration, key: &K) -> Wait {
-        let now_us = microseconds(elapsed);
-        let used_until = used_until(now_us, &self.places(key), &self.lock());
-        self.wait(now_us, used_until)
     }
 
     fn wait(&self, now_us: u64, used_until_us: u64) -> Wait {

@@ -12,6 +12,10 @@ fn v4(last: u32) -> IpAddr {
     IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + last))
 }
 
+fn token(number: u8) -> TokenId {
+    format!("{number:016x}").parse().unwrap()
+}
+
 #[test]
 fn a_burst_then_the_rate_and_a_refused_one_costs_nothing() {
     // 60 a minute: one a second, three at once.
@@ -43,7 +47,7 @@ fn an_ipv6_host_is_its_64_and_a_mapped_address_is_ipv4() {
 }
 
 #[test]
-fn wrong_tokens_shut_out_their_address_alone_and_grow_back() {
+fn wrong_tokens_count_against_their_address_alone_and_grow_back() {
     let limiter = Limiter::new(&Limits {
         wrong_tokens_per_address_per_minute: 60,
         wrong_tokens_per_address_burst: 2,
@@ -51,35 +55,60 @@ fn wrong_tokens_shut_out_their_address_alone_and_grow_back() {
     });
     let (bad, good) = (v4(1), v4(2));
     for _ in 0..2 {
-        limiter.attempt(at_ms(0), bad).unwrap();
-        limiter.wrong_token(at_ms(0), bad);
+        limiter.wrong_token(at_ms(0), bad).unwrap();
     }
-    let refusal = limiter.attempt(at_ms(0), bad).unwrap_err();
+    let refusal = limiter.wrong_token(at_ms(0), bad).unwrap_err();
     let expected = Refusal::RateLimited {
         what: "wrong tokens from this address",
         retry_after: Duration::from_secs(1),
     };
     assert_eq!(refusal, expected);
-    limiter.attempt(at_ms(0), good).unwrap();
-    limiter.attempt(at_ms(1_000), bad).unwrap();
+    limiter.wrong_token(at_ms(0), good).unwrap();
+    limiter.wrong_token(at_ms(1_000), bad).unwrap();
 }
 
 #[test]
-fn whoever_has_no_token_spends_nothing_of_what_all_share() {
+fn whoever_has_no_token_spends_nothing_of_what_others_need() {
     let limiter = Limiter::new(&Limits { enrolments_burst: 1, ..Limits::default() });
-    // A whole network tries wrong tokens until none of its addresses may any more.
+    // A whole network tries wrong tokens until all of them are too many.
     for address in 0..2_000 {
-        while limiter.attempt(at_ms(0), v4(address)).is_ok() {
-            limiter.wrong_token(at_ms(0), v4(address));
-        }
+        while limiter.wrong_token(at_ms(0), v4(address)).is_ok() {}
     }
-    limiter.enrolment(at_ms(0)).unwrap();
-    assert!(limiter.enrolment(at_ms(0)).is_err(), "the limit in all does not limit");
+    for address in 0..2_000 {
+        limiter.attempt(at_ms(0), v4(address)).unwrap();
+    }
+    limiter.enrolment(at_ms(0), &token(1)).unwrap();
+    assert!(limiter.enrolment(at_ms(0), &token(2)).is_err(), "the limit in all does not limit");
     // Bystanders are judged by themselves, all but for chance.
-    let shut_out = (1..=10_000).filter(|n| limiter.attempt(at_ms(0), v4(1 << 20 | n)).is_err());
-    let shut_out = shut_out.count();
-    println!("2,000 addresses over their limit: {shut_out} of 10,000 others judged with them");
-    assert!(shut_out < 30, "{shut_out} of 10,000");
+    let judged = (1..=10_000).filter(|n| limiter.wrong_token(at_ms(0), v4(1 << 20 | n)).is_err());
+    let judged = judged.count();
+    println!("2,000 addresses over their limit: {judged} of 10,000 others judged with them");
+    assert!(judged < 30, "{judged} of 10,000");
+}
+
+#[test]
+fn whoever_holds_one_token_leaves_as_much_to_the_others() {
+    let limiter = Limiter::default();
+    let enrolled = |holder| {
+        (0..10_000).filter(|_| limiter.enrolment(at_ms(0), &token(holder)).is_ok()).count()
+    };
+    assert_eq!((enrolled(1), enrolled(2), enrolled(3)), (3_000, 3_000, 0));
+}
+
+#[test]
+fn an_identity_that_is_not_in_force_spends_nothing_of_its_node_s() {
+    let limiter = Limiter::default();
+    let caller = Caller {
+        cluster: "c1".parse().unwrap(),
+        node: "w1".parse().unwrap(),
+        serial: Serial::new(1, [7; 10]),
+        source: None,
+    };
+    while limiter.stray(at_ms(0), &caller).is_ok() {}
+    for (call, most) in [(NodeCall::Certificate, 120), (NodeCall::Sync, 30)] {
+        let may = (0..1_000).filter(|_| limiter.node_call(at_ms(0), call, &caller).is_ok()).count();
+        assert_eq!(may, most, "{call:?}");
+    }
 }
 
 #[test]
@@ -87,7 +116,7 @@ fn a_thousand_nodes_behind_one_address_join_within_a_minute() {
     let limiter = Limiter::default();
     let joined = (0..1_000).filter(|_| limiter.attempt(at_ms(0), v4(1)).is_ok()).count();
     assert_eq!(joined, 1_000);
-    let in_all = (0..3_000).filter(|_| limiter.enrolment(at_ms(0)).is_ok()).count();
+    let in_all = (0..3_000).filter(|_| limiter.enrolment(at_ms(0), &token(1)).is_ok()).count();
     assert_eq!(in_all, 3_000);
 }
 

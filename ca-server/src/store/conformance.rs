@@ -127,6 +127,7 @@ suite! {
         a_revoked_node_gets_nothing
         only_a_newer_token_may_use_a_revoked_address
         revoking_blocks_no_address_another_live_node_has
+        revoking_blocks_no_address_a_node_only_claimed
         revoking_voids_what_is_left_of_the_token_unless_it_is_kept
         revoking_voids_the_tokens_of_earlier_enrolments_too
         a_leaf_of_an_earlier_life_keeps_a_revoked_node_on_record

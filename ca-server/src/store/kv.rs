@@ -7,6 +7,7 @@ use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
     thread,
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -79,7 +80,7 @@ impl KvStore {
         for cluster in decide::cluster::list(&view)? {
             shared.publish(&cluster.cluster, cluster.version);
         }
-        let reader = ArcSwapOption::new(engine.reader().map(Arc::new));
+        let reader = ArcSwapOption::from_pointee(engine.reader());
         let (queue, failure) = start(engine, audit_head, started_ms, Arc::clone(&shared))?;
         Ok(Self { epoch: header.epoch, queue, shared, failure, reader, started_ms })
     }
@@ -141,8 +142,8 @@ impl KvStore {
         told.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
-    /// A plan made beside the writer, on what is written now: it waits for no commit and wakes
-    /// nobody. Nothing of it may leave the CA, because what it saw need not be durable, nor belong
+    /// A plan made beside the writer, on what is written now: it waits for no flush and wakes nobody
+    /// (sled holds its readers up while it takes a batch in, not while it flushes). Nothing of it may leave the CA, because what it saw need not be durable, nor belong
     /// together: it is good for signing, and the verb that commits judges all of it again. Only a
     /// plan that came out as yes is good for that; any other is for the writer to make.
     fn glance<T>(
@@ -150,6 +151,15 @@ impl KvStore {
         now: OffsetDateTime,
         decision: impl FnOnce(&mut View<'_>) -> Result<T, StoreError>,
     ) -> Option<T> {
+        self.look(unix_ms(now), decision)?.ok()
+    }
+
+    /// What a decision comes to on what is written now, whatever it is; `None` without a reader.
+    fn look<T>(
+        &self,
+        now_ms: i64,
+        decision: impl FnOnce(&mut View<'_>) -> Result<T, StoreError>,
+    ) -> Option<Result<T, StoreError>> {
         if self.queue.is_closed() {
             return None;
         }
@@ -157,8 +167,8 @@ impl KvStore {
         let reader = reader.as_ref()?;
         let nothing = Writes::new();
         let audit_head = empty_audit_head();
-        let mut view = View::new(&***reader, &nothing, audit_head, unix_ms(now), self.started_ms);
-        decision(&mut view).ok()
+        let mut view = View::new(&***reader, &nothing, audit_head, now_ms, self.started_ms);
+        Some(decision(&mut view))
     }
 
     fn stopped(&self) -> StoreError {
@@ -282,6 +292,23 @@ impl Store for KvStore {
         page: String,
     ) -> Result<Page<TokenRecord>, StoreError> {
         self.decide(None, move |view| decide::token::list(view, &cluster, &page)).await
+    }
+
+    async fn check_token(&self, token: TokenId, secret_hash: [u8; 32]) -> Result<(), StoreError> {
+        let check = move |view: &mut View<'_>| decide::token::check(view, &token, &secret_hash);
+        // No time is asked.
+        match self.look(self.started_ms, check.clone()) {
+            Some(judged @ (Ok(()) | Err(StoreError::Refused(_)))) => judged,
+            Some(Err(_)) | None => self.decide(None, check).await,
+        }
+    }
+
+    async fn is_in_force(&self, caller: Caller) -> Result<bool, StoreError> {
+        let ask = move |view: &mut View<'_>| decide::identity::is_in_force(view, &caller);
+        match self.look(self.started_ms, ask.clone()) {
+            Some(Ok(in_force)) => Ok(in_force),
+            Some(Err(_)) | None => self.decide(None, ask).await,
+        }
     }
 
     async fn plan_enroll(
@@ -486,11 +513,15 @@ impl Store for KvStore {
     }
 
     async fn close(&self) {
+        let reader = self.reader.swap(None);
         // A writer that has stopped takes no word, and needs none.
-        self.reader.store(None);
         let _ = self.queue.send(Message::Close).await;
         let mut failure = self.failure.clone();
         while failure.changed().await.is_ok() {}
+        // A glance that began before still reads: the engine is let go when the last one has ended.
+        while reader.as_ref().is_some_and(|reader| Arc::strong_count(reader) > 1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 

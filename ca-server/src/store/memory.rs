@@ -50,8 +50,8 @@ impl Reader for MemoryEngine {
 }
 
 impl Engine for MemoryEngine {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
-        Some(Box::new(self.clone()))
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
+        Box::new(self.clone())
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {

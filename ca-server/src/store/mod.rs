@@ -399,6 +399,14 @@ pub trait Store: Debug + Send + Sync + 'static {
         page: String,
     ) -> Result<Page<TokenRecord>, StoreError>;
 
+    /// Whether there is such a token, by what is written: nothing rests on it but where the call is
+    /// counted, and that a wrong one is told so.
+    async fn check_token(&self, token: TokenId, secret_hash: [u8; 32]) -> Result<(), StoreError>;
+
+    /// Whether the caller's identity is its live node's current or pending one, by what is written:
+    /// nothing rests on it but where the call is counted.
+    async fn is_in_force(&self, caller: Caller) -> Result<bool, StoreError>;
+
     /// Judges an enrolment. `Issue` may rest on what is not durable yet: it is for signing, and
     /// nothing of it leaves before `enroll` has said the same. So do `plan_renew` and `plan_leaf`.
     async fn plan_enroll(

@@ -517,10 +517,12 @@ pub enum AuditKind {
     NodeForgotten = 14,
     /// CRLs were signed.
     CrlSigned = 15,
+    /// A node lost an address it had only claimed to the machine that is there.
+    AddressLost = 16,
     /// A node was silent for longer than the lease: no member any more.
-    MemberLapsed = 16,
+    MemberLapsed = 17,
     /// A node that had lapsed was heard of again.
-    MemberReturned = 17,
+    MemberReturned = 18,
 }
 
 /// One record of the audit log. Its hash covers its bytes, and with them the hash before it.

@@ -164,8 +164,8 @@ impl Reader for SledEngine {
 }
 
 impl Engine for SledEngine {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
-        Some(Box::new(self.pairs.clone()))
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
+        Box::new(self.pairs.clone())
     }
 
     fn commit(&mut self, writes: &Writes) -> Result<(), StoreError> {

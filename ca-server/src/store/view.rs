@@ -35,10 +35,8 @@ pub trait Reader {
 /// The same, that makes a batch durable as a whole or not at all.
 pub trait Engine: Reader + Send + 'static {
     /// Reads what is there beside the thread that owns the engine: what was written and is not yet
-    /// durable too, and a commit in the making in part. `None` where it cannot.
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
-        None
-    }
+    /// durable too, and a commit in the making in part.
+    fn reader(&self) -> Box<dyn Reader + Send + Sync>;
 
     /// Makes the writes durable, all or none. `None` deletes.
     ///

@@ -167,8 +167,14 @@ impl Agent {
         tracing::info!(key_folder = %change.name, old = %change.old, serial = %change.new, not_after = %Moment::from(leaf.facts.not_after), "leaf renewed");
         held.folder.chain = leaf.chain;
         held.folder.facts = leaf.facts;
+        held.leaf_since = self.clock.elapsed();
+        let begun = held.life().has_begun(self.clock.now());
         self.tls.put_bundle(number, &leaf.bundle)?;
         self.held.remove(&Call::RenewLeaf(number));
+        if !begun {
+            // Dated ahead of the time the CA itself says: the next one is not fetched at once.
+            self.pause(Call::RenewLeaf(number), self.config.pauses.refused);
+        }
         self.hooks.tell(HookEvent::LeafRenewed, &self.tls.folder_path(number));
         self.sync.report_soon();
         Ok(change)
@@ -185,7 +191,7 @@ impl Agent {
         let number = self.tls.next_number()?;
         let folder = self.tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle)?;
         tracing::info!(key_folder = %folder.name(), serial = %folder.facts.serial, not_after = %Moment::from(folder.facts.not_after), "new key folder");
-        self.folders.push(AgentFolder { folder, key_too_old: false });
+        self.folders.push(AgentFolder::new(folder, self.clock.elapsed()));
         self.make_current(number)?;
         self.folder_made_at = Some(Instant::now());
         self.held.remove(&Call::NewFolder);

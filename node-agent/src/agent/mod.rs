@@ -43,6 +43,10 @@ use crate::{
 /// Most messages that wait for the daemon.
 const EVENTS_LEN_MAX: usize = 64;
 
+/// A connection is judged anew after this long: one that was made while the CA's certificate was good
+/// must not be kept by whoever holds its key.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
+
 /// Stands where a reason word of the CA would: this agent found out by itself.
 const IDENTITY_EXPIRED: &str = "IDENTITY_EXPIRED";
 
@@ -143,8 +147,8 @@ impl Handle {
 #[derive(Debug)]
 enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
-    /// A Sync ended; the number says which one.
-    Synced(u64, Box<Result<v1::SyncResponse, CallError>>),
+    /// A Sync ended; the number says which one, the moment when its answer came.
+    Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
 }
 
 /// The agent of one node.
@@ -170,7 +174,7 @@ pub struct Agent {
     renewal_pending: bool,
     folder_wanted: bool,
     folder_made_at: Option<Instant>,
-    client: Option<NodeClient>,
+    client: Option<Connected>,
     sync: sync::Waiting,
     hooks: Hooks,
     renewals: u64,
@@ -185,6 +189,16 @@ pub struct Agent {
 struct AgentFolder {
     folder: Folder,
     key_too_old: bool,
+    /// Since when this agent has its leaf, by time that passes.
+    leaf_since: Duration,
+}
+
+/// The client with the identity in force.
+#[derive(Debug)]
+struct Connected {
+    client: NodeClient,
+    /// When it was made, by time that passes.
+    since: Duration,
 }
 
 impl Agent {
@@ -355,8 +369,8 @@ impl Agent {
                  process uses it"
             ));
         }
-        self.folders =
-            folders.into_iter().map(|folder| AgentFolder { folder, key_too_old: false }).collect();
+        let now = self.clock.elapsed();
+        self.folders = folders.into_iter().map(|folder| AgentFolder::new(folder, now)).collect();
         let named = self.tls.current();
         let is_there = |n: &u32| self.folders.iter().any(|f| f.folder.number == *n);
         self.current = named.filter(is_there);
@@ -373,12 +387,14 @@ impl Agent {
 
     fn look(&self, now: OffsetDateTime) -> Facts {
         let facts = &self.identity.facts;
-        let on_the_wall = |at: Instant| now + at.saturating_duration_since(Instant::now());
+        let on_the_wall =
+            |at: Instant| state::after(now, at.saturating_duration_since(Instant::now()));
+        let elapsed = self.clock.elapsed();
         Facts {
             standing: self.standing.clone(),
             identity: Life::of_identity(facts.serial, issued_at(facts), facts.not_after),
             renewal_pending: self.renewal_pending,
-            folders: self.folders.iter().map(AgentFolder::facts).collect(),
+            folders: self.folders.iter().map(|folder| folder.facts(elapsed)).collect(),
             current: self.current,
             env_names: self.env_names,
             folder_wanted: self.folder_wanted,
@@ -438,7 +454,7 @@ impl Agent {
                 self.publish();
                 let _ = reply.send(answer);
             }
-            Ok(Some(Event::Synced(number, result))) => self.synced(number, *result),
+            Ok(Some(Event::Synced(number, came, result))) => self.synced(number, came, *result),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }
@@ -446,8 +462,10 @@ impl Agent {
 
     /// The client with the identity in force.
     fn client(&mut self) -> Result<NodeClient, ActError> {
-        if let Some(client) = &self.client {
-            return Ok(client.clone());
+        let now = self.clock.elapsed();
+        let fresh = |c: &&Connected| now.saturating_sub(c.since) < CONNECTION_AGE_MAX;
+        if let Some(connected) = self.client.as_ref().filter(fresh) {
+            return Ok(connected.client.clone());
         }
         let target = Target {
             endpoints: self.node.node_endpoints.clone(),
@@ -455,9 +473,9 @@ impl Agent {
             control_roots: self.node.control_roots.clone(),
             control_crls: self.memory.control_crls().to_vec(),
         };
-        let limits = self.config.limits;
-        let client = NodeClient::new(&target, &self.identity, limits, self.clock.clone())?;
-        Ok(self.client.insert(client).clone())
+        let (limits, judges) = (self.config.limits, self.clock.judges());
+        let client = NodeClient::judged_by(&target, &self.identity, limits, &judges)?;
+        Ok(self.client.insert(Connected { client, since: now }).client.clone())
     }
 
     fn problem(&mut self, text: String) {
@@ -525,12 +543,21 @@ impl Agent {
 }
 
 impl AgentFolder {
-    fn facts(&self) -> FolderFacts {
+    fn new(folder: Folder, leaf_since: Duration) -> Self {
+        Self { folder, key_too_old: false, leaf_since }
+    }
+
+    fn life(&self) -> Life {
         let facts = &self.folder.facts;
+        Life::of_leaf(facts.serial, issued_at(facts), facts.not_after)
+    }
+
+    fn facts(&self, elapsed: Duration) -> FolderFacts {
         FolderFacts {
             number: self.folder.number,
-            life: Life::of_leaf(facts.serial, issued_at(facts), facts.not_after),
+            life: self.life(),
             key_too_old: self.key_too_old,
+            held_for: elapsed.saturating_sub(self.leaf_since),
         }
     }
 }

@@ -107,7 +107,9 @@ impl Agent {
         // Another call has its turn first: one that never gets an answer must not starve the rest.
         if let Some(call) = call {
             let failures = self.failures_of(Some(call));
-            let besides = state::away_backoff(now, &facts, failures, rand::random());
+            // From what is left after the first wait: both together end before the certificate does.
+            let then = state::after(now, wait);
+            let besides = state::away_backoff(then, &facts, failures, rand::random());
             let until = Instant::now() + wait + besides;
             let failures = failures.saturating_add(1);
             self.held.insert(call, Held { until, failures, why: None, away: true });
@@ -132,7 +134,7 @@ impl Agent {
     fn hold_all_back(&mut self, wait: Duration, error: &ActError) {
         self.calls_not_before = Some(Instant::now() + wait);
         self.contact.last_error = Some(error.to_string());
-        self.contact.next_try = Some((self.clock.now() + wait).into());
+        self.contact.next_try = Some(state::after(self.clock.now(), wait).into());
     }
 
     /// What does not succeed, for the status. What is no longer tried is forgotten.

@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     started: Option<Instant>,
     /// Times in a row that another call took its place.
     superseded: u32,
+    /// It was said that the CA asks for an act nobody here knows.
+    unknown_act_said: bool,
 }
 
 impl Waiting {
@@ -76,7 +78,7 @@ impl Agent {
         let (number, events) = (self.sync.number, self.event_sender.clone());
         let task = tokio::spawn(async move {
             let result = Box::new(client.sync(request).await);
-            let _ = events.send(Event::Synced(number, result)).await;
+            let _ = events.send(Event::Synced(number, Instant::now(), result)).await;
         });
         self.sync.task = Some(Task(task.abort_handle()));
         Ok(())
@@ -92,15 +94,20 @@ impl Agent {
         self.apply(&answer)
     }
 
-    pub(super) fn synced(&mut self, number: u64, result: Result<v1::SyncResponse, CallError>) {
+    pub(super) fn synced(
+        &mut self,
+        number: u64,
+        came: Instant,
+        result: Result<v1::SyncResponse, CallError>,
+    ) {
         if number != self.sync.number || !self.sync.is_waiting() {
             return;
         }
         self.sync.end();
         match result {
             Ok(answer) => {
-                let took = self.sync.started.map_or(Duration::ZERO, |at| at.elapsed());
-                self.hear_time_after_wait(answer.server_time_unix, took);
+                let took = self.sync.started.map_or(Duration::ZERO, |at| came.duration_since(at));
+                self.hear_time_after_wait(answer.server_time_unix, took, came.elapsed());
                 self.answered();
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
@@ -228,7 +235,13 @@ impl Agent {
                 tracing::info!(reason = %act.reason, "the CA asks for a new key folder");
                 self.folder_wanted = true;
             }
-            None => tracing::warn!("the CA asks for an act this release does not know: skipped"),
+            // It comes again with each answer for as long as nobody obeys it.
+            None if !std::mem::replace(&mut self.sync.unknown_act_said, true) => {
+                tracing::warn!(
+                    "the CA asks for an act this release does not know: skipped; upgrade node-agent"
+                );
+            }
+            None => {}
         }
     }
 

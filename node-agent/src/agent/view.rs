@@ -48,6 +48,7 @@ impl Agent {
         status.clock_skew_seconds = self.clock.skew().map(seconds);
         status.problems = self.problems.clone();
         status.problems.extend(self.skew_reported().map(skew::problem));
+        status.problems.extend(self.time_not_believed());
         status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
         status
@@ -79,7 +80,7 @@ impl Agent {
 
     fn folder_status(&self, held: &AgentFolder) -> FolderStatus {
         let number = held.folder.number;
-        let life = held.facts().life;
+        let life = held.life();
         FolderStatus {
             name: held.folder.name(),
             current: self.current == Some(number),

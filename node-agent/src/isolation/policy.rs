@@ -58,11 +58,12 @@ impl Policy {
     #[must_use]
     pub fn blocked(&self) -> BTreeSet<IpAddr> {
         let admins = ranges(&self.settings.admin_ranges);
+        let members: BTreeSet<IpAddr> = self.members.iter().map(IpAddr::to_canonical).collect();
         self.blocked
             .iter()
             .map(IpAddr::to_canonical)
             .filter(|address| {
-                !self.members.contains(address)
+                !members.contains(address)
                     && !self.protected.holds(*address)
                     && !admins.iter().any(|range| range.contains(address))
             })

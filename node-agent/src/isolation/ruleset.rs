@@ -8,8 +8,12 @@
 //!   own number is seen as it was dialled): who may reach a guarded port of this host.
 //! - `published` (forward): the same, for a port that is published under another number.
 //!
-//! Each packet is judged, not each connection: a caller that is taken out of a set is cut off in the
-//! middle of its connections too. Answers to what this host dialled itself pass.
+//! Each packet is judged, by address and port: what a caller that was taken out of a set sends does not
+//! arrive, in the middle of its connections either. Answers to what this host dialled itself pass because
+//! they go to a port that is not guarded. The kernel's record of who began a connection decides nothing:
+//! a connection that is picked up in the middle counts as begun by whoever is heard first, and a
+//! caller can have the record end early by a reset that is recorded and then dropped here. The price: a
+//! connection dialled *from* a guarded port gets its answers from that port's callers only.
 
 use std::{
     collections::BTreeSet,
@@ -110,20 +114,20 @@ fn write_arriving(out: &mut String) -> fmt::Result {
         "\tchain arriving {\n\
          \t\ttype filter hook prerouting priority mangle; policy accept;\n\
          \t\tiif lo accept\n\
-         \t\tct direction reply accept\n\
          \t\tfib daddr type != local accept\n\
          \t\ttcp dport @guarded_ports jump judge\n\
          \t}\n",
     )
 }
 
-/// After destination NAT a packet to a container is forwarded: judged by the port it arrives at there.
+/// What goes to a container is forwarded: judged by the port it arrives at there, whichever side is
+/// recorded as having begun. Only where an address was rewritten: what is merely routed is not ours.
 fn write_published(out: &mut String) -> fmt::Result {
     out.write_str(
         "\tchain published {\n\
          \t\ttype filter hook forward priority filter; policy accept;\n\
-         \t\tct direction reply accept\n\
-         \t\tct status dnat tcp dport @guarded_ports jump judge\n\
+         \t\tct direction original ct status dnat tcp dport @guarded_ports jump judge\n\
+         \t\tct direction reply ct status snat tcp dport @guarded_ports jump judge\n\
          \t}\n",
     )
 }

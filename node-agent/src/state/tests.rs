@@ -14,12 +14,12 @@ fn serial() -> Serial {
 
 fn folder(number: u32) -> FolderFacts {
     let life = Life::of_leaf(serial(), T0, T0 + 48 * HOUR);
-    FolderFacts { number, life, key_too_old: false }
+    FolderFacts { number, life, key_too_old: false, held_for: Duration::ZERO }
 }
 
 fn ends(number: u32, issued: OffsetDateTime, not_after: OffsetDateTime) -> FolderFacts {
     let life = Life::of_leaf(serial(), issued, not_after);
-    FolderFacts { number, life, key_too_old: false }
+    FolderFacts { number, life, key_too_old: false, held_for: Duration::ZERO }
 }
 
 fn facts() -> Facts {
@@ -32,8 +32,7 @@ fn facts() -> Facts {
         env_names: Some(1),
         folder_wanted: false,
         ca_now: None,
-        // No earlier than now: the host's clock has no say of its own.
-        host_now: datetime!(9999-12-31 23:59:59 UTC),
+        host_now: T0,
         sync_waiting: true,
         calls_not_before: None,
         held: Vec::new(),
@@ -59,7 +58,8 @@ type Row = (&'static str, OffsetDateTime, fn(&mut Facts), Action);
 
 fn check(table: &[Row]) {
     for (name, now, change, wanted) in table {
-        let mut facts = facts();
+        // Where a row says nothing of it, the host's clock agrees.
+        let mut facts = Facts { host_now: *now, ..facts() };
         change(&mut facts);
         assert_eq!(next_action(*now, &facts), *wanted, "{name}");
     }
@@ -95,6 +95,88 @@ fn what_is_due_at_each_boundary() {
             Action::Wait(LEAF_DUE),
         ),
     ]);
+}
+
+#[test]
+fn a_leaf_is_due_by_whichever_clock_ends_it_first_and_never_all_the_time() {
+    let leaf = Life::of_leaf(serial(), T0, T0 + 24 * HOUR);
+    let due_after = |ahead: Duration| {
+        (0..=24 * 60).map(|minute| HOUR / 60 * minute).find(|passed| {
+            let now = T0 + *passed;
+            leaf.is_due(now, now + ahead)
+        })
+    };
+    let hours = |n: u32| Some(n * HOUR);
+    assert_eq!(due_after(Duration::ZERO), hours(8), "the clocks agree");
+    // The CA stepped back by so much: to the host, and to its peers, a leaf ends the sooner.
+    assert_eq!(due_after(6 * HOUR), hours(6));
+    assert_eq!(due_after(18 * HOUR), hours(2));
+    for minutes_left in [1, 10, 60, 120, 240] {
+        let ahead = 24 * HOUR - HOUR / 60 * minutes_left;
+        assert_eq!(due_after(ahead), Some(HOUR / 60 * (48.max(minutes_left / 3))), "no rush");
+    }
+    assert_eq!(due_after(24 * HOUR), hours(8), "nothing new would last: by the CA's clock");
+    assert_eq!(due_after(900_000 * HOUR), hours(8));
+}
+
+#[test]
+fn a_host_that_is_behind_postpones_only_where_a_real_part_of_a_life_is_at_stake() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let due_after = |life: Duration, behind: Duration| {
+        let leaf = Life::of_leaf(serial(), T0, T0 + life);
+        (0..=1_200).map(|n| life / 1_200 * n).find(|passed| {
+            let now = T0 + *passed;
+            leaf.is_due(now, now - behind)
+        })
+    };
+    let third = |life: Duration| Some(life / 3);
+    let two_thirds = |life: Duration| Some(life / 3 * 2);
+    let (short, long) = (4 * MINUTE, 40 * 24 * HOUR);
+    for (behind, at_short, at_long) in [
+        (Duration::ZERO, third(short), third(long)),
+        (10 * MINUTE, third(short), third(long)),
+        // From here on a new leaf is valid here so much later than to its peers.
+        (10 * MINUTE + short / 10, third(short), third(long)),
+        (11 * MINUTE, two_thirds(short), third(long)),
+        // Forty days: whoever starts a job late in a leaf's life must not pay for a clock's hour.
+        // (What is not valid here at all serves nobody here: no reason to keep it.)
+        (HOUR, third(short), third(long)),
+        (HOUR / 6 + long / 10 + MINUTE, third(short), two_thirds(long)),
+    ] {
+        assert_eq!(due_after(short, behind), at_short, "4 minutes, {behind:?} behind");
+        assert_eq!(due_after(long, behind), at_long, "40 days, {behind:?} behind");
+    }
+}
+
+#[test]
+fn a_leaf_that_is_dated_ahead_gives_way_to_none_that_is_over_on_arrival() {
+    let leaf = Life::of_leaf(serial(), T0, T0 + 24 * HOUR);
+    let back = |by: Duration, host_now| leaf.is_due(T0 - by, host_now);
+    assert!(!back(HOUR / 6, T0 - HOUR / 6), "ten minutes");
+    assert!(back(11 * HOUR / 60, T0 - 11 * HOUR / 60), "dated ahead, and put right");
+    assert!(back(23 * HOUR, T0), "an hour is worth something");
+    assert!(!back(24 * HOUR, T0), "nothing");
+    assert!(!back(24 * HOUR, T0 + 24 * HOUR - TICK));
+    assert!(back(24 * HOUR, T0 + 24 * HOUR), "at its end");
+}
+
+#[test]
+fn a_leaf_without_a_life_is_no_panic() {
+    let leaf = Life::of_leaf(serial(), T0, T0);
+    assert!(!leaf.is_due(T0 - TICK, T0 - TICK));
+    assert!(!leaf.is_due(T0 - TICK, T0 - TICK - HOUR));
+    assert!(!leaf.is_due(T0 - TICK, T0 + HOUR));
+}
+
+#[test]
+fn the_end_of_the_calendar_is_waited_for_without_a_panic() {
+    let last = datetime!(9999-12-31 23:59:59 UTC);
+    let life = Life::of_leaf(serial(), last - HOUR, last);
+    let mut facts = Facts { host_now: last - TICK, identity: life, ..facts() };
+    facts.folders = vec![FolderFacts { life, ..folder(1) }];
+    facts.standing = Standing::Left;
+    let Action::Wait(until) = next_action(last - TICK, &facts) else { panic!("nothing to do") };
+    assert!(until >= last, "{until}");
 }
 
 #[test]
@@ -233,6 +315,55 @@ fn a_folder_goes_only_when_it_is_long_over_by_both_clocks() {
             GONE,
             |f| (old_and_current(f), f.ca_now = Some(GONE - TICK)).0,
             Action::Wait(GONE + HOUR),
+        ),
+        (
+            "the CA's clock jumped",
+            GONE,
+            |f| {
+                old_and_current(f);
+                (f.ca_now, f.host_now) = (Some(GONE), GONE - TICK);
+            },
+            Action::Wait(GONE + HOUR),
+        ),
+        (
+            "the host's clock stands behind, and two lives passed",
+            GONE,
+            |f| {
+                old_and_current(f);
+                (f.ca_now, f.host_now) = (Some(GONE), OffsetDateTime::UNIX_EPOCH);
+                f.folders[0].held_for = 4 * HOUR;
+            },
+            removed,
+        ),
+        (
+            "the host's clock stands behind, and not quite two lives passed",
+            GONE,
+            |f| {
+                old_and_current(f);
+                (f.ca_now, f.host_now) = (Some(GONE), OffsetDateTime::UNIX_EPOCH);
+                f.folders[0].held_for = 4 * HOUR - TICK;
+            },
+            Action::Wait(GONE + HOUR),
+        ),
+        (
+            "two lives passed, and the CA says less",
+            GONE - TICK,
+            |f| {
+                old_and_current(f);
+                (f.ca_now, f.host_now) = (Some(GONE - TICK), GONE);
+                f.folders[0].held_for = 4 * HOUR;
+            },
+            Action::Wait(GONE),
+        ),
+        (
+            "no room, over by the CA's clock alone",
+            T0 + 2 * HOUR,
+            |f| {
+                f.folders = (1..=16).map(|n| ends(n, T0, T0 + 2 * HOUR)).collect();
+                (f.ca_now, f.current) = (Some(T0 + 2 * HOUR), Some(16));
+                (f.env_names, f.host_now) = (Some(16), T0 + 2 * HOUR - TICK);
+            },
+            Action::Wait(T0 + 3 * HOUR),
         ),
         ("the CA was not heard yet", GONE, old_and_current, Action::Wait(GONE + HOUR)),
         (

@@ -56,6 +56,7 @@ async fn the_join_file_goes_only_when_its_token_is_spent() {
     place.state().put_node(&node).unwrap();
     assert_eq!(again(&place).await.unwrap().join_file, "removed");
     assert!(!place.path("join").exists());
+    assert_eq!(again(&place).await.unwrap().join_file, "none was there");
     assert_eq!(ca.enrolments.load(Ordering::SeqCst), 1);
 }
 
@@ -91,6 +92,10 @@ async fn what_differs_from_the_enrolment_is_refused_by_name() {
         change(&mut options);
         refused(options, what).await;
     }
+    // The host's name is no wish.
+    let unnamed = Options { name: "n2".parse().unwrap(), name_given: false, ..place.options() };
+    let kept = enroll::enroll(&unnamed, place.clock.clone()).await.unwrap();
+    assert!(kept.already && kept.node == "n1", "{kept:?}");
     write_other_join(&ca, &place.path("join"), |join| join.cluster = "c2".parse().unwrap());
     refused(place.options(), "for cluster c2").await;
     write_other_join(&ca, &place.path("join"), |j| {

@@ -106,6 +106,29 @@ async fn a_clock_that_jumps_removes_no_folder() {
     agent.stop().await;
 }
 
+/// The node was let in, so it is not yet that late.
+#[tokio::test]
+async fn a_time_after_the_end_of_the_identity_is_not_believed_and_said() {
+    let clock = start();
+    let ca = ca_with(&clock).await;
+    let place = Place::new(Arc::new(start()));
+    place.enroll(&ca).await.unwrap();
+    let agent = place.run();
+    let before = agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    for far in [datetime!(2027-11-24 08:00 UTC), datetime!(9999-12-31 23:59:59 UTC)] {
+        let right = start().now();
+        clock.set(far);
+        let told = format!("says it is {}", far.year());
+        let status = agent.until("not believed", |s| problem(s, &told)).await;
+        assert_eq!(status.standing, "enrolled");
+        assert_eq!(status.files_work_until, before.files_work_until);
+        clock.set(right);
+        agent.until("believed", |s| s.problems.is_empty()).await;
+    }
+    assert_eq!(agent.handle.status().key_folders, before.key_folders);
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_control_crl_that_no_connection_could_use_is_not_kept() {
     let ca = TestCa::start(Face::Ca).await;
@@ -242,4 +265,41 @@ async fn a_file_that_cannot_be_replaced_fails_its_own_call_only() {
     assert_eq!(renewed.key_folders[0].name, "k2");
     assert!(renewed.failed[0].starts_with("k1: "), "{:?}", renewed.failed);
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_check_tells_a_node_that_is_not_served_from_files_that_are_over() {
+    use crate::status::check;
+    let ca = TestCa::start(Face::Ca).await;
+    let place = Place::new(system_clock());
+    place.enroll(&ca).await.unwrap();
+    let agent = place.run();
+    let good = agent.until("served", |s| s.ca.reachable == Some(true) && s.is_ready()).await;
+    agent.stop().await;
+    let end = good.files_work_until.unwrap().time();
+    let second = Duration::from_secs(1);
+    assert!(check(&good, end - second).is_ok());
+    assert!(matches!(check(&good, end), Err(Failure::Failed(_))), "the leaf is over");
+    type Change = fn(&mut Status);
+    let table: [(&str, Change, u8); 6] = [
+        ("no leaf", |s| s.files_work_until = None, 1),
+        ("no token", |s| s.has_ray_token = Some(false), 1),
+        ("refused", |s| s.standing = "refused".to_owned(), 2),
+        ("must enrol", |s| s.standing = "re-enrol needed".to_owned(), 2),
+        ("left", |s| s.standing = "left".to_owned(), 2),
+        ("away", |s| s.ca.reachable = Some(false), 0),
+    ];
+    for (name, change, code) in table {
+        let mut status = good.clone();
+        change(&mut status);
+        let found = match check(&status, end - second) {
+            Ok(()) => std::process::ExitCode::SUCCESS,
+            Err(failure) => failure.exit_code(),
+        };
+        assert_eq!(
+            format!("{found:?}"),
+            format!("{:?}", std::process::ExitCode::from(code)),
+            "{name}"
+        );
+    }
 }

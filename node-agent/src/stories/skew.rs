@@ -82,3 +82,51 @@ async fn a_state_folder_of_a_newer_format_is_refused_in_words_and_left_alone() {
     assert!(refused.contains("reads format 1: upgrade node-agent"), "{refused}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
 }
+
+#[tokio::test]
+async fn an_act_of_a_newer_release_is_said_once_and_skipped() {
+    let ca = TestCa::start(Face::Ca).await;
+    let place = Place::new(system_clock());
+    place.enroll(&ca).await.unwrap();
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    // Nobody obeys it, so it comes with every answer.
+    ca.with(|k| k.directives = vec![v1::Directive { act: None }]);
+    let agent = place.run();
+    for version in 2..5 {
+        ca.with(|k| k.version = version);
+        let wanted = format!("7/{version}");
+        let is_there = |s: &Status| s.received.as_ref().is_some_and(|r| r.ends_with(&wanted));
+        agent.until("the version", is_there).await;
+    }
+    assert_eq!(
+        log.text().matches("an act this release does not know").count(),
+        1,
+        "{}",
+        log.text()
+    );
+    agent.stop().await;
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -134,17 +134,19 @@ rule() {
   fi
 }
 
+# Every name that apply gives a rule of this cluster, whole: `a` is not the beginning of `a-deny` here.
 clear() {
   local names name
-  local asked=(compute firewall-rules list "--project=$PROJECT"
-    "--filter=name~^ray-$CLUSTER-(nodes-from|head-from|ca-from|deny)-" "--format=value(name)")
+  local ours="^ray-$CLUSTER-(nodes-from-members|head-from-members|(nodes|head)-from-(admin|scraper|driver)-v[46]|ca-from-nodes|ca-from-driver-v[46]|deny-v[46])\$"
+  local asked=(compute firewall-rules list "--project=$PROJECT" "--filter=name~$ours" "--format=value(name)")
   if [ "$DRY_RUN" = yes ]; then
     call "${asked[@]}"
     return
   fi
-  names=$("$GCLOUD" "${asked[@]}")
+  # Once more here: what is deleted does not hang on how Google reads the filter.
+  names=$("$GCLOUD" "${asked[@]}" | grep -E -- "$ours" || true)
   # The denials go first: a cluster that runs is not cut in between.
-  { grep -e -deny- <<<"$names" || true; grep -v -e -deny- <<<"$names" || true; } | while read -r name; do
+  { grep -e -deny-v <<<"$names" || true; grep -v -e -deny-v <<<"$names" || true; } | while read -r name; do
     [ -z "$name" ] || call compute firewall-rules delete "$name" "--project=$PROJECT" --quiet </dev/null
   done
 }

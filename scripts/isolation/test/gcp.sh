@@ -16,7 +16,11 @@ work=$(dirname "$0")
 touch "$work/rules"
 case "$3" in
   describe) grep -qx -- "$4" "$work/rules"; exit ;;
-  list) cat "$work/rules"; exit ;;
+  list)
+    [[ " $* " =~ \ --filter=name~([^ ]+)\  ]]
+    grep -E -- "${BASH_REMATCH[1]}" "$work/rules" || true
+    exit
+    ;;
   create) ! grep -qx -- "$4" "$work/rules"; printf '%s\n' "$4" >>"$work/rules" ;;
   update) grep -qx -- "$4" "$work/rules" ;;
   delete) grep -qx -- "$4" "$work/rules"; sed -i "/^$4\$/d" "$work/rules" ;;
@@ -45,6 +49,14 @@ main() {
   gcp clear --cluster team-b --project p
   [ ! -s "$WORK/rules" ] || fail "clear leaves rules behind: $(cat "$WORK/rules")"
   head -n 1 "$WORK/calls" | grep -q -e -deny- || fail "clear takes an allow away before the denials"
+
+  # A cluster whose name begins with another's, and goes on as a rule's does.
+  apply a
+  apply a-deny
+  cp "$WORK/rules" "$WORK/both"
+  gcp clear --cluster a --project p
+  differ <(grep "ray-a-deny-.*-from-" "$WORK/both"; grep ray-a-deny-deny- "$WORK/both") \
+    <(grep -v deny-v "$WORK/rules"; grep deny-v "$WORK/rules") "clear took another cluster's rules, or left its own"
 
   refused "the head's ports would be open on workers" gcp apply --cluster x --project p --network n --head-account a --worker-account a
   refused "holds everybody" apply team-a --admin-ranges 0.0.0.0/0

@@ -3,6 +3,9 @@
     host.py listen PORT...        answers "+" on each port, IPv4 and IPv6, then echoes; says "ready"
     host.py probe                 JSON lines [address, port, seconds] in; a JSON list of true (open) or false out
     host.py flow ADDRESS PORT     echoes back and forth until its input ends; says when the last came
+    host.py hold ADDRESS PORT     a connection kept open; per line of input: "reset" sends the other end a reset
+                                  in sequence past our own kernel, which keeps the connection; "ask" says true
+                                  if what is sent now is echoed
 
 Times are of the monotonic clock, which all namespaces of a machine share.
 """
@@ -10,12 +13,20 @@ Times are of the monotonic clock, which all namespaces of a machine share.
 import asyncio
 import json
 import socket
+import struct
 import sys
 import threading
 import time
 
 PROBES_AT_ONCE = 100
 FLOW_EVERY = 0.002
+# The listener asks after a silent peer this often, as a server with keepalive does.
+KEEPALIVE_SECONDS = 2
+KEEPALIVES_MAX = 100
+ASK_SECONDS = 3
+# linux/tcp.h: reads the next sequence number of a connection.
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+SEND_QUEUE, REPAIR_OFF_QUIETLY = 2, -1
 
 
 async def listen(ports):
@@ -33,6 +44,10 @@ async def listen(ports):
         sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVES_MAX)
         sock.bind(("::", port))
         await asyncio.start_server(serve, sock=sock, backlog=256)
     print("ready", flush=True)
@@ -83,6 +98,49 @@ def flow(address, port):
     print(json.dumps(last), flush=True)
 
 
+def hold(address, port):
+    sock = socket.create_connection((address, port), timeout=5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    greeted = sock.recv(1) == b"+"
+    print("ready" if greeted and echoed(sock) else "not echoed", flush=True)
+    for line in sys.stdin:
+        if line == "reset\n":
+            reset(sock)
+            print("reset", flush=True)
+        else:
+            print(json.dumps(echoed(sock)), flush=True)
+
+
+def echoed(sock):
+    sock.settimeout(ASK_SECONDS)
+    try:
+        sock.send(b"?")
+        return sock.recv(1) == b"?"
+    except OSError:
+        return False
+
+
+def reset(sock):
+    own, other = sock.getsockname(), sock.getpeername()
+    family = sock.family
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE)
+    sequence = sock.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_QUIETLY)
+    ends = socket.inet_pton(family, own[0]) + socket.inet_pton(family, other[0])
+    rst, words = 0x5004, "!HHIIHHHH"
+    header = [own[1], other[1], sequence, 0, rst, 0, 0, 0]
+    length = struct.calcsize(words)
+    summed = struct.unpack(f"!{len(ends) // 2 + 2 + length // 2}H",
+                           ends + struct.pack("!HH", socket.IPPROTO_TCP, length) + struct.pack(words, *header))
+    total = sum(summed)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    header[6] = ~total & 0xFFFF
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(struct.pack(words, *header), (other[0], 0))
+
+
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "listen":
@@ -91,5 +149,7 @@ if __name__ == "__main__":
         asyncio.run(probe())
     elif verb == "flow":
         flow(rest[0], int(rest[1]))
+    elif verb == "hold":
+        hold(rest[0], int(rest[1]))
     else:
         sys.exit(__doc__)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The NetworkPolicies of scripts/isolation/kubernetes/, read as Kubernetes documents them, against what
-the port table declares: two clusters, the CA and everybody around them, every source, target and port.
+the port table declares: two clusters, the CA and everybody around them, every source, target and port. CA, head
+and worker of the first cluster are the pods of deploy/kuberay/.
 
 A simulation: no Kubernetes runs here, and whether a cluster's network plugin enforces policies at all
 is for that cluster to show. What a policy uses beyond the words below is an error, not a guess.
@@ -14,6 +15,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 MANIFESTS = sorted((HERE.parent / "kubernetes").glob("*.yaml"))
+DEPLOY = HERE.parents[2] / "deploy/kuberay"
 CA_PORTS = {7443, 7444}
 CLUSTERS = ("team-a", "team-b")
 
@@ -23,9 +25,21 @@ def ray(cluster, kind):
     return {"namespace": cluster, "labels": labels}
 
 
+def deployed():
+    """The pods of deploy/kuberay: the labels its files give them, and those that KubeRay adds."""
+    objects = [o for path in DEPLOY.glob("*.yaml") for o in yaml.safe_load_all(path.read_text()) if o]
+    (ca,) = [o for o in objects if o["kind"] == "StatefulSet"]
+    (cluster,) = [o for o in objects if o["kind"] == "RayCluster"]
+    name, namespace = cluster["metadata"]["name"], cluster["metadata"].get("namespace", "default")
+    places = {"ca": {"namespace": ca["metadata"]["namespace"], "labels": ca["spec"]["template"]["metadata"]["labels"]}}
+    for kind, group in (("head", cluster["spec"]["headGroupSpec"]), ("worker", cluster["spec"]["workerGroupSpecs"][0])):
+        own = group["template"].get("metadata", {}).get("labels", {})
+        places[f"{kind}-{CLUSTERS[0]}"] = {"namespace": namespace, "labels": own | ray(name, kind)["labels"]}
+    return places
+
+
 # A pod, or an address outside.
 PLACES = {
-    "ca": {"namespace": "ray-mtls", "labels": {"app.kubernetes.io/name": "ca-server"}},
     "dns": {"namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}},
     "admin": {"namespace": "ray-admin", "labels": {}},
     "scraper": {"namespace": "monitoring", "labels": {}},
@@ -44,6 +58,9 @@ for name in CLUSTERS:
     PLACES |= {f"{kind}-{name}": ray(name, kind) for kind in ("head", "worker")}
     PLACES[f"second-{name}"] = ray(name, "worker")
     PLACES[f"driver-{name}"] = {"namespace": f"{name}-drivers", "labels": {}}
+
+# The first cluster and the CA are the example's own, not what this file thinks they are.
+PLACES |= deployed()
 
 
 def only(mapping, *words):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The packet filter of scripts/isolation/nftables.sh on real kernels' hosts: network namespaces on a
 bridge of their own, with stand-in listeners on every port of Ray's plan. Every source, port and family
-is probed and compared with what the port table declares. Needs root, nft and ip; about half a minute.
+is probed and compared with what the port table declares. Needs root, nft and ip; about a minute.
 
 No Ray here: that Ray itself works behind these rules is for other tests to show.
 """
@@ -34,6 +34,12 @@ OPEN_SECONDS_MAX = 15
 REFUSED_SECONDS = 0.7
 # A flow that was cut is silent for so long before its end.
 SILENT_SECONDS = 0.5
+# How long the kernel remembers a connection that was reset, 10 s otherwise; and a wait in which it has
+# forgotten, and a listener's keepalive (host.py) has been sent since.
+RESET_REMEMBERED_SECONDS = 1
+FORGOTTEN_SECONDS = 6
+# Connections tried while the table is replaced, over each family, and how long each: 100 at a time (host.py).
+KNOCKS, KNOCK_SECONDS = 2000, 0.1
 UNPLANNED = [22, 6380]
 
 # Name: last part of its addresses.
@@ -122,7 +128,10 @@ def container_up():
     run(*on("head-a", "nft", "-f", "-"), text=(
         "table inet runtime {\n chain in { type nat hook prerouting priority dstnat;\n"
         "  meta nfproto ipv4 tcp dport { 8265, 18265 } dnat ip to 172.30.0.2:8265\n"
-        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n}\n"))
+        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n"
+        # What the container sends of its own comes from the host, and as it happens from this port.
+        " chain out { type nat hook postrouting priority srcnat;\n"
+        "  oifname eth0 tcp sport 8265 masquerade to :18265\n }\n}\n"))
     ready(start("inner", "listen", "8265"))
     # A new link is not at once a working one.
     for _ in range(SETTLE_TRIES_MAX):
@@ -230,11 +239,11 @@ def counters():
     )
 
 
-def apply(target, *more, cluster=None, role=None, members=None, check=True):
+def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",), check=True):
     own, kind = TARGETS[target]
     cluster = cluster or own
     lists = {
-        "--members": members or CLUSTERS[cluster], "--admin-ranges": ["admin"],
+        "--members": members or CLUSTERS[cluster], "--admin-ranges": admins,
         "--scraper-ranges": ["scraper"], "--driver-ranges": DRIVERS[cluster],
     }
     arguments = ["apply", "--cluster", cluster, "--role", role or kind]
@@ -259,6 +268,10 @@ def matrix():
     for target in TARGETS:
         apply(target, "--audit")
     compare("audit refuses nothing", open_to_all, probe(open_to_all))
+    shown = {target: run(*on(target, SCRIPT, "show")).stdout for target in ("head-a", "worker-a")}
+    judge("what is shown says role, audit and that it would have been refused",
+          [text.startswith(f"team-a: {role}, audit,") and "would have been refused" in text
+           for role, text in zip(("head", "worker"), shown.values())], [True, True])
     judge("audit counts what it would refuse", counters()[2] > 0)
     for target in TARGETS:
         run(*on(target, SCRIPT, "clear", "--cluster", TARGETS[target][0]))
@@ -284,6 +297,50 @@ def reload():
           ("nft does not take" in done.stderr, listing("worker-a")), (True, first))
     done = apply("worker-a", members=["stranger"], check=False)
     judge("a member list without this host is refused", (done.returncode != 0, listing("worker-a")), (True, first))
+    no_gap()
+
+
+def no_gap():
+    """A stranger knocks all the while the table is replaced, and while one is rejected."""
+    let_in, refused = counter("worker-a", "arrived"), counter("worker-a", "refused", "raymtls_team-a")
+    knocking = ask("stranger", [(address("worker-a"), 6701, KNOCK_SECONDS) for address in (v4, v6) for _ in range(KNOCKS)])
+    # The first of them are on their way.
+    while counter("worker-a", "refused", "raymtls_team-a") == refused:
+        time.sleep(0.05)
+    for members in (None, ["stranger"], None, ["stranger"], None):
+        apply("worker-a", members=members, check=members is None)
+    during = knocking.poll() is None
+    opened = sum(json.loads(knocking.stdout.read()))
+    judge("no knock is let in while the table is loaded again and again, or one is rejected",
+          (during, opened, counter("worker-a", "arrived")), (True, 0, let_in))
+
+
+def dialled_from():
+    """The note about guarded ports that this host may dial from, and the command it offers."""
+    said = apply("head-a").stderr
+    offered = re.search(r"sysctl -w (\S+)$", said, re.MULTILINE)
+    judge("the head's metrics ports are among those it dials from, which is said", "44217-44217,44227-44227" in said)
+    if offered:
+        run(*on("head-a", "sysctl", "-qw", offered[1]))
+        judge("with the ports reserved nothing is said", apply("head-a").stderr, "")
+
+
+def lockout():
+    """A program of sshd's name, on a port that the plan's workers have; nothing else says where SSH comes in."""
+    with tempfile.TemporaryDirectory() as folder:
+        sshd = Path(folder) / "sshd"
+        sshd.symlink_to(os.path.realpath(PYTHON))
+        for address, refused in (("0.0.0.0", True), ("127.0.0.1", False)):
+            # Without the listeners of the other tests: the port itself.
+            code = f"import socket, sys; s = socket.create_server(('{address}', 10022)); print('ready', flush=True); sys.stdin.read()"
+            child = subprocess.Popen(on("admin", sshd, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            children.append(child)
+            ready(child)
+            done = run(*on("admin", SCRIPT, "apply", "--dry-run", "--cluster", "team-a", "--role", "worker", "--members", v4("admin")), check=False)
+            judge(f"a plan that covers sshd's port on {address} is {'refused' if refused else 'taken'}",
+                  ("covers 10022, SSH" in done.stderr, done.returncode != 0), (refused, refused))
+            child.kill()
+            child.wait()
 
 
 def published():
@@ -324,6 +381,10 @@ def cut():
         judge_cut(f"{family}: blocked (the command took {took} ms), its open connection that ran on is silent", last["inward"], blocked, ends)
         judge_cut(f"{family}: blocked, our open connection to it is silent", last["outward"], blocked, ends)
     judge("the blocked counter moved", counter("worker-a", "blocked", "raymtls_team-a") > 0)
+    said = apply("worker-a", "--blocked", ",".join([v4("second-a"), v6("second-a"), v4("head-a")]), members=left, check=False)
+    judge("a block of one who is still a member fails, and blocks the others",
+          (said.returncode, f"not blocked: {v4('head-a')} is a member" in said.stderr, " 2 blocked;" in said.stdout,
+           v4("second-a") in listing("worker-a").split("set blocked4")[1].split("}")[0]), (1, True, True, True))
     cells = {("second-a", "worker-a", 6701): False, ("worker-a", "second-a", 6702): False, ("second-a", "worker-a", 22): True}
     compare("blocked: new connections refused both ways, ports that are not Ray's still work", cells, probe(cells))
     apply("worker-a", members=left)
@@ -334,6 +395,64 @@ def judge_cut(claim, last, began, ends):
     seconds = last - began
     judge(f"{claim} {round(seconds * 1000)} ms after the command began",
           0 < seconds < CUT_SECONDS_MAX and last < ends - SILENT_SECONDS)
+
+
+def revived():
+    """Who began a connection is the kernel's record, and a removed host can have it end: a reset in sequence is
+    recorded and then dropped. The server, which knows of no reset, speaks next, and counts as the one that began."""
+    forget_resets_soon("worker-a")
+    apply("worker-a")
+    held = [start("second-a", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    apply_and_reset("worker-a", held, members=["head-a", "worker-a"])
+    judge("removed, it resets its connections to us and they stay silent (IPv4, IPv6)", ask_held(held), [False, False])
+
+
+def picked_up():
+    """Connections that are older than the table and than connection tracking, in both directions."""
+    run(*on("worker-a", SCRIPT, "clear", "--cluster", "team-a"))
+    inward = [start("stranger", "hold", address("worker-a"), 6701) for address in (v4, v6)]
+    outward = [start("worker-a", "hold", address("stranger"), 6701) for address in (v4, v6)]
+    for one in inward + outward:
+        ready(one)
+    apply("worker-a")
+    time.sleep(FORGOTTEN_SECONDS)
+    judge("loaded late: a stranger's connection to us is silent, though we spoke first", ask_held(inward), [False, False])
+    judge("loaded late: our own connections go on", ask_held(outward), [True, True])
+    apply("worker-a")
+    judge("loaded again: our own connections go on", ask_held(outward), [True, True])
+
+
+def revived_in_container():
+    """The same with a published port; needs container_up()."""
+    forget_resets_soon("head-a")
+    apply("head-a")
+    held = [start("admin", "hold", address("head-a"), 18265) for address in (v4, v6)]
+    apply_and_reset("head-a", held, admins=())
+    judge("removed, it resets its connections to a container and they stay silent", ask_held(held), [False, False])
+
+
+def forget_resets_soon(host):
+    run(*on(host, "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_close={RESET_REMEMBERED_SECONDS}"))
+
+
+def apply_and_reset(target, held, **lists):
+    for one in held:
+        ready(one)
+    apply(target, **lists)
+    say(held, "reset")
+    time.sleep(FORGOTTEN_SECONDS)
+
+
+def ask_held(held):
+    """Of each: whether what it sends is echoed."""
+    return [json.loads(line) for line in say(held, "ask")]
+
+
+def say(held, line):
+    for one in held:
+        one.stdin.write(f"{line}\n")
+        one.stdin.flush()
+    return [one.stdout.readline() for one in held]
 
 
 def two_clusters():
@@ -369,9 +488,14 @@ def main():
         print(f"   {len(HOSTS)} hosts, {len(every)} ports each, up after {time.monotonic() - began:.1f} s", flush=True)
         matrix()
         reload()
+        dialled_from()
         cut()
+        revived()
+        picked_up()
         two_clusters()
         published()
+        revived_in_container()
+        lockout()
     finally:
         down()
     print(f"   {len(failed)} failed, {time.monotonic() - began:.1f} s")

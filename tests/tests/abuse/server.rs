@@ -51,7 +51,40 @@ pub(crate) struct Server {
 impl Server {
     /// Serving, with at most so many open files.
     pub(crate) async fn start(files_max: u32) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), files_max, &[]).await
+    }
+
+    /// Serving by a clock that is wrong by what a file says (libfaketime; monotonic clocks stay). The
+    /// file lies in the server's folder.
+    pub(crate) async fn start_by_clock_file(name: &str, offset: &str) -> Self {
+        let library =
+            format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        assert!(Path::new(&library).exists(), "wants the package faketime");
         let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(name);
+        durable::replace(&file, offset.as_bytes(), Access::PUBLIC).unwrap();
+        let environment = [
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME_TIMESTAMP_FILE", text(&file)),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let environment = environment.map(|(name, value)| (name, value.to_owned()));
+        Self::start_in(folder, 1_024, &environment).await
+    }
+
+    /// Puts the clock of such a server.
+    pub(crate) fn put_clock(&self, name: &str, offset: &str) {
+        let file = self.folder.path().join(name);
+        durable::replace(&file, offset.as_bytes(), Access::PUBLIC).unwrap();
+    }
+
+    async fn start_in(
+        folder: tempfile::TempDir,
+        files_max: u32,
+        environment: &[(&str, String)],
+    ) -> Self {
         let server = binary();
         let admin = server.with_file_name("ca-admin");
         let [enrollment, nodes, http] = free_ports();
@@ -78,6 +111,7 @@ impl Server {
         let mut child = Command::new("sh")
             .args(["-c", &script, text(&server), "serve", "--dir", text(&dir)])
             .args(["--config", text(&at("config.toml"))])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -101,6 +135,19 @@ impl Server {
 
     /// How long a node needs to enrol on a fresh connection, and then to renew on another.
     pub(crate) async fn honest(&self) -> (Duration, Duration) {
+        let began = Instant::now();
+        let identity = self.enrol().await;
+        let enrolled = began.elapsed();
+        let next = PrivateKey::generate().unwrap().csr_der().unwrap();
+        let began = Instant::now();
+        let target = self.target(self.nodes);
+        let client = NodeClient::new(&target, &identity, LIMITS, Arc::new(SystemClock)).unwrap();
+        client.renew_identity(next).await.unwrap();
+        (enrolled, began.elapsed())
+    }
+
+    /// A node of a name of its own.
+    pub(crate) async fn enrol(&self) -> Identity {
         let key = PrivateKey::generate().unwrap();
         let request = v1::EnrollRequest {
             credential: Some(Credential::BootstrapToken(
@@ -115,24 +162,21 @@ impl Server {
             csr_der: key.csr_der().unwrap(),
             ..v1::EnrollRequest::default()
         };
-        let clock = Arc::new(SystemClock);
-        let began = Instant::now();
-        let mut client =
-            EnrollmentClient::new(&self.target(self.enrollment), LIMITS, Arc::clone(&clock) as _)
-                .unwrap();
+        let target = self.target(self.enrollment);
+        let mut client = EnrollmentClient::new(&target, LIMITS, Arc::new(SystemClock)).unwrap();
         let answer = client.enroll(request).await.unwrap();
-        let enrolled = began.elapsed();
-        let identity = Identity::new(key, answer.identity.unwrap()).unwrap();
-        let next = PrivateKey::generate().unwrap().csr_der().unwrap();
-        let began = Instant::now();
-        let client = NodeClient::new(&self.target(self.nodes), &identity, LIMITS, clock).unwrap();
-        client.renew_identity(next).await.unwrap();
-        (enrolled, began.elapsed())
+        Identity::new(key, answer.identity.unwrap()).unwrap()
     }
 
     pub(crate) fn stranger(&self) -> Stranger {
         let root = self.join.control_roots[0].clone();
         Stranger::new(root, &self.join.trust_domain.server_name())
+    }
+
+    /// Somebody who has a node's identity and follows no rule of ours.
+    pub(crate) fn enrolled(&self, identity: &Identity) -> Stranger {
+        let root = self.join.control_roots[0].clone();
+        Stranger::enrolled(root, &self.join.trust_domain.server_name(), identity)
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {
@@ -189,8 +233,9 @@ async fn make_join(admin: &Path, folder: &Path) -> JoinFile {
     let cluster = ["cluster", "create", "c1", "--max-job", "2h"];
     run(admin, &over_socket(folder, &cluster)).await;
     let token = ["token", "create", "--cluster", "c1", "--role", "worker", "--uses", "100000"];
+    let life = ["--ttl", "24h"];
     let what = ["--generate-names", "--any-address", "--out", text(&join)];
-    run(admin, &over_socket(folder, &[&token[..], &what].concat())).await;
+    run(admin, &over_socket(folder, &[&token[..], &life, &what].concat())).await;
     JoinFile::read(&join).unwrap()
 }
 

@@ -29,29 +29,22 @@ async fn status_at(node: &Node, skew: i64) -> Status {
 }
 
 fn set(file: &Path, offset: &str) {
-    std::fs::rename(
-        {
-            let next = file.with_extension("next");
-            let access = raymtls_proto::durable::Access::PUBLIC;
-            raymtls_proto::durable::replace(&next, offset.as_bytes(), access).unwrap();
-            next
-        },
-        file,
-    )
-    .unwrap();
+    let access = raymtls_proto::durable::Access::PUBLIC;
+    raymtls_proto::durable::replace(file, offset.as_bytes(), access).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_clock_that_is_wrong_and_jumps_is_told_and_stops_no_renewal() {
-    let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-    assert!(Path::new(library).exists(), "wants the package faketime");
+    let library =
+        format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+    assert!(Path::new(&library).exists(), "wants the package faketime");
     let mut node = Node::new().await;
     let (file, log) = (node.at("clock"), node.at("log"));
     set(&file, "-9m");
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
     let mut command = node.command(&["run", "--socket", "agent.sock", "--http-listen", "off"]);
     command
-        .env("LD_PRELOAD", library)
+        .env("LD_PRELOAD", &library)
         .env("FAKETIME_TIMESTAMP_FILE", &file)
         .env("FAKETIME_NO_CACHE", "1")
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")

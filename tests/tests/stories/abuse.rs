@@ -1,10 +1,18 @@
 //! Those who ask too often, guess, or lie about where they come from; and the honest ones beside
 //! them, who go on. What floods the real program is in `tests/abuse.rs`.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ca_server::{limits::Limits, proxy_protocol::TrustedProxies};
-use node_agent::{client::EnrollmentClient, keys::PrivateKey};
+use ca_server::{
+    limits::Limits,
+    proxy_protocol::TrustedProxies,
+    store::{Authority, Store, records::AuditKind},
+};
+use node_agent::{client::EnrollmentClient, keys::PrivateKey, statedir::Identity};
 use raymtls_proto::{
     reason::{self, Reason},
     v1,
@@ -23,7 +31,7 @@ const CONNECTIONS: usize = 4;
 const STREAMS: usize = 16;
 
 fn stranger(deployment: &Deployment) -> Stranger {
-    let control = deployment.ca.authority(&ca_server::store::Authority::Control).unwrap();
+    let control = deployment.ca.authority(&Authority::Control).unwrap();
     Stranger::new(control.root_der.clone().into(), &format!("ca.{TRUST_DOMAIN}"))
 }
 
@@ -38,7 +46,7 @@ fn metric(deployment: &Deployment, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_wrong_tokens_from_one_address_shut_out_that_address_alone() {
+async fn ten_thousand_wrong_tokens_from_one_address_are_told_to_wait_and_a_good_one_gets_in() {
     let deployment = Deployment::start_within(Limits::default(), no_proxies()).await;
     deployment.cluster("c1", DAY).await;
     let token = deployment.token("c1", v1::Role::Worker, 3).await;
@@ -48,7 +56,7 @@ async fn ten_thousand_wrong_tokens_from_one_address_shut_out_that_address_alone(
 
     // Somebody at 127.0.0.1 guesses.
     let guess = ask(&wrong, "c1", "w1", &["10.0.0.1"], &key);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let mut guessing = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let client = stranger.grpc(1, deployment.enrollment).await;
@@ -75,33 +83,31 @@ async fn ten_thousand_wrong_tokens_from_one_address_shut_out_that_address_alone(
     }
     // While that goes on, somebody at 127.0.0.2 has a good one.
     let mut honest = stranger.grpc(2, deployment.enrollment).await;
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     honest.enroll(ask(&token, "c1", "w2", &["10.0.0.2"], &key)).await.unwrap();
     let waited = asked.elapsed();
+
+    // Nor does it hold up somebody with a good one at the same address.
+    let mut beside = stranger.grpc(1, deployment.enrollment).await;
+    let other = PrivateKey::generate().unwrap();
+    let good = ask(&token, "c1", "w3", &["10.0.0.3"], &other);
+    let asked = Instant::now();
+    beside.enroll(good).await.unwrap();
+    let waited_beside = asked.elapsed();
 
     let limited: usize = guessing.join_all().await.into_iter().sum();
     let tried = WRONG_TOKENS / CONNECTIONS / STREAMS * CONNECTIONS * STREAMS;
     let wrong = metric(&deployment, "raymtls_ca_wrong_tokens_total");
     println!(
-        "{tried} wrong tokens in {:?}: {wrong} looked at, {limited} rate-limited; \
-         an enrolment from another address meanwhile took {waited:?}",
+        "{tried} wrong tokens in {:?}, {limited} rate-limited; meanwhile an enrolment from another \
+         address took {waited:?}, from the same one {waited_beside:?}",
         began.elapsed()
     );
-    assert_eq!(usize::try_from(wrong).unwrap() + limited, tried);
-    let in_flight = (CONNECTIONS * STREAMS) as u64;
-    assert!((30..=30 + in_flight).contains(&wrong), "{wrong} were looked at");
-    assert!(waited < Duration::from_secs(10), "{waited:?}");
-
-    // The address itself gets in again once its wrong tokens have grown back.
-    let mut shut_out = stranger.grpc(1, deployment.enrollment).await;
-    let other = PrivateKey::generate().unwrap();
-    let good = ask(&token, "c1", "w3", &["10.0.0.3"], &other);
-    let status = shut_out.enroll(good.clone()).await.unwrap_err();
-    assert_eq!(Reason::of(&status), Some(Reason::RateLimited));
-    deployment.clock.advance(reason::retry_after(&status).unwrap());
-    shut_out.enroll(good).await.unwrap();
+    assert_eq!(usize::try_from(wrong).unwrap(), tried, "not all were counted");
+    assert_eq!(tried - limited, 30);
+    assert!(waited.max(waited_beside) < HONEST_MAX, "{waited:?}, {waited_beside:?}");
     assert_eq!(deployment.tokens("c1").await[0].used, 2);
-    drop((honest, shut_out));
+    drop((honest, beside));
     deployment.finish().await;
 }
 
@@ -163,6 +169,188 @@ async fn a_node_that_asks_for_certificate_after_certificate_disturbs_no_other() 
     zealot.client.renew_identity(next).await.unwrap();
     assert_eq!(word(zealot.client.issue_leaf(node_leaf(&key)).await), "RATE_LIMITED");
     drop((zealot, other));
+    deployment.finish().await;
+}
+
+/// Connections of the one that floods: as many as a node may have, and more, so that they take each
+/// other's place.
+const FLOODING: [usize; 2] = [3, 16];
+/// Calls on each at once.
+const CALLS_AT_ONCE: usize = 16;
+const FLOOD_TIME: Duration = Duration::from_millis(1_500);
+/// What a flood and one honest node may have the store decide. Without a limit on Syncs there are as
+/// many decisions as the machine can make, tens of thousands.
+const FLOOD_JOBS_MAX: u64 = 2_000;
+/// A second is the bar; this asserts ten, for a machine that does other things too.
+const HONEST_MAX: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_floods_sync_costs_the_store_little_and_no_other_node_notices() {
+    let deployment = Deployment::start_within(Limits::default(), no_proxies()).await;
+    deployment.cluster("c1", DAY).await;
+    let zealot = deployment.worker("c1", "zealot", "10.0.0.1").await;
+    let other = deployment.worker("c1", "other", "10.0.0.2").await;
+    let key = PrivateKey::generate().unwrap();
+    let jobs_before = deployment.store.counts().jobs;
+    let (mut answers, mut waits) = (0, Vec::new());
+    for connections in FLOODING {
+        let until = Instant::now() + FLOOD_TIME;
+        let mut flood = JoinSet::new();
+        for _ in 0..connections {
+            let client = deployment.node_client(&zealot.identity);
+            for _ in 0..CALLS_AT_ONCE {
+                let client = client.clone();
+                flood.spawn(async move {
+                    let mut answers = 0;
+                    while Instant::now() < until {
+                        answers += u64::from(client.sync(v1::SyncRequest::default()).await.is_ok());
+                    }
+                    answers
+                });
+            }
+        }
+        while Instant::now() < until {
+            let asked = Instant::now();
+            other.client.issue_leaf(node_leaf(&key)).await.unwrap();
+            waits.push(asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        answers += flood.join_all().await.into_iter().sum::<u64>();
+    }
+    let jobs = deployment.store.counts().jobs - jobs_before;
+    waits.sort_unstable();
+    let p99 = waits[waits.len() * 99 / 100];
+    println!(
+        "{answers} of the flood's Syncs were answered, {jobs} decisions in all; {} calls of another \
+         node took {:?} in the middle, {p99:?} at the 99th percentile",
+        waits.len(),
+        waits[waits.len() / 2]
+    );
+    assert!(p99 < HONEST_MAX, "{p99:?}");
+    // Its burst; the clock of this server stands still.
+    assert!(answers <= 30, "{answers} Syncs of one node");
+    assert!(jobs < FLOOD_JOBS_MAX, "{jobs} decisions");
+    drop((zealot, other));
+    deployment.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_takes_no_answer_holds_few_connections_and_its_newest_are_served() {
+    let deployment = Deployment::start_within(Limits::highest(), no_proxies()).await;
+    deployment.cluster("c1", DAY).await;
+    let zealot = deployment.worker("c1", "zealot", "10.0.0.1").await;
+    let root = deployment.ca.authority(&Authority::Control).unwrap().root_der.clone();
+    let name = format!("ca.{TRUST_DOMAIN}");
+    let deaf = Stranger::enrolled(root.into(), &name, &zealot.identity);
+    let mut held = JoinSet::new();
+    for _ in 0..FLOODING[1] {
+        let Ok(client) = deaf.deaf(deployment.nodes).await else { continue };
+        for _ in 0..CALLS_AT_ONCE {
+            let mut client = client.clone();
+            held.spawn(async move { client.sync(v1::SyncRequest::default()).await.map(drop) });
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let open = metric(&deployment, "raymtls_ca_connections{listener=\"nodes\"}");
+    println!("{} connections that take no answer: {open} are open", FLOODING[1]);
+    assert!((1..=4).contains(&open), "{open} connections of one node");
+    // Its agent starts again, and gets in: the newest connection is served.
+    let restarted = deployment.node_client(&zealot.identity);
+    restarted.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
+    held.shutdown().await;
+    drop((zealot, restarted));
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
+    let limits = Limits { certificates_per_node_burst: 4, ..Limits::default() };
+    let deployment = Deployment::start_within(limits, no_proxies()).await;
+    deployment.cluster("c1", DAY).await;
+    let old = deployment.worker("c1", "w1", "10.0.0.1").await;
+    let key = PrivateKey::generate().unwrap();
+    let renewed = old.client.renew_identity(key.csr_der().unwrap()).await.unwrap();
+    let live = Identity::new(key, renewed.identity.unwrap()).unwrap();
+    let live = deployment.node_client(&live);
+    let have = live.sync(v1::SyncRequest::default()).await.unwrap().version;
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        let wait = v1::SyncRequest { have, wait_seconds: 60, report: None };
+        async move { live.sync(wait).await.map(drop) }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    // Many connections made with the old one take no place of the live one's.
+    let mut many = Vec::new();
+    for _ in 0..8 {
+        let client = deployment.node_client(&old.identity);
+        assert_eq!(word(client.sync(v1::SyncRequest::default()).await), "IDENTITY_REUSED");
+        many.push(client);
+    }
+    let leaf_key = PrivateKey::generate().unwrap();
+    for attempt in 0..60 {
+        let refused = match attempt % 3 {
+            0 => word(old.client.issue_leaf(node_leaf(&leaf_key)).await),
+            1 => word(old.client.renew_identity(leaf_key.csr_der().unwrap()).await),
+            _ => word(old.client.sync(v1::SyncRequest::default()).await),
+        };
+        let told = if attempt < 4 {
+            &["IDENTITY_REUSED"][..]
+        } else {
+            &["IDENTITY_REUSED", "RATE_LIMITED"]
+        };
+        assert!(told.contains(&refused), "attempt {attempt}: {refused}");
+    }
+    assert!(!waiting.is_finished(), "the live node was cut off");
+    waiting.abort();
+    // The renewal took one of four.
+    for _ in 0..3 {
+        live.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
+    }
+    live.sync(v1::SyncRequest::default()).await.unwrap();
+    let log = deployment.audit_log().await;
+    let events = log.iter().filter(|record| record.kind() == AuditKind::IdentityReused).count();
+    assert_eq!(events, 1);
+    drop((old, live, many));
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_signature_is_bad_spends_nothing_of_what_all_share() {
+    let limits = Limits { enrolments_burst: 3, enrolments_per_minute: 60, ..Limits::highest() };
+    let deployment = Deployment::start_within(limits, no_proxies()).await;
+    deployment.cluster("c1", DAY).await;
+    let token = deployment.token("c1", v1::Role::Worker, 5).await;
+    let mut client = deployment.enrollment_client();
+    let key = PrivateKey::generate().unwrap();
+    let mut bad = ask(&token, "c1", "w0", &["10.0.0.9"], &key);
+    *bad.csr_der.last_mut().unwrap() ^= 1;
+    for _ in 0..10 {
+        assert_eq!(word(client.enroll(bad.clone()).await), "CSR_INVALID");
+    }
+    for number in 1..=3 {
+        let key = PrivateKey::generate().unwrap();
+        let (name, address) = (format!("w{number}"), format!("10.0.0.{number}"));
+        client.enroll(ask(&token, "c1", &name, &[&address], &key)).await.unwrap();
+    }
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn a_good_token_works_where_wrong_ones_came_from() {
+    let limits = Limits { wrong_tokens_per_address_burst: 2, ..Limits::default() };
+    let deployment = Deployment::start_within(limits, no_proxies()).await;
+    deployment.cluster("c1", DAY).await;
+    let token = deployment.token("c1", v1::Role::Worker, 1).await;
+    let mut client = deployment.enrollment_client();
+    let key = PrivateKey::generate().unwrap();
+    let wrong = format!("{}.{}", token.split_once('.').unwrap().0, "A".repeat(43));
+    let wrong = ask(&wrong, "c1", "w1", &["10.0.0.1"], &key);
+    for attempt in 0..1_200 {
+        let expected = if attempt < 2 { "TOKEN_UNKNOWN" } else { "RATE_LIMITED" };
+        assert_eq!(word(client.enroll(wrong.clone()).await), expected, "attempt {attempt}");
+    }
+    client.enroll(ask(&token, "c1", "w1", &["10.0.0.1"], &key)).await.unwrap();
     deployment.finish().await;
 }
 

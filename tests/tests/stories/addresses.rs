@@ -9,7 +9,7 @@ use ca_server::{
     enroll::enroll,
     issue::issue,
     leave::leave,
-    store::{ABSENT_AFTER_MS, Caller, StoreError},
+    store::{ABSENT_AFTER_MS, Caller, Store as _, StoreError, records::AuditKind},
     sync::sync,
 };
 use node_agent::keys::PrivateKey;
@@ -254,7 +254,7 @@ async fn a_reimaged_machine_comes_back_with_the_join_file_that_replaces_it() {
     after.leaf(&ca).await.unwrap();
     // Who had the name before is a stranger, and pages nobody.
     assert!(before.syncs(&ca).await.unwrap_err().starts_with("IDENTITY_UNKNOWN"));
-    let reused = ca_server::store::records::AuditKind::IdentityReused;
+    let reused = AuditKind::IdentityReused;
     assert!(ca.audit_log().await.iter().all(|record| record.kind() != reused));
     // One use: a second machine does not replace it again.
     refused(Machine::at("10.0.0.1").joins(&ca, &exact, "w1").await, "TOKEN_SPENT", "").await;
@@ -386,6 +386,10 @@ async fn a_machine_at_an_address_beats_one_that_only_claims_it() {
     let head = Machine::at("10.0.0.1").joins(&ca, &token, "head").await.unwrap();
     head.leaf(&ca).await.unwrap();
     assert!(early.leaf(&ca).await.unwrap_err().starts_with("ADDRESS_TAKEN"));
+    let log = ca.store.audit(0, 1_000).await.unwrap();
+    let lost: Vec<_> = log.iter().filter(|r| r.kind() == AuditKind::AddressLost).collect();
+    assert_eq!(lost.len(), 1, "who lost what to whom is on record once");
+    assert_eq!((lost[0].node.as_str(), lost[0].detail.contains("10.0.0.1")), ("early", true));
     // What a node has proved is beaten by nobody.
     early.syncs_from(&ca, source("10.0.0.2")).await.unwrap();
     let token = ca.token_with(request(wide)).await;

@@ -4,27 +4,20 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use node_agent::{
-    agent::{Agent, Handle},
     api::{Answer, Ask},
-    config::Config,
-    enroll::{self, Enrolled, Options},
+    enroll::{self, Enrolled},
     status::Status,
 };
-use raymtls_proto::{identity::Role, v1};
-use raymtls_tests::{Deployment, limits};
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use raymtls_proto::v1;
+use raymtls_tests::{
+    Deployment,
+    agents::{RunningAgent, config, options},
+};
 
-const SOON: Duration = Duration::from_secs(20);
 const DAY: Duration = Duration::from_secs(86_400);
 
 struct Node<'a> {
     deployment: &'a Deployment,
-}
-
-struct Running {
-    handle: Handle,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
 }
 
 impl Node<'_> {
@@ -35,50 +28,13 @@ impl Node<'_> {
     async fn enroll(&self, name: &str, address: &str) -> Enrolled {
         let token = self.deployment.token("c1", v1::Role::Worker, 1).await;
         self.deployment.write_join("c1", &token, &self.at("join"));
-        let options = Options {
-            join: self.at("join"),
-            state_dir: self.at("state"),
-            tls_dir: self.at("tls"),
-            name: name.parse().unwrap(),
-            role: Role::Worker,
-            addresses: vec![address.parse().unwrap()],
-            dns_names: vec![],
-            shared_address: false,
-            ray_gid: None,
-            keep_join_file: false,
-            once: false,
-            timeout: SOON,
-            limits: limits(),
-        };
+        let options = options(self.deployment.folder.path(), name, address);
         enroll::enroll(&options, Arc::new(self.deployment.clock.clone())).await.unwrap()
     }
 
-    fn run(&self) -> Running {
-        let config =
-            Config { limits: limits(), ..Config::in_process(self.at("state"), self.at("tls")) };
-        let agent = Agent::open(config, Arc::new(self.deployment.clock.clone())).unwrap();
-        let handle = agent.handle();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            agent.run(async { drop(stopped.await) }).await.unwrap();
-        });
-        Running { handle, stop, task }
-    }
-}
-
-impl Running {
-    async fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
-        let mut status = self.handle.watch();
-        let found = timeout(SOON, status.wait_for(|status| is_so(status))).await;
-        found
-            .unwrap_or_else(|_| panic!("never {what}: {:?}", self.handle.status()))
-            .unwrap()
-            .clone()
-    }
-
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        self.task.await.unwrap();
+    fn run(&self) -> RunningAgent {
+        let config = config(self.deployment.folder.path());
+        RunningAgent::start(config, Arc::new(self.deployment.clock.clone()))
     }
 }
 

@@ -209,7 +209,12 @@ impl Daemon {
             standing: Standing::Enrolled,
             identity: self.identity,
             renewal_pending: false,
-            folders: vec![FolderFacts { number: 1, life: self.leaf, key_too_old: false }],
+            folders: vec![FolderFacts {
+                number: 1,
+                life: self.leaf,
+                key_too_old: false,
+                held_for: Duration::ZERO,
+            }],
             current: Some(1),
             env_names: Some(1),
             folder_wanted: false,
@@ -270,7 +275,7 @@ impl Daemon {
         self.failures += 1;
         self.not_before = Some(now + wait);
         let failures = self.held.get(&call).map_or(0, |held| held.failures);
-        let until = now + wait + state::away_backoff(now, &facts, failures, dice.roll());
+        let until = now + wait + state::away_backoff(now + wait, &facts, failures, dice.roll());
         self.held.insert(call, Held { until, failures: failures + 1, away: true });
     }
 

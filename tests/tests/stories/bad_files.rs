@@ -97,7 +97,7 @@ async fn a_mistyped_configuration_is_named_with_its_line() {
         ("ca-server", "kek_file = \"/x\n", "line 1"),
         ("node-agent", "state_folder = \"/x\"\n", "unknown field `state_folder`"),
         ("node-agent", "http_listen = \"7447\"\n", "7447"),
-        ("node-agent", "ray_uid = \"ray\"\n", "ray_uid"),
+        ("node-agent", "ray_uid = \"no-such-user\"\n", "no user \"no-such-user\""),
         ("node-agent", "\nlog_format = \"xml\"\n", "line 2"),
     ];
     for (program, text, says) in rows {

@@ -10,6 +10,8 @@ use node_agent::keys::PrivateKey;
 use raymtls_proto::v1::{self, create_cluster_request::Life, enroll_request::Credential};
 use raymtls_tests::{Deployment, ask, held::one_worker, node_leaf};
 
+use crate::newer_peers::{call, raw_client};
+
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn texts(count: usize, text: impl Fn(usize) -> String) -> Vec<String> {
@@ -332,6 +334,107 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
     refused(answer, "a serial", "REQUEST_INVALID", "");
     assert_eq!(ca.held().await, held);
     nodes::revoke(running, operator, revoke("x".repeat(REASON_LEN_MAX))).await.unwrap();
+    ca.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_asked_of_tokens_nodes_and_lists_is_bounded_in_each_field() {
+    let ca = Deployment::start().await;
+    ca.cluster("c1", DAY).await;
+    ca.worker("c1", "w1", "10.0.0.1").await;
+    let (running, operator) = (&ca.ca, &ca.operator);
+    let held = ca.held().await;
+    let c1 = || "c1".to_owned();
+    // At each bound: of the right form, and nobody's.
+    let (no_name, no_page) = ("n".repeat(63), "ab".repeat(512));
+    let show = |cluster, name| nodes::show(running, operator, v1::GetNodeRequest { cluster, name });
+    let forget =
+        |cluster, name| nodes::forget(running, operator, v1::ForgetNodeRequest { cluster, name });
+    let revoke =
+        |cluster, id| tokens::revoke(running, operator, v1::RevokeTokenRequest { cluster, id });
+    refused(show(c1(), no_name.clone()).await, "a node of 63", "NOT_FOUND", "node");
+    refused(forget(c1(), no_name).await, "a node of 63", "NOT_FOUND", "node");
+    refused(revoke(c1(), "f".repeat(16)).await, "an id of 16", "NOT_FOUND", "token");
+    for name in ["n".repeat(64), "n".repeat(60_000), "../../x".to_owned(), String::new()] {
+        refused(show(c1(), name.clone()).await, "a node", "REQUEST_INVALID", "1 to 63");
+        refused(forget(c1(), name).await, "a node", "REQUEST_INVALID", "1 to 63");
+    }
+    for id in ["f".repeat(17), "f".repeat(60_000), "../../x".to_owned(), String::new()] {
+        refused(revoke(c1(), id).await, "an id", "REQUEST_INVALID", "16");
+    }
+    for cluster in ["c".repeat(64), "c".repeat(60_000), String::new()] {
+        let (what, word) = ("a cluster", "REQUEST_INVALID");
+        refused(show(cluster.clone(), "w1".to_owned()).await, what, word, "1 to 63");
+        refused(forget(cluster.clone(), "w1".to_owned()).await, what, word, "1 to 63");
+        refused(revoke(cluster.clone(), "f".repeat(16)).await, what, word, "1 to 63");
+        let request = v1::ListNodesRequest { cluster: cluster.clone(), page: String::new() };
+        refused(nodes::list(running, operator, request).await, what, word, "1 to 63");
+        let request = v1::ListTokensRequest { cluster: cluster.clone(), page: String::new() };
+        refused(tokens::list(running, operator, request).await, what, word, "1 to 63");
+        refused(clusters::show(running, operator, &cluster).await, what, word, "1 to 63");
+    }
+    for (page, good) in [(no_page.clone(), true), (format!("{no_page}ab"), false)] {
+        let nodes = v1::ListNodesRequest { cluster: c1(), page: page.clone() };
+        let tokens = v1::ListTokensRequest { cluster: c1(), page: page.clone() };
+        let certificates = v1::ListCertificatesRequest { cluster: c1(), node: String::new(), page };
+        let answers = [
+            nodes::list(running, operator, nodes).await.map(drop),
+            tokens::list(running, operator, tokens).await.map(drop),
+            certificates::list(running, operator, certificates).await.map(drop),
+        ];
+        for answer in answers {
+            match answer {
+                Ok(()) => assert!(good, "a cursor of 1,026 characters was served"),
+                refusal => {
+                    assert!(!good, "{refusal:?}");
+                    refused(refusal, "a cursor", "REQUEST_INVALID", "cursor");
+                }
+            }
+        }
+    }
+    let node = v1::ListCertificatesRequest {
+        cluster: c1(),
+        node: "n".repeat(60_000),
+        page: String::new(),
+    };
+    let answer = certificates::list(running, operator, node).await;
+    refused(answer, "a node's certificates", "REQUEST_INVALID", "1 to 63");
+    assert_eq!(ca.held().await, held);
+
+    for key in ["scraper-ranges", "driver-ranges"] {
+        let set = |count| v1::SetClusterRequest {
+            cluster: c1(),
+            changes: vec![format!("{key}={}", addresses(count).join(","))],
+            dry_run: false,
+        };
+        let answer = clusters::set(running, operator, set(65)).await;
+        refused(answer, key, "SETTING_INVALID", "at most 64");
+        clusters::set(running, operator, set(64)).await.unwrap();
+    }
+    ca.finish().await;
+}
+
+/// Leave has no field at all, so its bound is that of every message.
+#[tokio::test]
+async fn a_leave_that_is_too_long_is_none() {
+    let ca = Deployment::start().await;
+    ca.cluster("c1", DAY).await;
+    let member = ca.worker("c1", "w1", "10.0.0.1").await;
+    let path = "/raymtls.v1.NodeService/Leave";
+    // Field 1000, so many bytes of it.
+    let message = |len: usize| {
+        let mut bytes = vec![0xc2, 0x3e];
+        prost::encode_length_delimiter(len, &mut bytes).unwrap();
+        bytes.resize(bytes.len() + len, 0);
+        bytes
+    };
+    let mut client = raw_client(&ca, Some(&member.identity)).await;
+    let left = call::<v1::LeaveResponse>(&mut client, path, message(64 * 1_024)).await;
+    assert_eq!(left.unwrap_err().code(), tonic::Code::OutOfRange);
+    let status = ca.node("c1", "w1").await.state();
+    assert_eq!(status, v1::NodeState::Live);
+    call::<v1::LeaveResponse>(&mut client, path, message(32 * 1_024)).await.unwrap();
+    assert_eq!(ca.node("c1", "w1").await.state(), v1::NodeState::Left);
     ca.finish().await;
 }
 

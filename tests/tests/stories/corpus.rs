@@ -38,6 +38,11 @@ fn every_folder_of_the_corpus_has_its_target() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(names.contains(&name.as_str()), "tests/corpus/{name} is replayed by no target");
     }
+    let document = include_str!("../../../docs/fuzzing.md");
+    for name in names {
+        let rows = document.matches(&format!("\n| `{name}` |")).count();
+        assert_eq!(rows, 2, "docs/fuzzing.md: what must hold of {name}, and how far it was run");
+    }
 }
 
 /// Runs a target; where it panics, says on what.

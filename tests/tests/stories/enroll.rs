@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use node_agent::keys::PrivateKey;
+use node_agent::{client::EnrollmentClient, keys::PrivateKey};
 use raymtls_proto::v1;
-use raymtls_tests::{Deployment, ask, word};
+use raymtls_tests::{Deployment, ask, limits, word};
 use tokio::{sync::Barrier, task::JoinSet};
 
 const CLIENTS: usize = 64;
@@ -45,6 +45,24 @@ async fn a_token_of_n_uses_raced_by_64_clients_gives_exactly_n_nodes() {
     let nodes: usize = (0..ROUNDS).map(|round| 1 + round % 5).sum();
     let cluster = ca_server::admin::clusters::show(&deployment.ca, &deployment.operator, "c1");
     assert_eq!(cluster.await.unwrap().nodes_live as usize, nodes);
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn a_join_file_with_the_node_port_for_enrolment_is_said_to_be_so() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", DAY).await;
+    let token = deployment.token("c1", v1::Role::Worker, 1).await;
+    let key = PrivateKey::generate().unwrap();
+    let clock = Arc::new(deployment.clock.clone());
+    let target = deployment.target(deployment.nodes);
+    let mut client = EnrollmentClient::new(&target, limits(), clock).unwrap();
+    let error = client.enroll(ask(&token, "c1", "w1", &["10.0.0.1"], &key)).await.unwrap_err();
+    assert_eq!(error.word(), "CA_AWAY");
+    assert!(error.to_string().contains("it is not the enrolment port"), "{error}");
+    assert_eq!(deployment.tokens("c1").await[0].used, 0);
+    // On its own port it is not spent.
+    deployment.enroll(ask(&token, "c1", "w1", &["10.0.0.1"], &key), key).await.unwrap();
     deployment.finish().await;
 }
 

@@ -4,11 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use node_agent::keys::PrivateKey;
+use node_agent::{keys::PrivateKey, statedir::Identity};
 use prost::Message;
 use raymtls_proto::{clock::TlsTime, v1};
 use raymtls_tests::{Deployment, ask, node_leaf};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, version::TLS13};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{PrivateKeyDer, pem::PemObject},
+    version::TLS13,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -56,7 +61,7 @@ async fn fields_of_a_newer_release_are_skipped_by_the_ca() {
     let token = ca.token("c1", v1::Role::Worker, 1).await;
     let key = PrivateKey::generate().unwrap();
     let request = ask(&token, "c1", "w1", &["10.0.0.1"], &key);
-    let mut client = raw_client(&ca).await;
+    let mut client = raw_client(&ca, None).await;
     let path = "/raymtls.v1.EnrollmentService/Enroll";
     let answer: v1::EnrollResponse = call(&mut client, path, newer(&request)).await.unwrap();
     assert_eq!(answer.node_name, "w1");
@@ -131,7 +136,7 @@ async fn a_version_of_the_future_or_of_another_store_is_answered_with_everything
 }
 
 /// One call with the bytes as they are.
-async fn call<A: Message + Default + 'static>(
+pub(crate) async fn call<A: Message + Default + 'static>(
     client: &mut tonic::client::Grpc<Channel>,
     path: &'static str,
     bytes: Vec<u8>,
@@ -143,20 +148,31 @@ async fn call<A: Message + Default + 'static>(
     answer.map(tonic::Response::into_inner)
 }
 
-async fn raw_client(ca: &Deployment) -> tonic::client::Grpc<Channel> {
+/// A client that sends bytes: to the nodes' door with an identity, to the other without.
+pub(crate) async fn raw_client(
+    ca: &Deployment,
+    identity: Option<&Identity>,
+) -> tonic::client::Grpc<Channel> {
     let mut roots = RootCertStore::empty();
     for root in ca.target(ca.enrollment).control_roots {
         roots.add(root).unwrap();
     }
     let time = Arc::new(TlsTime(Arc::new(ca.clock.clone())));
-    let mut config =
-        ClientConfig::builder_with_details(Arc::new(aws_lc_rs::default_provider()), time)
-            .with_protocol_versions(&[&TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    let config = ClientConfig::builder_with_details(Arc::new(aws_lc_rs::default_provider()), time)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let (mut config, door) = match identity {
+        None => (config.with_no_client_auth(), ca.enrollment),
+        Some(identity) => {
+            let key = PrivateKeyDer::from_pem_slice(identity.key.to_pem().as_bytes()).unwrap();
+            let chain = identity.chain.certificates();
+            let chain = chain.into_iter().map(|der| der.into_owned()).collect();
+            (config.with_client_auth_cert(chain, key).unwrap(), ca.nodes)
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let (connector, door) = (TlsConnector::from(Arc::new(config)), ca.enrollment);
+    let connector = TlsConnector::from(Arc::new(config));
     let channel = Endpoint::from_static("https://ca.ray.example")
         .connect_with_connector(tower::service_fn(move |_| {
             let connector = connector.clone();

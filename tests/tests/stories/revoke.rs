@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use node_agent::keys::PrivateKey;
+use node_agent::{keys::PrivateKey, statedir::Identity};
 use raymtls_proto::v1;
 use raymtls_tests::{Deployment, ask, node_leaf, word};
 
@@ -12,9 +12,16 @@ const DAY: Duration = Duration::from_secs(86_400);
 async fn a_revoked_node_gets_nothing_any_more_and_a_restart_changes_nothing() {
     let deployment = Deployment::start().await;
     deployment.cluster("c1", DAY).await;
-    let member = deployment.worker("c1", "w1", "10.0.0.1").await;
+    let (token, key) = (deployment.token("c1", v1::Role::Worker, 1).await, PrivateKey::generate());
+    let key = key.unwrap();
+    // From its address, which is blocked only where a call came from it.
+    let request = ask(&token, "c1", "w1", &[], &key);
+    let source = "10.0.0.1".parse().unwrap();
+    let answer = ca_server::enroll::enroll(&deployment.ca, request, source).await.unwrap();
+    let identity = Identity::new(key, answer.identity.unwrap()).unwrap();
     let other = deployment.worker("c1", "w2", "10.0.0.2").await;
-    member.client.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
+    let client = deployment.node_client(&identity);
+    client.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await.unwrap();
     let before = deployment.token("c1", v1::Role::Worker, 9).await;
 
     let revoked = deployment.revoke("c1", "w1").await;
@@ -23,7 +30,7 @@ async fn a_revoked_node_gets_nothing_any_more_and_a_restart_changes_nothing() {
 
     let mut deployment = deployment;
     for round in ["at once", "after a restart"] {
-        let client = deployment.node_client(&member.identity);
+        let client = deployment.node_client(&identity);
         let key = PrivateKey::generate().unwrap();
         let renewal = client.renew_identity(key.csr_der().unwrap()).await;
         assert_eq!(word(renewal), "REVOKED", "{round}");

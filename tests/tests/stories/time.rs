@@ -7,24 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use node_agent::{
-    agent::{Agent, Handle},
-    client::CallError,
-    config::Config,
-    enroll::{self, Options},
-    failure::Failure,
-    status::Status,
-};
+use node_agent::{client::CallError, enroll, failure::Failure, status::Status};
 use raymtls_proto::{
     clock::{Clock, SettableClock},
-    identity::Role,
     v1,
 };
-use raymtls_tests::{Deployment, limits, node_leaf, word};
+use raymtls_tests::{
+    Deployment,
+    agents::{RunningAgent, SOON, config, options},
+    node_leaf, word,
+};
 use time::{OffsetDateTime, macros::datetime};
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-const SOON: Duration = Duration::from_secs(20);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Longest job of the cluster: its leaves live four minutes, the shortest life there is.
@@ -42,12 +36,6 @@ struct Host<'a> {
     folder: tempfile::TempDir,
 }
 
-struct Running {
-    handle: Handle,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
 impl<'a> Host<'a> {
     fn new(deployment: &'a Deployment, ahead: time::Duration) -> Self {
         let clock = SettableClock::new(deployment.clock.now() + ahead);
@@ -61,35 +49,14 @@ impl<'a> Host<'a> {
     async fn enroll(&self) -> Result<(), Failure> {
         let token = self.deployment.token("c1", v1::Role::Worker, 1).await;
         self.deployment.write_join("c1", &token, &self.at("join"));
-        let options = Options {
-            join: self.at("join"),
-            state_dir: self.at("state"),
-            tls_dir: self.at("tls"),
-            name: "w1".parse().unwrap(),
-            role: Role::Worker,
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            dns_names: vec![],
-            shared_address: false,
-            ray_gid: None,
-            keep_join_file: false,
-            once: false,
-            timeout: SOON,
-            limits: limits(),
-        };
+        let options = options(self.folder.path(), "w1", "10.0.0.1");
         enroll::enroll(&options, Arc::new(self.clock.clone())).await.map(drop)
     }
 
-    fn run(&self) -> Running {
-        let mut limits = limits();
-        limits.sync_wait = Duration::from_secs(1);
-        let config = Config { limits, ..Config::in_process(self.at("state"), self.at("tls")) };
-        let agent = Agent::open(config, Arc::new(self.clock.clone())).unwrap();
-        let handle = agent.handle();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            agent.run(async { drop(stopped.await) }).await.unwrap();
-        });
-        Running { handle, stop, task }
+    fn run(&self) -> RunningAgent {
+        let mut config = config(self.folder.path());
+        config.limits.sync_wait = Duration::from_secs(1);
+        RunningAgent::start(config, Arc::new(self.clock.clone()))
     }
 
     /// The same time passes here and at the CA.
@@ -99,20 +66,16 @@ impl<'a> Host<'a> {
     }
 }
 
-impl Running {
-    async fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
-        let mut status = self.handle.watch();
-        let found = timeout(SOON, status.wait_for(|status| is_so(status))).await;
-        found
-            .unwrap_or_else(|_| panic!("never {what}: {:#?}", self.handle.status()))
-            .unwrap()
-            .clone()
-    }
-
-    /// A leaf that is valid to whoever has the CA's time, and that nobody waits for the next of. Where
-    /// the next one would not be valid here yet, that comes later: at two thirds of its life.
-    async fn until_valid(&self, what: &str, ca: &SettableClock, keeps_longer: bool) -> Status {
-        self.until(what, |s| {
+/// A leaf that is valid to whoever has the CA's time, and that nobody waits for the next of. Where
+/// the next one would not be valid here yet, that comes later: at two thirds of its life.
+async fn until_valid(
+    agent: &RunningAgent,
+    what: &str,
+    ca: &SettableClock,
+    keeps_longer: bool,
+) -> Status {
+    agent
+        .until(what, |s| {
             s.key_folders.iter().filter(|f| f.current).any(|f| {
                 let left = f.leaf.not_after.time() - ca.now();
                 // The CA says its time in whole seconds.
@@ -121,12 +84,15 @@ impl Running {
             })
         })
         .await
-    }
+}
 
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        self.task.await.unwrap();
-    }
+/// Between two Syncs lie 0.2 s that pass, whatever the clocks do.
+fn no_hot_loop(deployment: &Deployment, began: Instant) {
+    let text = deployment.ca.metrics.text();
+    let line = text.lines().find_map(|line| line.strip_prefix("raymtls_ca_syncs_total "));
+    let syncs: f64 = line.unwrap().parse().unwrap();
+    let seconds = began.elapsed().as_secs_f64();
+    assert!(syncs <= 10.0 + 5.0 * seconds, "{syncs} Syncs in {seconds} s");
 }
 
 fn says_clock(status: &Status) -> bool {
@@ -147,13 +113,14 @@ async fn a_host_with_a_wrong_clock_always_has_a_valid_leaf_and_says_how_wrong_it
         deployment.cluster("c1", MAX_JOB).await;
         let host = Host::new(&deployment, ahead);
         host.enroll().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let began = Instant::now();
         let agent = host.run();
         agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
         let keeps_longer = name == "ten minutes behind";
         for step in 0..STEPS {
             host.pass(STEP);
             let what = format!("valid, {name}, step {step}");
-            let status = agent.until_valid(&what, &deployment.clock, keeps_longer).await;
+            let status = until_valid(&agent, &what, &deployment.clock, keeps_longer).await;
             assert_eq!(says_clock(&status), said.is_some(), "{name}: {:?}", status.problems);
         }
         let status = agent.handle.status();
@@ -168,6 +135,7 @@ async fn a_host_with_a_wrong_clock_always_has_a_valid_leaf_and_says_how_wrong_it
         assert!(status.renewals <= LEAVES_MAX, "{name}: {} leaves", status.renewals);
         // A key is renewed for one leaf life, then another one takes its place.
         assert!(status.key_folders.len() <= 4, "{name}: {} folders", status.key_folders.len());
+        no_hot_loop(&deployment, began);
         agent.stop().await;
         deployment.finish().await;
     }
@@ -179,6 +147,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
     deployment.cluster("c1", MAX_JOB).await;
     let host = Host::new(&deployment, time::Duration::ZERO);
     host.enroll().await.unwrap();
+    let began = Instant::now();
     let agent = host.run();
     agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
     let far = [datetime!(2040-01-01 00:00 UTC), datetime!(2106-02-08 00:00 UTC)];
@@ -198,7 +167,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
         for step in 0..6 {
             host.pass(STEP);
             let what = format!("valid, {name}, step {step}");
-            let status = agent.until_valid(&what, &deployment.clock, false).await;
+            let status = until_valid(&agent, &what, &deployment.clock, false).await;
             assert_eq!(status.standing, "enrolled", "{name}");
         }
         // Two minutes: one or two renewals, whatever the clock says.
@@ -207,6 +176,7 @@ async fn a_clock_that_jumps_brings_no_outage_and_no_rush() {
     }
     agent.until("agrees again", |s| !says_clock(s)).await;
     assert!(agent.handle.status().key_folders.len() <= 6, "too many new key folders");
+    no_hot_loop(&deployment, began);
     agent.stop().await;
     deployment.finish().await;
 }
@@ -224,7 +194,7 @@ async fn a_ca_whose_clock_jumps_is_followed_and_what_it_dated_ahead_is_made_agai
     let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
 
     deployment.clock.set(right + HOUR);
-    let status = agent.until_valid("valid at the CA's hour", &deployment.clock, false).await;
+    let status = until_valid(&agent, "valid at the CA's hour", &deployment.clock, false).await;
     let ahead = serial(&status);
     deployment.clock.set(right);
     let put_right = Instant::now();
@@ -237,6 +207,98 @@ async fn a_ca_whose_clock_jumps_is_followed_and_what_it_dated_ahead_is_made_agai
     agent.stop().await;
     // Not judged: a leaf dated ahead is on record.
     deployment.stop().await;
+}
+
+/// The CA's clock stands three leaf lives ahead: what a running Ray reads stays, and once that clock is
+/// put right all goes on with the same folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_three_lives_ahead_costs_no_folder_that_ray_may_use() {
+    let mut deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+    let first = |s: &Status| s.key_folders.iter().find(|f| f.name == "k1").cloned();
+    let serial = first(&agent.handle.status()).unwrap().leaf.serial;
+
+    deployment.clock.set(right + 6 * MAX_JOB);
+    // To the CA the leaf is long over; to Ray, which started with it, it is not.
+    agent.until("a folder of the CA's hour", |s| s.key_folders.len() >= 2).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(first(&agent.handle.status()).is_some(), "{:?}", agent.handle.status().key_folders);
+    assert!(host.at("tls/k1/tls.key").exists(), "the key of a running Ray was deleted");
+
+    deployment.clock.set(right);
+    until_valid(&agent, "valid again", &deployment.clock, false).await;
+    for step in 0..5 {
+        host.pass(STEP);
+        until_valid(&agent, &format!("step {step}"), &deployment.clock, false).await;
+    }
+    agent.until("k1 renewed", |s| first(s).is_some_and(|k1| k1.leaf.serial != serial)).await;
+    agent.stop().await;
+    // Not judged: a leaf dated ahead is on record.
+    deployment.stop().await;
+}
+
+/// The CA's clock steps back by more than a leaf lives. What it makes then is over to everybody else:
+/// the leaf in hand serves to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_steps_back_by_more_than_a_life_ends_no_leaf_early() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    // The cluster's issuer is older than the step.
+    deployment.clock.advance(2 * HOUR);
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+    let serial = |s: &Status| s.key_folders.iter().find(|f| f.current).unwrap().leaf.serial.clone();
+    let before = serial(&agent.handle.status());
+
+    deployment.clock.set(right - HOUR);
+    agent.until("the step", |s| s.clock_skew_seconds.is_some_and(|skew| skew > 3_000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(serial(&agent.handle.status()), before, "a good leaf gave way to one that is over");
+
+    deployment.clock.set(right);
+    agent.until("put right", |s| !says_clock(s)).await;
+    for step in 0..5 {
+        host.pass(STEP);
+        until_valid(&agent, &format!("step {step}"), &deployment.clock, false).await;
+    }
+    assert_ne!(serial(&agent.handle.status()), before, "renewed in time");
+    agent.stop().await;
+    deployment.finish().await;
+}
+
+/// Whoever holds the CA's key of last week says it is last week still: after its certificate has ended
+/// no new connection is made, and no old one is kept for long. Where the host's own clock says that it
+/// is valid, as where the CA's clock stood ahead and was put right, the CA is believed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_certificate_that_is_over_is_refused_whatever_time_comes_with_it() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", MAX_JOB).await;
+    let host = Host::new(&deployment, time::Duration::ZERO);
+    host.enroll().await.unwrap();
+    let agent = host.run();
+    agent.until("in touch", |s| s.clock_skew_seconds.is_some()).await;
+    let right = deployment.clock.now();
+
+    // The CA's certificate lives seven days.
+    host.clock.advance(8 * 24 * HOUR);
+    let refused = |s: &Status| {
+        let error = s.ca.last_error.as_deref().unwrap_or_default();
+        s.ca.reachable == Some(false) && error.contains("its certificate is not valid")
+    };
+    agent.until("refused", refused).await;
+    host.clock.set(right);
+    agent.until("believed again", |s| s.ca.reachable == Some(true)).await;
+    until_valid(&agent, "valid again", &deployment.clock, false).await;
+    agent.stop().await;
+    deployment.finish().await;
 }
 
 /// A clock so wrong that nothing can be verified: the error says so, and by how much.

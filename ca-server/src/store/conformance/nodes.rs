@@ -12,7 +12,7 @@ use super::{
 use crate::{
     refusal::Refusal,
     store::{
-        ABSENT_AFTER_MS, Authority, EnrollAsk, LeafAsk, PAGE_ROWS_MAX, Page,
+        ABSENT_AFTER_MS, Authority, Caller, EnrollAsk, LeafAsk, PAGE_ROWS_MAX, Page,
         records::{AuditKind, NodeStatus},
     },
 };
@@ -100,6 +100,27 @@ pub(super) async fn revoking_blocks_no_address_another_live_node_has(place: &dyn
         ..ask(&token, 12)
     };
     ca.enroll(2 * ABSENT_AFTER_MS, again).await.unwrap();
+}
+
+pub(super) async fn revoking_blocks_no_address_a_node_only_claimed(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let token = ca.token().await;
+    let claims = EnrollAsk {
+        addresses: vec![address(8).parse().unwrap(), address(9).parse().unwrap()],
+        ..ask(&token, 1)
+    };
+    let node = ca.enroll(0, claims).await.unwrap();
+    // A call came from one of them: that one is its own.
+    let source = Some(address(8).parse().unwrap());
+    ca.identify(1, &Caller { source, ..node.caller() }).await.unwrap();
+    ca.revoke_keeping(100, "n-1", true).await;
+    // The machine that is at the other one has a join file of before, and gets in.
+    ca.enroll(200, ask(&token, 9)).await.unwrap();
+    for own in [1, 8] {
+        let from = EnrollAsk { source: Some(address(own).parse().unwrap()), ..ask(&token, 2) };
+        let blocked = Refusal::AddressBlocked { address: address(own), node: "n-1".to_owned() };
+        assert_eq!(refusal(ca.enroll(200, from).await), blocked);
+    }
 }
 
 pub(super) async fn revoking_voids_what_is_left_of_the_token_unless_it_is_kept(place: &dyn Place) {

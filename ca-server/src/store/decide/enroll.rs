@@ -74,8 +74,7 @@ pub fn enroll(
     for address in &binding.addresses {
         let address = address.to_string();
         if node.holds_exclusively() {
-            let key = layout::holder(cluster, &address);
-            view.put_raw(key, binding.name.as_str().as_bytes().to_vec());
+            take_address(view, ask, &node, &address)?;
         }
         member::lift(view, cluster, &address)?;
     }
@@ -96,6 +95,26 @@ pub fn enroll(
     });
     let settings = cluster::get(view, &ask.cluster)?.settings().clone();
     Ok(Enrolled { settings, node, identity })
+}
+
+/// Makes the node the holder of an address. A live one that only claimed it is on record as its loser:
+/// its next leaf is refused until it enrols without it.
+fn take_address(
+    view: &mut View<'_>,
+    ask: &EnrollAsk,
+    node: &NodeRecord,
+    address: &str,
+) -> Result<(), StoreError> {
+    let loser = live_holder(view, &node.cluster, address)?.filter(|loser| *loser != node.name);
+    if let Some(loser) = loser {
+        view.audit(AuditRecord {
+            token_id: ask.token.to_string(),
+            detail: format!("{address} is where node {} enrolled from", node.name),
+            ..event(&format!("token:{}", ask.token), AuditKind::AddressLost, &node.cluster, &loser)
+        });
+    }
+    view.put_raw(layout::holder(&node.cluster, address), node.name.as_bytes().to_vec());
+    Ok(())
 }
 
 /// Gives up the addresses the node holds.

@@ -62,11 +62,27 @@ fn judge(
 /// Unknown, revoked, left, replaced by a newer identity.
 pub fn identify_again(view: &mut View<'_>, caller: &Caller) -> Result<(), StoreError> {
     let node = known(view, caller)?;
-    let mut in_force = node.identity.iter().chain(&node.pending);
-    if !in_force.any(|identity| identity.serial == caller.serial.as_bytes()) {
+    if !holds(&node, caller) {
         return Err(Refusal::Superseded.into());
     }
     judge(view, caller, node).map(drop)
+}
+
+/// Whether the caller's identity is its live node's current or pending one. Changes nothing.
+///
+/// # Errors
+/// The store's.
+pub fn is_in_force(view: &View<'_>, caller: &Caller) -> Result<bool, StoreError> {
+    match known(view, caller) {
+        Ok(node) => Ok(holds(&node, caller)),
+        Err(StoreError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn holds(node: &NodeRecord, caller: &Caller) -> bool {
+    let mut in_force = node.identity.iter().chain(&node.pending);
+    in_force.any(|identity| identity.serial == caller.serial.as_bytes())
 }
 
 /// Judges a caller that was identified before and waited since.

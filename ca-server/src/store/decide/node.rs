@@ -127,11 +127,12 @@ pub fn list(
     record_page(view, &layout::nodes(cluster.as_str()), cursor)
 }
 
-/// Blocks the node's addresses, for its peers and for older tokens, but never one that another live
-/// node has. What was only claimed is nobody's to cut off: a bad node could claim the head's.
+/// Blocks the addresses the node called from, for its peers and for older tokens, but never one that
+/// another live node has. One it only claimed may be another machine's, which its own revocation must
+/// not shut out.
 fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
     let until_ms = latest_leaf_end(view, node)?;
-    for bound in &node.addresses {
+    for bound in node.addresses.iter().filter(|bound| bound.proved) {
         if address_of_another(view, node, &bound.address)? {
             continue;
         }
@@ -139,7 +140,7 @@ fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreEr
             node: node.name.clone(),
             revoked_ms: node.revoked_ms,
             until_ms,
-            lifted: !bound.proved,
+            lifted: false,
         };
         view.put(layout::block(&node.cluster, &bound.address), &block);
     }

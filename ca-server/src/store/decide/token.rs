@@ -10,6 +10,7 @@ use crate::{
         records::{AuditKind, AuditRecord, TokenRecord},
         view::View,
     },
+    token::check_secret,
 };
 
 /// Puts a token on record.
@@ -28,6 +29,15 @@ pub fn create(view: &mut View<'_>, token: &TokenRecord) -> Result<(), StoreError
     view.put(key, token);
     view.put_raw(layout::cluster_token(&token.cluster, &token.id), Vec::new());
     view.audit(event(&token.created_by, AuditKind::TokenCreated, token));
+    Ok(())
+}
+
+/// Whether there is a token of this id and secret.
+///
+/// # Errors
+/// `TokenUnknown`.
+pub fn check(view: &View<'_>, id: &TokenId, secret_hash: &[u8; 32]) -> Result<(), StoreError> {
+    check_secret(view.get(&layout::token(id.as_str()))?, secret_hash)?;
     Ok(())
 }
 

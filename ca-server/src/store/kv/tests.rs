@@ -30,7 +30,7 @@ impl Reader for Gated {
 }
 
 impl Engine for Gated {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         self.inner.reader()
     }
 
@@ -120,7 +120,7 @@ impl Reader for Ahead {
 }
 
 impl Engine for Ahead {
-    fn reader(&self) -> Option<Box<dyn Reader + Send + Sync>> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         self.seen.reader()
     }
 
@@ -384,8 +384,12 @@ async fn an_audit_record_changed_behind_our_back_is_found() {
 async fn watchers_see_a_version_when_it_is_durable_and_from_the_start() {
     let (store, open, inner) = gated();
     let cluster: ClusterId = "c1".parse().unwrap();
-    let record =
-        ClusterRecord { cluster: cluster.to_string(), version: 3, ..ClusterRecord::default() };
+    let record = ClusterRecord {
+        cluster: cluster.to_string(),
+        settings: Some(v1::Settings::default()),
+        version: 3,
+        ..ClusterRecord::default()
+    };
     let mut watching = store.watch(&cluster);
     assert_eq!(*watching.borrow_and_update(), 0);
     let mut written = Box::pin(store.decide(None, move |view| {

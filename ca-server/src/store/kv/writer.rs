@@ -110,10 +110,11 @@ impl Writer<'_> {
     /// # Errors
     /// Why it cannot go on.
     pub(super) fn run(&mut self, queue: &mut mpsc::Receiver<Message>) -> Result<(), String> {
-        let mut last_len = 0;
+        let mut gathers = false;
         while let Some(first) = queue.blocking_recv() {
-            if last_len > 1 {
-                // Others are about to ask too: one flush for more of them. Nobody who asks alone waits.
+            if gathers {
+                // The last group held several and wrote: others are about to ask too, and one flush does
+                // for more of them. Who asks alone waits once, after such a group.
                 thread::sleep(GATHER);
             }
             let mut group = Vec::new();
@@ -126,16 +127,18 @@ impl Writer<'_> {
                 }
                 next = if group.len() < GROUP_MAX { queue.try_recv().ok() } else { None };
             }
-            last_len = group.len();
-            self.commit_group(group)?;
+            let several = group.len() > 1;
+            gathers = self.commit_group(group)? && several;
         }
         Ok(())
     }
 
-    fn commit_group(&mut self, group: Vec<Job>) -> Result<(), String> {
+    /// Whether anything was written.
+    fn commit_group(&mut self, group: Vec<Job>) -> Result<bool, String> {
         let count = u64::try_from(group.len()).unwrap_or(u64::MAX);
         let (writes, answers) = self.decide(group)?;
-        if !writes.is_empty() {
+        let wrote = !writes.is_empty();
+        if wrote {
             let began = Instant::now();
             self.engine.commit(&writes).map_err(|e| format!("a commit failed: {e}"))?;
             let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -148,7 +151,7 @@ impl Writer<'_> {
         for (answer, stored) in answers {
             answer(stored);
         }
-        Ok(())
+        Ok(wrote)
     }
 
     fn decide(&mut self, group: Vec<Job>) -> Result<(Writes, Vec<Told>), String> {

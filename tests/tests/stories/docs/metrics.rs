@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use node_agent::{
-    agent::Agent,
-    config::Config,
-    enroll::{self, Options},
+use node_agent::{config::Config, enroll};
+use raymtls_proto::v1;
+use raymtls_tests::{
+    Deployment,
+    agents::{RunningAgent, SOON, config, options},
+    ask, word,
 };
-use raymtls_proto::{identity::Role, v1};
-use raymtls_tests::{Deployment, ask, limits, word};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -25,7 +25,6 @@ Both speak Prometheus' text format, on loopback: `ca-server` at `http://127.0.0.
 that the CA can sign and commit, or that what starts on the node now finds a valid leaf and Ray's token.
 The unit stands in the name. A counter's series ends in `_total`.
 ";
-const SOON: Duration = Duration::from_secs(20);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Name to type, text and labels.
@@ -73,38 +72,15 @@ async fn scrape_agent(deployment: &Deployment) -> String {
     let at = |name: &str| deployment.folder.path().join(name);
     let token = deployment.token("c1", v1::Role::Worker, 1).await;
     deployment.write_join("c1", &token, &at("join"));
-    let options = Options {
-        join: at("join"),
-        state_dir: at("state"),
-        tls_dir: at("tls"),
-        name: "w1".parse().unwrap(),
-        role: Role::Worker,
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        dns_names: vec![],
-        shared_address: false,
-        ray_gid: None,
-        keep_join_file: false,
-        once: false,
-        timeout: SOON,
-        limits: limits(),
-    };
+    let options = options(deployment.folder.path(), "w1", "10.0.0.1");
     let clock = Arc::new(deployment.clock.clone());
     enroll::enroll(&options, clock.clone()).await.unwrap();
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let config = Config {
-        limits: limits(),
-        http_listen: Some(port),
-        ..Config::in_process(at("state"), at("tls"))
-    };
-    let agent = Agent::open(config, clock).unwrap();
-    let mut status = agent.handle().watch();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let task = tokio::spawn(async move { agent.run(async { drop(stopped.await) }).await.unwrap() });
-    let in_touch = status.wait_for(|status| status.ca.last_contact.is_some());
-    drop(timeout(SOON, in_touch).await.expect("in touch").unwrap());
+    let config = Config { http_listen: Some(port), ..config(deployment.folder.path()) };
+    let agent = RunningAgent::start(config, clock);
+    agent.until("in touch", |status| status.ca.last_contact.is_some()).await;
     let text = timeout(SOON, scrape(port)).await.expect("an answer");
-    let _ = stop.send(());
-    task.await.unwrap();
+    agent.stop().await;
     text
 }
 
