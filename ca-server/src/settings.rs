@@ -87,13 +87,15 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
         }
         "ray-token" => on_off(key, value).map(|on| settings.ray_token = on),
         "ray-client" => on_off(key, value).map(|on| settings.ray_client = on),
+        "trust-ranges" => on_off(key, value).map(|on| settings.trust_ranges = on),
+        "revoked-keeps-ray" => on_off(key, value).map(|on| settings.revoked_keeps_ray = on),
         "collective-ports" => set_collectives(plan(settings), value),
         _ => match key.strip_prefix("port.") {
             Some(port) => set_port(plan(settings), port, value),
             None => Err(invalid(format!(
                 "{:?} is no setting; there are max-job, isolation, mode, admin-ranges, \
-                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, collective-ports, \
-                 port.NAME",
+                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, trust-ranges, \
+                 revoked-keeps-ray, collective-ports, port.NAME",
                 excerpt(key)
             ))),
         },
@@ -182,6 +184,8 @@ fn defaults() -> v1::Settings {
         ray_client: false,
         max_job_seconds: 0,
         ends_unix: 0,
+        trust_ranges: false,
+        revoked_keeps_ray: false,
     }
 }
 

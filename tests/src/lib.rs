@@ -245,6 +245,7 @@ impl Deployment {
             name: name.to_owned(),
             reason: "stolen".to_owned(),
             keep_token: false,
+            all_traffic: false,
         };
         nodes::revoke(&self.ca, &self.operator, request).await.unwrap()
     }

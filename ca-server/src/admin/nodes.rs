@@ -89,6 +89,9 @@ pub async fn revoke(
         certificates_revoked: revoked.certificates,
         token_uses_voided: revoked.token_uses_voided,
         notes,
+        blocked_addresses: Vec::new(),
+        spared_addresses: Vec::new(),
+        change: None,
     })
 }
 

@@ -85,7 +85,7 @@ pub async fn revoke(
     ca: &Ca,
     operator: &Operator,
     request: v1::RevokeTokenRequest,
-) -> Result<v1::Token, StoreError> {
+) -> Result<v1::RevokeTokenResponse, StoreError> {
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
@@ -95,7 +95,8 @@ pub async fn revoke(
         .map_err(|_| Refusal::RequestInvalid("a token's id is 16 hexadecimal digits".to_owned()))?;
     let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
     info!(token = request.id, actor = operator.actor, "token revoked");
-    Ok(convert::token(token, now))
+    let token = Some(convert::token(token, now));
+    Ok(v1::RevokeTokenResponse { token, ..v1::RevokeTokenResponse::default() })
 }
 
 /// What a request wants of a token, checked.

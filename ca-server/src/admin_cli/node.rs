@@ -130,6 +130,7 @@ async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<()
         name: args.which.name.to_string(),
         reason: args.reason,
         keep_token: args.keep_token,
+        all_traffic: false,
     };
     let answer = admin.revoke_node(request).await?.into_inner();
     Ok(screen.show(&RevokedView::new(&answer))?)

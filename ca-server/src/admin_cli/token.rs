@@ -171,10 +171,13 @@ async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<()
     )];
     let mut admin = client.connect().await?;
     args.consent.ask(&plan, screen).await?;
-    let request =
-        v1::RevokeTokenRequest { cluster: args.cluster.to_string(), id: args.id.to_string() };
-    let token = admin.revoke_token(request).await?.into_inner();
-    Ok(screen.show(&TokenView::new(&token))?)
+    let request = v1::RevokeTokenRequest {
+        cluster: args.cluster.to_string(),
+        id: args.id.to_string(),
+        ..v1::RevokeTokenRequest::default()
+    };
+    let answer = admin.revoke_token(request).await?.into_inner();
+    Ok(screen.show(&TokenView::new(&answer.token.unwrap_or_default()))?)
 }
 
 impl Create {
@@ -261,7 +264,11 @@ async fn withdraw(
     token: &v1::Token,
     failure: Failure,
 ) -> Failure {
-    let request = v1::RevokeTokenRequest { cluster: token.cluster.clone(), id: token.id.clone() };
+    let request = v1::RevokeTokenRequest {
+        cluster: token.cluster.clone(),
+        id: token.id.clone(),
+        ..v1::RevokeTokenRequest::default()
+    };
     let outcome = match admin.revoke_token(request).await {
         Ok(_) => format!("token {} was revoked again", token.id),
         Err(e) => format!(

@@ -127,7 +127,7 @@ impl AdminService for Admin {
     async fn revoke_token(
         &self,
         request: Request<v1::RevokeTokenRequest>,
-    ) -> Result<Response<v1::Token>, Status> {
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         call!(self, request, "RevokeToken", tokens::revoke)
     }
 
@@ -157,6 +157,30 @@ impl AdminService for Admin {
         request: Request<v1::ForgetNodeRequest>,
     ) -> Result<Response<v1::ForgetNodeResponse>, Status> {
         call!(self, request, "ForgetNode", nodes::forget)
+    }
+
+    async fn reinstate_node(
+        &self,
+        _request: Request<v1::ReinstateNodeRequest>,
+    ) -> Result<Response<v1::ReinstateNodeResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type WatchAppliedStream =
+        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::Applied, Status>> + Send>>;
+
+    async fn watch_applied(
+        &self,
+        _request: Request<v1::WatchAppliedRequest>,
+    ) -> Result<Response<Self::WatchAppliedStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn revoke_certificate(
+        &self,
+        _request: Request<v1::RevokeCertificateRequest>,
+    ) -> Result<Response<v1::RevokeCertificateResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 
     async fn list_certificates(

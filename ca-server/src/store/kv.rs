@@ -24,11 +24,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk, LeafPlan,
-    NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError, decide,
-    layout,
+    MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError,
+    decide, layout,
     records::{
-        AuditHead, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
-        Header, NodeRecord, TokenRecord,
+        AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
+        ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
     },
     unix_ms,
     view::{Engine, Reader, View, Writes, audit_hash, empty_audit_head},
@@ -449,6 +449,31 @@ impl Store for KvStore {
         page: String,
     ) -> Result<Page<NodeRecord>, StoreError> {
         self.decide(None, move |view| decide::node::list(view, &cluster, &page)).await
+    }
+
+    async fn members(
+        &self,
+        cluster: ClusterId,
+        after: u64,
+        limit: usize,
+    ) -> Result<MemberPage, StoreError> {
+        self.decide(None, move |view| decide::member::since(view, &cluster, after, limit)).await
+    }
+
+    async fn blocks(
+        &self,
+        now: OffsetDateTime,
+        cluster: ClusterId,
+    ) -> Result<Vec<(String, BlockRecord)>, StoreError> {
+        self.decide(Some(now), move |view| decide::member::blocks(view, &cluster)).await
+    }
+
+    async fn lapse_members(
+        &self,
+        now: OffsetDateTime,
+        cluster: ClusterId,
+    ) -> Result<u32, StoreError> {
+        self.decide(Some(now), move |view| decide::member::lapse(view, &cluster)).await
     }
 
     async fn certificate(&self, serial: Serial) -> Result<CertificateRecord, StoreError> {

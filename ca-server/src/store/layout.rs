@@ -71,6 +71,24 @@ pub fn block(cluster: &str, address: &str) -> Vec<u8> {
     text(b"b/", &[cluster, address])
 }
 
+/// Addresses of a cluster that revocations block.
+#[must_use]
+pub fn blocks(cluster: &str) -> Vec<u8> {
+    text(b"b/", &[cluster, ""])
+}
+
+/// What the agents of a cluster must know of its nodes, by the version at which it changed.
+#[must_use]
+pub fn members(cluster: &str) -> Vec<u8> {
+    text(b"m/", &[cluster, ""])
+}
+
+/// One such change: each node has one, the newest.
+#[must_use]
+pub fn member(cluster: &str, version: u64) -> Vec<u8> {
+    bytes(&members(cluster), &version.to_be_bytes())
+}
+
 /// What a public key is used for.
 #[must_use]
 pub fn key(key_hash: &[u8]) -> Vec<u8> {

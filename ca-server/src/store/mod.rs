@@ -30,8 +30,8 @@ use tokio::sync::watch;
 
 use crate::refusal::Refusal;
 use records::{
-    AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet, NodeRecord,
-    RevocationRecord, TokenRecord,
+    AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
+    MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
 };
 
 /// Format this code writes and reads.
@@ -277,6 +277,15 @@ pub struct Page<T> {
     pub next: String,
 }
 
+/// Changes among the nodes of a cluster, oldest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberPage {
+    /// The changes.
+    pub entries: Vec<MemberRecord>,
+    /// The version they lead to: the cluster's, or an earlier one where more follows.
+    pub up_to: u64,
+}
+
 /// The revocations of an authority.
 #[derive(Clone, Debug)]
 pub struct Revocations {
@@ -490,6 +499,29 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Nodes of a cluster, by name.
     async fn nodes(&self, cluster: ClusterId, page: String)
     -> Result<Page<NodeRecord>, StoreError>;
+
+    /// Up to `limit` changes among a cluster's nodes after a version.
+    async fn members(
+        &self,
+        cluster: ClusterId,
+        after: u64,
+        limit: usize,
+    ) -> Result<MemberPage, StoreError>;
+
+    /// The addresses of a cluster to cut off.
+    async fn blocks(
+        &self,
+        now: OffsetDateTime,
+        cluster: ClusterId,
+    ) -> Result<Vec<(String, BlockRecord)>, StoreError>;
+
+    /// Takes those nodes of a cluster out of the member set that were silent for longer than the
+    /// lease. Returns how many.
+    async fn lapse_members(
+        &self,
+        now: OffsetDateTime,
+        cluster: ClusterId,
+    ) -> Result<u32, StoreError>;
 
     /// One certificate.
     async fn certificate(&self, serial: Serial) -> Result<CertificateRecord, StoreError>;

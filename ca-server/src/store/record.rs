@@ -6,7 +6,8 @@ use raymtls_proto::{identity::Role, serial::Serial};
 
 use super::records::{
     AddressRecord, AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
-    ControlRecord, CrlSet, Header, KeyRecord, NodeRecord, RevocationRecord, TokenRecord, UseRecord,
+    ControlRecord, CrlSet, Header, KeyRecord, MemberRecord, NodeRecord, RevocationRecord,
+    TokenRecord, UseRecord,
 };
 
 /// A value of the store.
@@ -64,6 +65,7 @@ whole_as_decoded!(
     CrlSet,
     Header,
     KeyRecord,
+    MemberRecord,
     RevocationRecord,
     TokenRecord,
     UseRecord

@@ -117,6 +117,9 @@ pub struct ClusterRecord {
     /// The control CRL, as far as this cluster's agents must know.
     #[prost(uint64, tag = "12")]
     pub control_crl_version: u64,
+    /// The addresses to cut off.
+    #[prost(uint64, tag = "13")]
+    pub blocks_version: u64,
 }
 
 impl ClusterRecord {
@@ -322,6 +325,12 @@ pub struct NodeRecord {
     /// The machine kept no identity: nobody speaks for the node any more.
     #[prost(bool, tag = "20")]
     pub once: bool,
+    /// Version of the cluster at which its peers were last told of it; zero for never.
+    #[prost(uint64, tag = "21")]
+    pub member_version: u64,
+    /// Since when it is no member for its silence; zero: it is one, as far as that goes.
+    #[prost(int64, tag = "22")]
+    pub lapsed_ms: i64,
 }
 
 impl NodeRecord {
@@ -344,6 +353,15 @@ impl NodeRecord {
         let newest = self.pending.as_ref().unwrap_or_else(|| self.current());
         let silent_ms = now_ms - self.contact_ms.max(started_ms);
         silent_ms >= ABSENT_AFTER_MS || now_ms >= newest.not_after_ms
+    }
+
+    /// Whether it was silent for longer than the lease. Only time in which the CA was serving counts.
+    /// A machine that kept no identity cannot be heard of: it is a member while its leaf lives.
+    #[must_use]
+    pub fn is_out_of_lease(&self, now_ms: i64, started_ms: i64, lease_ms: i64) -> bool {
+        let silent_ms = now_ms - self.contact_ms.max(started_ms);
+        let lives = self.once && self.leaf_not_after_ms() > now_ms;
+        silent_ms >= lease_ms && !lives
     }
 
     /// Whether no other live node may have its addresses: a driver's may be a gateway's.
@@ -374,6 +392,30 @@ pub struct BlockRecord {
     /// When it was revoked.
     #[prost(int64, tag = "2")]
     pub revoked_ms: i64,
+    /// When the last leaf of the node ends: nothing needs to be cut off after that.
+    #[prost(int64, tag = "3")]
+    pub until_ms: i64,
+    /// Another node was certified for the address since, or the revoked one was taken back: it is not
+    /// cut off any more. Older tokens stay barred from it.
+    #[prost(bool, tag = "4")]
+    pub lifted: bool,
+}
+
+/// What a node's peers were told of it, at one version of the cluster.
+#[derive(Clone, PartialEq, Message)]
+pub struct MemberRecord {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its role.
+    #[prost(enumeration = "v1::Role", tag = "2")]
+    pub role: i32,
+    /// What it is to them.
+    #[prost(enumeration = "v1::MemberState", tag = "3")]
+    pub state: i32,
+    /// Its addresses.
+    #[prost(message, repeated, tag = "4")]
+    pub addresses: Vec<AddressRecord>,
 }
 
 /// One issued certificate.
@@ -477,6 +519,10 @@ pub enum AuditKind {
     CrlSigned = 15,
     /// A node lost an address it had only claimed to the machine that is there.
     AddressLost = 16,
+    /// A node was silent for longer than the lease: no member any more.
+    MemberLapsed = 17,
+    /// A node that had lapsed was heard of again.
+    MemberReturned = 18,
 }
 
 /// One record of the audit log. Its hash covers its bytes, and with them the hash before it.

@@ -145,6 +145,7 @@ impl Agent {
             report: Some(self.report()),
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
+            heads_applied: None,
         }
     }
 
@@ -161,6 +162,7 @@ impl Agent {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             key_folders: self.folders.iter().map(folder).collect(),
             node_time_unix: self.clock.now().unix_timestamp(),
+            isolation: None,
         }
     }
 

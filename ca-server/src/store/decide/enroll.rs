@@ -6,7 +6,7 @@ use raymtls_proto::{
     v1,
 };
 
-use super::{check_key_use, check_not_ended, cluster, event, put_certificate};
+use super::{check_key_use, check_not_ended, cluster, event, member, put_certificate};
 use crate::{
     policy,
     refusal::Refusal,
@@ -70,12 +70,15 @@ pub fn enroll(
     if let Some(before) = &before {
         release_addresses(view, before)?;
     }
-    let node = node_record(view, ask, binding, identity, before);
-    if node.holds_exclusively() {
-        for address in &binding.addresses {
-            take_address(view, ask, &node, &address.to_string())?;
+    let mut node = node_record(view, ask, binding, identity, before);
+    for address in &binding.addresses {
+        let address = address.to_string();
+        if node.holds_exclusively() {
+            take_address(view, ask, &node, &address)?;
         }
+        member::lift(view, cluster, &address)?;
     }
+    member::tell(view, &mut node)?;
     view.put(layout::node(cluster, binding.name.as_str()), &node);
     let identity = put_certificate(
         view,
@@ -261,6 +264,7 @@ fn node_record(
         address: address.to_string(),
         proved: ask.source == Some(*address),
     };
+    let member_version = before.as_ref().map_or(0, |before| before.member_version);
     let (leaf_keys, earlier_token_ids) = before.map_or_else(Default::default, earlier);
     NodeRecord {
         cluster: ask.cluster.to_string(),
@@ -288,6 +292,8 @@ fn node_record(
         earlier_token_ids,
         identities: 1,
         identities_since_ms: identity.issued_ms,
+        member_version,
+        lapsed_ms: 0,
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use raymtls_proto::v1;
 
-use super::{check_key_use, check_not_ended, cluster, enroll::revoked, event, put_certificate};
+use super::{
+    check_key_use, check_not_ended, cluster, enroll::revoked, event, member, put_certificate,
+};
 use crate::{
     keys::profile::AGENT_IDENTITY_LIFE,
     refusal::Refusal,
@@ -43,11 +45,11 @@ fn judge(
             serial: serial.to_vec(),
             ..event(&caller.actor(), AuditKind::IdentityActivated, &node.cluster, &node.name)
         });
-        note_contact(view, caller, &mut node);
+        note_contact(view, caller, &mut node)?;
         put(view, &node);
     } else if node.current().serial != serial {
         return Err(retired(view, caller, node)?.into());
-    } else if note_contact(view, caller, &mut node) {
+    } else if note_contact(view, caller, &mut node)? {
         put(view, &node);
     }
     Ok(node)
@@ -217,21 +219,33 @@ fn retired(
     Ok(Refusal::IdentityReused)
 }
 
-/// Notes the contact and what its source address proves. Whether the record is to be written.
-fn note_contact(view: &View<'_>, caller: &Caller, node: &mut NodeRecord) -> bool {
+/// Notes the contact, and what its source address proves. Whether the record is to be written.
+fn note_contact(
+    view: &mut View<'_>,
+    caller: &Caller,
+    node: &mut NodeRecord,
+) -> Result<bool, StoreError> {
     let source = caller.source.map(|source| source.to_string());
-    let mut changed = false;
+    let returned = node.lapsed_ms != 0;
+    let mut told = returned;
     for bound in &mut node.addresses {
         if !bound.proved && source.as_ref() == Some(&bound.address) {
             bound.proved = true;
-            changed = true;
+            told = true;
         }
     }
-    if view.now_ms() - node.contact_ms >= CONTACT_COARSE_MS {
+    let coarse = view.now_ms() - node.contact_ms >= CONTACT_COARSE_MS;
+    if coarse || returned {
         node.contact_ms = view.now_ms();
-        changed = true;
     }
-    changed
+    if returned {
+        node.lapsed_ms = 0;
+        view.audit(event(&caller.actor(), AuditKind::MemberReturned, &node.cluster, &node.name));
+    }
+    if told {
+        member::tell(view, node)?;
+    }
+    Ok(coarse || told)
 }
 
 pub(super) fn put(view: &mut View<'_>, node: &NodeRecord) {

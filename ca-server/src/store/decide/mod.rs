@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod enroll;
 pub mod identity;
 pub mod leaf;
+pub mod member;
 pub mod node;
 pub mod token;
 

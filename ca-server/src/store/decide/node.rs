@@ -12,7 +12,7 @@ use super::{
     enroll::{live_holder, release_addresses},
     event,
     identity::{put, require},
-    record_page,
+    member, record_page,
 };
 use crate::{
     refusal::Refusal,
@@ -38,8 +38,8 @@ pub fn leave(view: &mut View<'_>, caller: &Caller) -> Result<(), StoreError> {
     release_addresses(view, &node)?;
     node.status = NodeStatus::Left.into();
     node.pending = None;
+    member::tell(view, &mut node)?;
     put(view, &node);
-    wake_cluster(view, &caller.cluster)?;
     view.audit(event(&caller.actor(), AuditKind::NodeLeft, &node.cluster, &node.name));
     Ok(())
 }
@@ -63,6 +63,7 @@ pub fn revoke(
     node.status = NodeStatus::Revoked.into();
     node.revoked_ms = view.now_ms();
     node.revoked_reason = reason.to_owned();
+    member::tell(view, &mut node)?;
     put(view, &node);
     release_addresses(view, &node)?;
     block_addresses(view, &node)?;
@@ -85,7 +86,7 @@ pub fn forget(
     cluster: &ClusterId,
     name: &NodeName,
 ) -> Result<(), StoreError> {
-    let node = get(view, cluster, name)?;
+    let mut node = get(view, cluster, name)?;
     let until_ms = latest_leaf_end(view, &node)?;
     if node.node_status() == NodeStatus::Revoked && until_ms > view.now_ms() {
         let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
@@ -93,8 +94,8 @@ pub fn forget(
         return Err(Refusal::LeafStillLives { node: node.name, until }.into());
     }
     release_addresses(view, &node)?;
+    member::tell_gone(view, &mut node)?;
     view.delete(layout::node(cluster.as_str(), name.as_str()));
-    wake_cluster(view, cluster)?;
     view.audit(event(actor, AuditKind::NodeForgotten, cluster.as_str(), name.as_str()));
     Ok(())
 }
@@ -126,17 +127,24 @@ pub fn list(
     record_page(view, &layout::nodes(cluster.as_str()), cursor)
 }
 
-/// Blocks the addresses the node called from for older tokens, but never one that another live node
-/// has. One it only claimed may be another machine's, which its own revocation must not shut out.
+/// Blocks the addresses the node called from, for its peers and for older tokens, but never one that
+/// another live node has. One it only claimed may be another machine's, which its own revocation must
+/// not shut out.
 fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    let until_ms = latest_leaf_end(view, node)?;
     for bound in node.addresses.iter().filter(|bound| bound.proved) {
         if address_of_another(view, node, &bound.address)? {
             continue;
         }
-        let block = BlockRecord { node: node.name.clone(), revoked_ms: node.revoked_ms };
+        let block = BlockRecord {
+            node: node.name.clone(),
+            revoked_ms: node.revoked_ms,
+            until_ms,
+            lifted: false,
+        };
         view.put(layout::block(&node.cluster, &bound.address), &block);
     }
-    Ok(())
+    member::blocks_changed(view, &node.cluster)
 }
 
 fn address_of_another(
@@ -242,12 +250,4 @@ fn void_tokens(view: &mut View<'_>, actor: &str, node: &NodeRecord) -> Result<u3
         });
     }
     Ok(voided)
-}
-
-/// Wakes the cluster's waiting Syncs, so that the node's own ends.
-fn wake_cluster(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
-    let mut record = cluster::get(view, cluster)?;
-    record.next_version();
-    cluster::put(view, &record);
-    Ok(())
 }
