@@ -126,9 +126,12 @@ impl AdminService for Played {
         not_played()
     }
 
-    async fn revoke_token(&self, _: Request<v1::RevokeTokenRequest>) -> Answer<v1::Token> {
+    async fn revoke_token(
+        &self,
+        _: Request<v1::RevokeTokenRequest>,
+    ) -> Answer<v1::RevokeTokenResponse> {
         self.note("revoke token");
-        Ok(Response::new(v1::Token::default()))
+        Ok(Response::new(v1::RevokeTokenResponse::default()))
     }
 
     async fn list_nodes(
@@ -166,6 +169,7 @@ impl AdminService for Played {
             certificates_revoked: 2,
             token_uses_voided: 1,
             notes: vec!["Ray accepts its leaf until 2026-01-01".to_owned()],
+            ..Default::default()
         }))
     }
 
@@ -175,6 +179,30 @@ impl AdminService for Played {
     ) -> Answer<v1::ForgetNodeResponse> {
         self.note("forget node");
         Ok(Response::new(v1::ForgetNodeResponse {}))
+    }
+
+    async fn reinstate_node(
+        &self,
+        _: Request<v1::ReinstateNodeRequest>,
+    ) -> Answer<v1::ReinstateNodeResponse> {
+        not_played()
+    }
+
+    type WatchAppliedStream =
+        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::Applied, Status>> + Send>>;
+
+    async fn watch_applied(
+        &self,
+        _: Request<v1::WatchAppliedRequest>,
+    ) -> Answer<Self::WatchAppliedStream> {
+        not_played()
+    }
+
+    async fn revoke_certificate(
+        &self,
+        _: Request<v1::RevokeCertificateRequest>,
+    ) -> Answer<v1::RevokeCertificateResponse> {
+        not_played()
     }
 
     async fn list_certificates(

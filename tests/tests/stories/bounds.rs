@@ -316,6 +316,7 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
         name: "w1".to_owned(),
         reason,
         keep_token: false,
+        all_traffic: false,
     };
     let held = ca.held().await;
     for reason in [String::new(), " ".to_owned(), "x".repeat(REASON_LEN_MAX + 1)] {
@@ -350,8 +351,10 @@ async fn what_is_asked_of_tokens_nodes_and_lists_is_bounded_in_each_field() {
     let show = |cluster, name| nodes::show(running, operator, v1::GetNodeRequest { cluster, name });
     let forget =
         |cluster, name| nodes::forget(running, operator, v1::ForgetNodeRequest { cluster, name });
-    let revoke =
-        |cluster, id| tokens::revoke(running, operator, v1::RevokeTokenRequest { cluster, id });
+    let revoke = |cluster, id| {
+        let request = v1::RevokeTokenRequest { cluster, id, ..Default::default() };
+        tokens::revoke(running, operator, request)
+    };
     refused(show(c1(), no_name.clone()).await, "a node of 63", "NOT_FOUND", "node");
     refused(forget(c1(), no_name).await, "a node of 63", "NOT_FOUND", "node");
     refused(revoke(c1(), "f".repeat(16)).await, "an id of 16", "NOT_FOUND", "token");
