@@ -436,6 +436,7 @@ impl NodeService for TestCa {
             control_crl: Some(v1::ControlCrl { crls_der: self.with(|k| k.control_crls.clone()) }),
             directives: self.with(|k| k.directives.clone()),
             server_time_unix: self.clock.now().unix_timestamp(),
+            ..Default::default()
         };
         if let Some(bend) = self.with(|k| k.bend_sync) {
             bend(&mut answer);
