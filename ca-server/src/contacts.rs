@@ -17,12 +17,18 @@ type Key = (String, String);
 /// Contacts of all nodes. Bounded by the number of enrolled nodes: only an identified caller makes
 /// an entry.
 #[derive(Debug, Default)]
-pub struct Contacts(Mutex<HashMap<Key, Contact>>);
+pub struct Contacts {
+    nodes: Mutex<HashMap<Key, Contact>>,
+    /// Counts what was applied, by cluster: wakes whoever waits for it.
+    applied: Mutex<HashMap<String, watch::Sender<u64>>>,
+}
 
 #[derive(Debug, Default)]
 struct Contact {
     last: Option<OffsetDateTime>,
     report: Option<v1::Report>,
+    // The newest version it applied, and when it said so first.
+    applied: Option<(v1::SyncVersion, OffsetDateTime)>,
     // The number of the newest wait; an older one that sees a newer number ends.
     wait: watch::Sender<u64>,
 }
@@ -51,7 +57,44 @@ impl Contacts {
 
     /// Keeps a node's report.
     pub fn report(&self, caller: &Caller, report: v1::Report) {
-        self.lock().entry(key(caller)).or_default().report = Some(report);
+        let news = {
+            let mut contacts = self.lock();
+            let contact = contacts.entry(key(caller)).or_default();
+            let before = contact.applied.map(|(version, _)| version);
+            let news = report.applied.filter(|applied| Some(*applied) != before);
+            if let Some((applied, at)) = news.zip(contact.last) {
+                contact.applied = Some((applied, at));
+            }
+            contact.report = Some(report);
+            news.is_some()
+        };
+        if news {
+            self.changes(caller.cluster.as_str(), |sender| sender.send_modify(|count| *count += 1));
+        }
+    }
+
+    /// The newest version a node applied, when it said so first, and what its table does.
+    #[must_use]
+    pub fn applied(
+        &self,
+        cluster: &str,
+        node: &str,
+    ) -> Option<(v1::SyncVersion, OffsetDateTime, v1::IsolationReport)> {
+        let contacts = self.lock();
+        let contact = contacts.get(&(cluster.to_owned(), node.to_owned()))?;
+        let (version, at) = contact.applied?;
+        let isolation = contact.report.as_ref().and_then(|report| report.isolation.clone());
+        Some((version, at, isolation.unwrap_or_default()))
+    }
+
+    /// Wakes when a node of the cluster has applied another version.
+    pub fn applied_changed(&self, cluster: &str) -> watch::Receiver<u64> {
+        self.changes(cluster, |sender| sender.subscribe())
+    }
+
+    fn changes<T>(&self, cluster: &str, act: impl FnOnce(&watch::Sender<u64>) -> T) -> T {
+        let mut changes = self.applied.lock().expect("no code panics while it holds the changes");
+        act(changes.entry(cluster.to_owned()).or_default())
     }
 
     /// Begins a wait; the node's older one ends.
@@ -81,7 +124,7 @@ impl Contacts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Contact>> {
-        self.0.lock().expect("no code panics while it holds the contacts")
+        self.nodes.lock().expect("no code panics while it holds the contacts")
     }
 }
 

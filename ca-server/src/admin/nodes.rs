@@ -1,19 +1,14 @@
-//! Nodes: listing, showing, revoking, forgetting.
+//! Nodes: listing, showing, revoking, taking back, forgetting.
 
-use raymtls_proto::{clock, identity::NodeName, v1};
-use time::format_description::well_known::Rfc3339;
-use tracing::{info, warn};
+use raymtls_proto::{identity::NodeName, v1};
+use tracing::info;
 
-use super::{Operator, clusters, convert};
+use super::{Operator, clusters, convert, revocation};
 use crate::{
     ca::Ca,
     refusal::Refusal,
     store::{Authority, StoreError, records::NodeRecord, unix_ms},
-    upkeep,
 };
-
-/// Longest reason, in characters.
-const REASON_LEN_MAX: usize = 500;
 
 /// Nodes of a cluster.
 ///
@@ -56,43 +51,60 @@ pub async fn revoke(
     request: v1::RevokeNodeRequest,
 ) -> Result<v1::RevokeNodeResponse, StoreError> {
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
-    let reason = request.reason.trim();
-    if reason.is_empty() || reason.chars().count() > REASON_LEN_MAX {
-        let text = format!("a reason of 1 to {REASON_LEN_MAX} characters is wanted");
-        return Err(Refusal::RequestInvalid(text).into());
-    }
+    let reason = revocation::reason(&request.reason)?;
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
+    let (actor, name) = (operator.actor.clone(), name(&request.name)?);
     let revoked = ca
         .store
-        .revoke_node(
-            now,
-            operator.actor.clone(),
-            cluster.clone(),
-            name(&request.name)?,
-            reason.to_owned(),
-            request.keep_token,
-        )
+        .revoke_node(now, actor, cluster.clone(), name, reason.clone(), request.keep_token)
         .await?;
+    // Its peers hear of it now; the CRLs come after.
+    let change = revocation::change(ca, &cluster).await?;
     info!(%cluster, node = request.name, actor = operator.actor, reason, "node revoked");
-    let mut notes = notes(&revoked.node, unix_ms(now));
-    for authority in [Authority::Control, Authority::Cluster(cluster)] {
-        if let Err(error) = upkeep::tend(ca, &authority).await {
-            // The revocation stands; the next pass signs them.
-            warn!(%authority, %error, "CRLs not signed yet");
-            let text = "the CRLs could not be signed yet: tried again within a minute";
-            notes.insert(0, text.to_owned());
-        }
-    }
+    let isolation = ca.store.cluster(cluster.clone()).await?.settings().isolation();
+    let (blocked, spared) = (Vec::new(), Vec::new());
+    let mut notes =
+        revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
+    notes.extend(revocation::notes(&revoked.node, isolation, &blocked, unix_ms(now)));
     Ok(v1::RevokeNodeResponse {
         node: Some(message(ca, revoked.node)),
         certificates_revoked: revoked.certificates,
         token_uses_voided: revoked.token_uses_voided,
         notes,
-        blocked_addresses: Vec::new(),
-        spared_addresses: Vec::new(),
-        change: None,
+        blocked_addresses: blocked,
+        spared_addresses: spared,
+        change: Some(change),
     })
+}
+
+/// Takes a revoked node back.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn reinstate(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::ReinstateNodeRequest,
+) -> Result<v1::ReinstateNodeResponse, StoreError> {
+    operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
+    let cluster = clusters::id(&request.cluster)?;
+    let (now, actor, name) = (ca.clock.now(), operator.actor.clone(), name(&request.name)?);
+    let node = ca.store.reinstate_node(now, actor, cluster.clone(), name).await?;
+    let change = revocation::change(ca, &cluster).await?;
+    info!(%cluster, node = request.name, actor = operator.actor, "node reinstated");
+    let mut notes = vec![
+        "its certificates stay revoked and their keys get no other: enrol it again, with a token \
+         made from now on"
+            .to_owned(),
+    ];
+    if node.leaf_not_after_ms() > unix_ms(now) {
+        notes.push(format!(
+            "nothing cuts its addresses off any more, and Ray accepts its old leaf until {}",
+            revocation::moment(node.leaf_not_after_ms())
+        ));
+    }
+    Ok(v1::ReinstateNodeResponse { node: Some(message(ca, node)), change: Some(change), notes })
 }
 
 /// Forgets a node.
@@ -113,22 +125,6 @@ pub async fn forget(
     Ok(v1::ForgetNodeResponse {})
 }
 
-fn notes(node: &NodeRecord, now_ms: i64) -> Vec<String> {
-    let until_ms = node.leaf_not_after_ms();
-    if until_ms <= now_ms {
-        return Vec::new();
-    }
-    let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
-    let addresses: Vec<_> = node.addresses.iter().map(|a| a.address.as_str()).collect();
-    vec![format!(
-        "Ray checks no CRL: its peers accept the node's leaf until {} unless the network keeps it \
-         out: on every other host of the cluster run `scripts/isolation/nftables.sh apply` as \
-         before, with the node taken out of --members and with --blocked {}",
-        until.unwrap_or_else(|| "its end".to_owned()),
-        addresses.join(",")
-    )]
-}
-
 fn message(ca: &Ca, node: NodeRecord) -> v1::Node {
     let last = ca.contacts.last(&node.cluster, &node.name);
     convert::node(node, last, ca.started, ca.clock.now())
@@ -136,26 +132,4 @@ fn message(ca: &Ca, node: NodeRecord) -> v1::Node {
 
 fn name(text: &str) -> Result<NodeName, Refusal> {
     text.parse().map_err(|e| Refusal::RequestInvalid(format!("{e}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::records::{AddressRecord, LeafKeyRecord};
-
-    #[test]
-    fn what_keeps_a_revoked_node_out_until_its_leaf_ends_is_named_last() {
-        let address = |address: &str| AddressRecord { address: address.to_owned(), proved: true };
-        let node = NodeRecord {
-            addresses: vec![address("10.77.0.7"), address("fd00::7")],
-            leaf_keys: vec![LeafKeyRecord { not_after_ms: 60_000, ..Default::default() }],
-            ..NodeRecord::default()
-        };
-        let notes_now = notes(&node, 0);
-        let last = notes_now.last().unwrap();
-        assert!(last.contains("until 1970-01-01T00:01:00Z"), "{last}");
-        assert!(last.contains("scripts/isolation/nftables.sh apply"), "{last}");
-        assert!(last.ends_with("--blocked 10.77.0.7,fd00::7"), "{last}");
-        assert!(notes(&node, 60_000).is_empty());
-    }
 }

@@ -120,6 +120,9 @@ pub struct ClusterRecord {
     /// The addresses to cut off.
     #[prost(uint64, tag = "13")]
     pub blocks_version: u64,
+    /// The keys of Ray leaves that were revoked without their node.
+    #[prost(uint64, tag = "20")]
+    pub keys_version: u64,
 }
 
 impl ClusterRecord {
@@ -523,6 +526,10 @@ pub enum AuditKind {
     MemberLapsed = 17,
     /// A node that had lapsed was heard of again.
     MemberReturned = 18,
+    /// A revoked node was taken back.
+    NodeReinstated = 19,
+    /// The key of a Ray leaf was revoked, with all its certificates.
+    LeafKeyRevoked = 20,
 }
 
 /// One record of the audit log. Its hash covers its bytes, and with them the hash before it.
@@ -583,4 +590,7 @@ pub struct KeyRecord {
     /// Its node.
     #[prost(string, tag = "3")]
     pub node: String,
+    /// When it was revoked: never certified again. Zero for never.
+    #[prost(int64, tag = "4")]
+    pub revoked_ms: i64,
 }
