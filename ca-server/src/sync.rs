@@ -8,6 +8,7 @@ use tracing::debug;
 
 use crate::{
     ca::Ca,
+    directives,
     identify::{admit, judged},
     limits::NodeCall,
     refusal::Refusal,
@@ -36,6 +37,7 @@ pub async fn sync(
     admit(ca, &caller, NodeCall::Sync).await?;
     let node = ca.store.identify(now, caller.clone()).await;
     judged(ca, &caller, now, node)?;
+    let current = directives::current_leaf(request.report.as_ref());
     if let Some(report) = request.report {
         keep_report(ca, &caller, report)?;
     }
@@ -48,8 +50,11 @@ pub async fn sync(
         // After the mark: a revocation before it is seen here, a later one wakes this call.
         ca.store.still_stands(caller.clone()).await?;
         let cluster = ca.store.cluster(caller.cluster.clone()).await?;
-        let answer = changed_since(ca, &caller.cluster, &cluster, request.have).await?;
-        if has_news(&answer) || tokio::time::Instant::now() >= deadline {
+        let mut answer = changed_since(ca, &caller.cluster, &cluster, request.have).await?;
+        let have = known(ca, &cluster, request.have);
+        let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
+        answer.directives = directives;
+        if asked || has_news(&answer) || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
         }
@@ -113,9 +118,7 @@ async fn changed_since(
     have: Option<v1::SyncVersion>,
 ) -> Result<v1::SyncResponse, StoreError> {
     let epoch = ca.store.epoch();
-    let have = have
-        .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
-        .map_or(0, |have| have.counter);
+    let have = known(ca, cluster, have);
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: ca.clock.now().unix_timestamp(),
@@ -138,6 +141,13 @@ async fn changed_since(
     Ok(answer)
 }
 
+/// The counter an agent knows the cluster as of; zero for another epoch or a version of the future.
+fn known(ca: &Ca, cluster: &ClusterRecord, have: Option<v1::SyncVersion>) -> u64 {
+    let epoch = ca.store.epoch();
+    have.filter(|have| have.epoch == epoch && have.counter <= cluster.version)
+        .map_or(0, |have| have.counter)
+}
+
 /// From the store, not from memory: the version that goes with them was read there before, so they
 /// are at least as new, and nobody is told of a version whose CRLs it did not get.
 async fn crls_on_record(ca: &Ca, authority: Authority) -> Result<Vec<Vec<u8>>, StoreError> {
@@ -149,7 +159,6 @@ fn has_news(answer: &v1::SyncResponse) -> bool {
         || answer.bundle.is_some()
         || answer.ray_token.is_some()
         || answer.control_crl.is_some()
-        || !answer.directives.is_empty()
 }
 
 /// Counts a waiting call for as long as it waits, however it ends.

@@ -24,6 +24,10 @@ impl Moment {
         self.0.is_none()
     }
 
+    pub(super) fn is_after(self, now: OffsetDateTime) -> bool {
+        self.0.is_some_and(|moment| moment > now)
+    }
+
     /// Date and time in UTC and how far away that is; `-` for none.
     pub(super) fn human(self, now: OffsetDateTime) -> String {
         let Some(moment) = self.0 else { return "-".to_owned() };
