@@ -119,7 +119,7 @@ impl Watch {
     async fn run(mut self, wait: Duration) {
         let deadline = Instant::now() + wait;
         // Before the first look: what comes after it wakes the wait.
-        let mut changed = self.ca.contacts.applied_changed(self.cluster.as_str());
+        let mut changed = self.ca.contacts.applied_changes(self.cluster.as_str());
         let mut over = !self.look(true).await;
         let ca = Arc::clone(&self.ca);
         let mut looked = Instant::now();
@@ -159,14 +159,14 @@ impl Watch {
     }
 
     fn applied(&self, peer: &Peer) -> Option<v1::Applied> {
-        let (version, at, isolation) =
-            self.ca.contacts.applied(self.cluster.as_str(), &peer.name)?;
-        let wanted = self.change.version?;
-        (version.epoch == wanted.epoch && version.counter >= wanted.counter).then(|| v1::Applied {
+        let (contacts, cluster) = (&self.ca.contacts, self.cluster.as_str());
+        let at = contacts.applied(cluster, &peer.name, self.change.version?)?;
+        let report = contacts.last(cluster, &peer.name).report;
+        Some(v1::Applied {
             node: peer.name.clone(),
             applied: true,
-            milliseconds: milliseconds(unix_ms(at) - self.change.committed_unix_ms),
-            isolation: Some(isolation),
+            milliseconds: milliseconds(unix_ms(at) - self.change.asked_unix_ms),
+            isolation: report.and_then(|report| report.isolation),
             expected: peer.expected,
         })
     }

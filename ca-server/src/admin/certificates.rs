@@ -64,7 +64,7 @@ pub async fn revoke(
     let serial = serial(&request.serial)?;
     let (now, actor) = (ca.clock.now(), operator.actor.clone());
     let revoked = ca.store.revoke_leaf(now, actor, cluster.clone(), serial, reason.clone()).await?;
-    let change = revocation::change(ca, &cluster).await?;
+    let change = revocation::newest_change(ca, &cluster, now).await?;
     info!(%cluster, node = revoked.node, %serial, actor = operator.actor, reason, "key revoked");
     let mut notes = revocation::sign_crls(ca, &[Authority::Cluster(cluster)]).await;
     if revoked.not_after_ms != 0 {

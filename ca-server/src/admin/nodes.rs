@@ -7,7 +7,7 @@ use super::{Operator, clusters, convert, revocation};
 use crate::{
     ca::Ca,
     refusal::Refusal,
-    store::{Authority, StoreError, records::NodeRecord, unix_ms},
+    store::{Authority, Reach, Revoking, StoreError, records::NodeRecord, unix_ms},
 };
 
 /// Nodes of a cluster.
@@ -55,17 +55,18 @@ pub async fn revoke(
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
     let (actor, name) = (operator.actor.clone(), name(&request.name)?);
-    let revoked = ca
-        .store
-        .revoke_node(now, actor, cluster.clone(), name, reason.clone(), request.keep_token)
-        .await?;
-    // Its peers hear of it now; the CRLs come after.
-    let change = revocation::change(ca, &cluster).await?;
+    let revoking = Revoking {
+        reason: reason.clone(),
+        keep_token: request.keep_token,
+        reach: Reach { all_traffic: request.all_traffic, ca: ca.endpoints.addresses() },
+    };
+    // Its peers hear of it with the commit; the CRLs come after.
+    let revoked = ca.store.revoke_node(now, actor, cluster.clone(), name, revoking).await?;
     info!(%cluster, node = request.name, actor = operator.actor, reason, "node revoked");
     let isolation = ca.store.cluster(cluster.clone()).await?.settings().isolation();
-    let (blocked, spared) = (Vec::new(), Vec::new());
     let mut notes =
         revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
+    let blocked = revoked.blocked.addresses;
     notes.extend(revocation::notes(&revoked.node, isolation, &blocked, unix_ms(now)));
     Ok(v1::RevokeNodeResponse {
         node: Some(message(ca, revoked.node)),
@@ -73,9 +74,13 @@ pub async fn revoke(
         token_uses_voided: revoked.token_uses_voided,
         notes,
         blocked_addresses: blocked,
-        spared_addresses: spared,
-        change: Some(change),
+        spared_addresses: spared(revoked.blocked.spared),
+        change: Some(revocation::change(ca, revoked.version, now)),
     })
+}
+
+fn spared(spared: Vec<(String, String)>) -> Vec<String> {
+    spared.into_iter().map(|(address, why)| format!("{address}: {why}")).collect()
 }
 
 /// Takes a revoked node back.
@@ -91,7 +96,7 @@ pub async fn reinstate(
     let cluster = clusters::id(&request.cluster)?;
     let (now, actor, name) = (ca.clock.now(), operator.actor.clone(), name(&request.name)?);
     let node = ca.store.reinstate_node(now, actor, cluster.clone(), name).await?;
-    let change = revocation::change(ca, &cluster).await?;
+    let change = revocation::newest_change(ca, &cluster, now).await?;
     info!(%cluster, node = request.name, actor = operator.actor, "node reinstated");
     let mut notes = vec![
         "its certificates stay revoked and their keys get no other: enrol it again, with a token \

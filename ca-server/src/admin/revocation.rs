@@ -2,7 +2,7 @@
 //! what the network does and Ray does not.
 
 use raymtls_proto::{clock, identity::ClusterId, v1};
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::warn;
 
 use crate::{
@@ -28,15 +28,25 @@ pub fn reason(text: &str) -> Result<String, Refusal> {
     Ok(text.to_owned())
 }
 
-/// The change that was committed just now, as agents will apply it.
+/// A change that was asked for at `asked`, as agents will apply it.
+#[must_use]
+pub fn change(ca: &Ca, counter: u64, asked: OffsetDateTime) -> v1::Change {
+    v1::Change {
+        version: Some(v1::SyncVersion { epoch: ca.store.epoch(), counter }),
+        asked_unix_ms: unix_ms(asked),
+    }
+}
+
+/// The same of what was committed a moment ago.
 ///
 /// # Errors
 /// The store.
-pub async fn change(ca: &Ca, cluster: &ClusterId) -> Result<v1::Change, StoreError> {
-    let committed_unix_ms = unix_ms(ca.clock.now());
-    let counter = ca.store.cluster(cluster.clone()).await?.version;
-    let version = Some(v1::SyncVersion { epoch: ca.store.epoch(), counter });
-    Ok(v1::Change { version, committed_unix_ms })
+pub async fn newest_change(
+    ca: &Ca,
+    cluster: &ClusterId,
+    asked: OffsetDateTime,
+) -> Result<v1::Change, StoreError> {
+    Ok(change(ca, ca.store.cluster(cluster.clone()).await?.version, asked))
 }
 
 /// Signs the CRLs. What could not be signed is a note: the revocation stands, and the next pass signs
@@ -108,7 +118,11 @@ mod tests {
 
     #[test]
     fn what_keeps_a_revoked_node_out_until_its_leaf_ends_is_named_last() {
-        let address = |address: &str| AddressRecord { address: address.to_owned(), proved: true };
+        let address = |address: &str| AddressRecord {
+            address: address.to_owned(),
+            proved: true,
+            lost: false,
+        };
         let node = NodeRecord {
             addresses: vec![address("10.77.0.7"), address("fd00::7")],
             leaf_keys: vec![LeafKeyRecord { not_after_ms: 60_000, ..Default::default() }],

@@ -16,7 +16,7 @@ use crate::{
     refusal::Refusal,
     settings,
     store::{
-        Authority, StoreError,
+        Authority, Reach, Revoking, StoreError,
         records::{NodeRecord, NodeStatus, TokenRecord},
         unix_ms,
     },
@@ -111,7 +111,7 @@ pub async fn revoke(
         answer.nodes = revoke_nodes(ca, operator, &cluster, &request.id, &reason).await?;
     }
     if !answer.nodes.is_empty() {
-        answer.change = Some(revocation::change(ca, &cluster).await?);
+        answer.change = Some(revocation::newest_change(ca, &cluster, now).await?);
         answer.notes =
             revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
     }
@@ -132,8 +132,12 @@ async fn revoke_nodes(
         for node in nodes.rows.iter().filter(|node| is_of(node, token_id)) {
             let name = node.name.parse().map_err(|_| Refusal::Internal)?;
             let (now, actor) = (ca.clock.now(), operator.actor.clone());
-            let (cluster, reason) = (cluster.clone(), reason.to_owned());
-            ca.store.revoke_node(now, actor, cluster, name, reason, false).await?;
+            let revoking = Revoking {
+                reason: reason.to_owned(),
+                keep_token: false,
+                reach: Reach { all_traffic: false, ca: ca.endpoints.addresses() },
+            };
+            ca.store.revoke_node(now, actor, cluster.clone(), name, revoking).await?;
             info!(node = node.name, token = token_id, actor = operator.actor, "node revoked");
             revoked.push(node.name.clone());
         }

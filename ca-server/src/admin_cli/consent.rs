@@ -51,11 +51,15 @@ impl Consent {
     ) -> Result<(), Failure> {
         if let Some(other) = confirmed.names.iter().find(|n| !heads.iter().any(|h| h == n.as_str()))
         {
-            let text = format!("nothing was changed: --confirm-head {other} names no head that would be revoked");
+            let text = format!(
+                "nothing was changed: --confirm-head {other} names no head that would be revoked"
+            );
             return Err(Failure::Usage(text));
         }
-        let unconfirmed: Vec<_> =
-            heads.iter().filter(|head| !confirmed.names.iter().any(|n| n.as_str() == *head)).collect();
+        let unconfirmed: Vec<_> = heads
+            .iter()
+            .filter(|head| !confirmed.names.iter().any(|n| n.as_str() == *head))
+            .collect();
         if unconfirmed.is_empty() {
             return self.ask(plan, screen).await;
         }

@@ -18,7 +18,7 @@ use crate::{
     refusal::Refusal,
     store::{
         Authority, Caller, EnrollAsk, EnrollPlan, Enrolled, LeafAsk, LeafKind, NodeRevoked,
-        RenewPlan, Signed, Store, StoreError,
+        RenewPlan, Revoking, Signed, Store, StoreError,
         records::{
             AuditKind, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
             NodeRecord, TokenRecord,
@@ -177,7 +177,8 @@ impl Ca {
 
     pub(super) async fn revoke_keeping(&self, ms: i64, node: &str, keep: bool) -> NodeRevoked {
         let (actor, reason) = ("uid:0".to_owned(), "stolen".to_owned());
-        self.store.revoke_node(at(ms), actor, c1(), name(node), reason, keep).await.unwrap()
+        let revoking = Revoking { reason, keep_token: keep, ..Revoking::default() };
+        self.store.revoke_node(at(ms), actor, c1(), name(node), revoking).await.unwrap()
     }
 
     pub(super) async fn forget(&self, ms: i64, node: &str) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 
 use raymtls_proto::identity::{ClusterId, NodeName};
 
-use super::{event, identity::put, member, node, revoke_leaf};
+use super::{block, event, identity::put, member, node, revoke_leaf};
 use crate::{
     refusal::Refusal,
     store::{
@@ -35,11 +35,7 @@ pub fn reinstate(
             revoke_leaf::mark(view, &certificate.key_hash)?;
         }
     }
-    for (address, block) in member::blocks(view, cluster)? {
-        if block.node == name.as_str() {
-            member::lift(view, cluster.as_str(), &address)?;
-        }
-    }
+    block::lift_of(view, &record)?;
     let was_for = std::mem::take(&mut record.revoked_reason);
     record.status = NodeStatus::Left.into();
     record.revoked_ms = 0;
