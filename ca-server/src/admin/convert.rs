@@ -100,6 +100,7 @@ pub fn node(
         report: last.report,
         leaf_not_after_unix,
         once: node.once,
+        earlier_token_ids: node.earlier_token_ids,
     }
 }
 

@@ -66,7 +66,13 @@ pub async fn revoke(
     let isolation = ca.store.cluster(cluster.clone()).await?.settings().isolation();
     let mut notes =
         revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
-    let blocked = revoked.blocked.addresses;
+    let mut blocked = revoked.blocked.addresses;
+    if blocked.is_empty() {
+        // Asked for again: what is cut off since the first time.
+        let blocks = ca.store.blocks(now, clusters::id(&request.cluster)?).await?;
+        let of_it = blocks.into_iter().filter(|(_, block)| block.node == request.name);
+        blocked = of_it.map(|(address, _)| address).collect();
+    }
     notes.extend(revocation::notes(&revoked.node, isolation, &blocked, unix_ms(now)));
     Ok(v1::RevokeNodeResponse {
         node: Some(message(ca, revoked.node)),

@@ -157,8 +157,10 @@ impl Acknowledgements {
             ("no acknowledgement", missing.clone()),
             ("silent for long", named(&|peer| !peer.applied && !peer.expected)),
         ];
-        let not_cut =
-            not_cut.into_iter().filter(|(_, nodes)| !nodes.is_empty()).map(|(why, nodes)| NotCut { why, nodes });
+        let not_cut = not_cut
+            .into_iter()
+            .filter(|(_, nodes)| !nodes.is_empty())
+            .map(|(why, nodes)| NotCut { why, nodes });
         Self {
             wait_seconds,
             slowest_milliseconds: peers.iter().filter_map(|peer| peer.milliseconds).max(),
@@ -192,7 +194,8 @@ impl Acknowledgements {
         }
         if leaf_until.is_after(now) && !self.not_cut.is_empty() {
             let open: usize = self.not_cut.iter().map(|part| part.nodes.len()).sum();
-            let parts = self.not_cut.iter().map(|part| format!("{} ({})", part.why, names(&part.nodes)));
+            let parts =
+                self.not_cut.iter().map(|part| format!("{} ({})", part.why, names(&part.nodes)));
             text.push_str(&format!(
                 "  leaf works until {} at {open} of {} peers: {}\n",
                 leaf_until.human(now),

@@ -184,7 +184,8 @@ fn out_of_time() -> String {
 
 fn address(text: &str) -> Result<String, String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b".:[]-_".contains(&b);
-    let good = text.contains(':') && !text.starts_with('-') && text.len() <= 255 && text.bytes().all(fits);
+    let good =
+        text.contains(':') && !text.starts_with('-') && text.len() <= 255 && text.bytes().all(fits);
     if good { Ok(text.to_owned()) } else { Err("write HOST:PORT".to_owned()) }
 }
 

@@ -6,7 +6,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::form
 use super::duration;
 
 /// A moment, or none: messages say zero for one that has not come. In JSON RFC 3339 or null.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(Option<OffsetDateTime>);
 
 impl Moment {
