@@ -469,7 +469,7 @@ mod tests {
     fn answer() -> v1::CreateTokenResponse {
         let key = rcgen::KeyPair::generate().unwrap();
         let root = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        let token = BootstrapToken::new(TokenId::new([1; 8]), [2; 32]);
+        let token = BootstrapToken::new(raymtls_proto::token::TokenId::new([1; 8]), [2; 32]);
         v1::CreateTokenResponse {
             token: Some(v1::Token {
                 id: token.id().to_string(),
