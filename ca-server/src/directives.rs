@@ -65,7 +65,7 @@ mod tests {
         let with_current = report(vec![folder(1, false), folder(2, true)]);
         assert_eq!(current_leaf(Some(&with_current)), Some(serial(2)));
         assert_eq!(current_leaf(Some(&report(vec![folder(1, false)]))), None);
-        let odd = v1::KeyFolder { serial: vec![1, 2], current: true, ..v1::KeyFolder::default() };
+        let odd = v1::KeyFolder { serial: vec![1; 17], current: true, ..v1::KeyFolder::default() };
         assert_eq!(current_leaf(Some(&report(vec![odd]))), None);
         assert_eq!(current_leaf(None), None);
     }
