@@ -33,6 +33,7 @@ pub(super) const MINUTE_MS: i64 = 60 * 1_000;
 pub(super) const HOUR_MS: i64 = 60 * MINUTE_MS;
 pub(super) const LEAF_LIFE_MS: i64 = 6 * HOUR_MS;
 pub(super) const IDENTITY_LIFE_MS: i64 = 30 * 24 * HOUR_MS;
+pub(super) const LEASE_MS: i64 = 24 * HOUR_MS;
 pub(super) const SECRET: [u8; 32] = [7; 32];
 
 pub(super) struct Ca {
@@ -314,6 +315,7 @@ pub(super) fn cluster(name: &str) -> ClusterRecord {
         cluster: name.to_owned(),
         settings: Some(v1::Settings {
             leaf_life_seconds: LEAF_LIFE_MS / 1_000,
+            lease_seconds: LEASE_MS / 1_000,
             ..v1::Settings::default()
         }),
         created_ms: START_MS,

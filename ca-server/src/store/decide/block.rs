@@ -39,7 +39,8 @@ pub struct Blocked {
 }
 
 /// Blocks the addresses the node called from, but never one that somebody else needs. One it only
-/// claimed may be another machine's, which its own revocation must not shut out.
+/// claimed may be another machine's, which its own revocation must not shut out, unless the cluster
+/// trusts the ranges of its tokens.
 ///
 /// # Errors
 /// No such cluster.
@@ -55,7 +56,9 @@ pub(super) fn block(
     let mut blocked = Blocked::default();
     for bound in &node.addresses {
         let address = bound.address.clone();
-        let why = if bound.proved {
+        let why = if bound.lost {
+            Some("it was certified to another node since".to_owned())
+        } else if bound.proved || cluster.settings().trust_ranges {
             spared(&address, &cluster, &of_others, reach)
         } else {
             Some("no call ever came from it".to_owned())
