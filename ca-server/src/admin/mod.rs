@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod clusters;
 pub mod convert;
 pub mod nodes;
+pub mod readiness;
 pub mod revocation;
 pub mod tokens;
 

@@ -1,6 +1,9 @@
 //! Nodes: listing, showing, revoking, taking back, forgetting.
 
-use raymtls_proto::{identity::NodeName, v1};
+use raymtls_proto::{
+    identity::{ClusterId, NodeName},
+    v1,
+};
 use tracing::info;
 
 use super::{Operator, clusters, convert, revocation};
@@ -20,9 +23,11 @@ pub async fn list(
     request: v1::ListNodesRequest,
 ) -> Result<v1::ListNodesResponse, StoreError> {
     operator.require(v1::AdminRole::Viewer, Some(&request.cluster))?;
-    let page = ca.store.nodes(clusters::id(&request.cluster)?, request.page).await?;
+    let cluster = clusters::id(&request.cluster)?;
+    let lease = lease(ca, &cluster).await?;
+    let page = ca.store.nodes(cluster, request.page).await?;
     Ok(v1::ListNodesResponse {
-        nodes: page.rows.into_iter().map(|node| message(ca, node)).collect(),
+        nodes: page.rows.into_iter().map(|node| message(ca, node, lease)).collect(),
         next_page: page.next,
     })
 }
@@ -37,8 +42,9 @@ pub async fn show(
     request: v1::GetNodeRequest,
 ) -> Result<v1::Node, StoreError> {
     operator.require(v1::AdminRole::Viewer, Some(&request.cluster))?;
-    let node = ca.store.node(clusters::id(&request.cluster)?, name(&request.name)?).await?;
-    Ok(message(ca, node))
+    let cluster = clusters::id(&request.cluster)?;
+    let node = ca.store.node(cluster.clone(), name(&request.name)?).await?;
+    Ok(message(ca, node, lease(ca, &cluster).await?))
 }
 
 /// Revokes a node, and signs the CRLs that say so.
@@ -75,7 +81,7 @@ pub async fn revoke(
     }
     notes.extend(revocation::notes(&revoked.node, isolation, &blocked, unix_ms(now)));
     Ok(v1::RevokeNodeResponse {
-        node: Some(message(ca, revoked.node)),
+        node: Some(message(ca, revoked.node, 0)),
         certificates_revoked: revoked.certificates,
         token_uses_voided: revoked.token_uses_voided,
         notes,
@@ -115,7 +121,7 @@ pub async fn reinstate(
             revocation::moment(node.leaf_not_after_ms())
         ));
     }
-    Ok(v1::ReinstateNodeResponse { node: Some(message(ca, node)), change: Some(change), notes })
+    Ok(v1::ReinstateNodeResponse { node: Some(message(ca, node, 0)), change: Some(change), notes })
 }
 
 /// Forgets a node.
@@ -136,9 +142,14 @@ pub async fn forget(
     Ok(v1::ForgetNodeResponse {})
 }
 
-fn message(ca: &Ca, node: NodeRecord) -> v1::Node {
+/// A node as it is shown; `lease` in seconds counts only for a live one.
+fn message(ca: &Ca, node: NodeRecord, lease: i64) -> v1::Node {
     let last = ca.contacts.last(&node.cluster, &node.name);
-    convert::node(node, last, ca.started, ca.clock.now())
+    convert::node(node, last, ca.started, ca.clock.now(), lease)
+}
+
+async fn lease(ca: &Ca, cluster: &ClusterId) -> Result<i64, StoreError> {
+    Ok(ca.store.cluster(cluster.clone()).await?.settings().lease_seconds)
 }
 
 fn name(text: &str) -> Result<NodeName, Refusal> {

@@ -207,6 +207,8 @@ pub(super) struct NodeView {
     pub(super) token: String,
     enrolled: Moment,
     last_contact: Moment,
+    /// When it stops being a member unless it is heard of.
+    lease_until: Moment,
     identity_serial: String,
     identity_not_after: Moment,
     pub(super) leaf_not_after: Moment,
@@ -269,6 +271,7 @@ impl NodeView {
             token: node.token_id.clone(),
             enrolled: Moment::from_unix(node.enrolled_unix),
             last_contact: Moment::from_unix(node.last_contact_unix),
+            lease_until: Moment::from_unix(node.lease_until_unix),
             identity_serial: serial(&node.identity_serial),
             identity_not_after: Moment::from_unix(node.identity_not_after_unix),
             leaf_not_after: Moment::from_unix(node.leaf_not_after_unix),
@@ -300,6 +303,17 @@ impl NodeView {
             return "not since the CA started".to_owned();
         }
         self.last_contact.human(now)
+    }
+
+    /// Of a node that is silent; the others' lease begins anew with each call.
+    fn lease_words(&self, now: OffsetDateTime) -> String {
+        if self.lease_until.is_none() || self.state != "absent" {
+            "-".to_owned()
+        } else if self.lease_until.is_after(now) {
+            format!("until {}", self.lease_until.human(now))
+        } else {
+            format!("over since {}", self.lease_until.human(now))
+        }
     }
 
     /// What it is, in a line's beginning.
@@ -447,6 +461,7 @@ impl View for NodeView {
         table.fact("token", &self.token);
         table.fact("enrolled", self.enrolled.human(now));
         table.fact("last contact", self.last_contact_words(now));
+        table.fact("lease", self.lease_words(now));
         table.fact("identity", &self.identity_serial);
         table.fact("identity until", self.identity_until(now));
         table.fact("last leaf until", self.leaf_not_after.human(now));
@@ -476,6 +491,7 @@ impl View for NodeList {
             "IDENTITY-UNTIL",
             "LEAF-UNTIL",
             "ISOLATION",
+            "LEASE",
         ]);
         for view in &self.nodes {
             table.row([
@@ -487,6 +503,7 @@ impl View for NodeList {
                 view.identity_until(now),
                 view.leaf_not_after.human(now),
                 view.claims.as_ref().map_or_else(|| "-".to_owned(), ClaimsView::isolation_words),
+                view.lease_words(now),
             ]);
         }
         table.to_string()
@@ -595,6 +612,38 @@ mod tests {
         let list = NodeList { nodes: vec![NodeView::new(&node())] };
         let text = list.text(now());
         assert!(text.contains("not since the CA started") && !text.contains("1970"), "{text}");
+    }
+
+    #[test]
+    fn isolation_and_the_lease_of_a_silent_node_are_shown() {
+        let report = |in_force: v1::Isolation, problem: &str| v1::Report {
+            received: Some(v1::SyncVersion { epoch: 1, counter: 9 }),
+            applied: Some(v1::SyncVersion { epoch: 1, counter: 7 }),
+            isolation: Some(v1::IsolationReport {
+                in_force: in_force.into(),
+                problem: problem.to_owned(),
+                refused_packets: 4,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let enforced =
+            v1::Node { report: Some(report(v1::Isolation::Enforce, "nft: no such")), ..node() };
+        let silent = |seconds: i64| v1::Node {
+            state: v1::NodeState::Absent.into(),
+            lease_until_unix: 1_764_000_000 + seconds,
+            ..node()
+        };
+        let nodes = [enforced.clone(), silent(3_600), silent(-60)];
+        let list = NodeList { nodes: nodes.iter().map(NodeView::new).collect() }.text(now());
+        let lines: Vec<_> = list.lines().collect();
+        assert!(lines[1].contains("enforce (problem) (lags 2)"), "{list}");
+        assert!(lines[2].ends_with("until 2025-11-24 17:00:00Z (in 1h)"), "{list}");
+        assert!(lines[3].ends_with("over since 2025-11-24 15:59:00Z (1m ago)"), "{list}");
+        let shown = NodeView::new(&enforced).text(now());
+        for part in ["enforce, table loaded -", "0 packets blocked, 4 refused", "problem: nft"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
     }
 
     #[test]
