@@ -7,6 +7,7 @@ mod clusters;
 mod enrolment;
 mod fixture;
 mod identities;
+mod innocent;
 mod leaves;
 mod members;
 mod nodes;
