@@ -18,7 +18,9 @@ pub mod fuzz;
 pub mod held;
 pub mod judge;
 pub mod manifests;
+pub mod peers;
 pub mod programs;
+pub mod socket;
 pub mod wire;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
