@@ -260,14 +260,12 @@ async fn a_token_is_revoked_with_every_node_that_ever_had_it() {
     let again = deployment.enroll(request, key).await.unwrap();
 
     let id = token.split('.').next().unwrap().to_owned();
-    let request = v1::RevokeTokenRequest {
-        cluster: "c1".to_owned(),
-        id,
-        with_nodes: true,
-        reason: "leaked".to_owned(),
+    let request =
+        v1::RevokeTokenNodesRequest { cluster: "c1".to_owned(), id, reason: "leaked".to_owned() };
+    let revoke = |request: v1::RevokeTokenNodesRequest| {
+        tokens::revoke_with_nodes(&deployment.ca, &deployment.operator, request)
     };
-    let revoke = || tokens::revoke(&deployment.ca, &deployment.operator, request.clone());
-    let answer = revoke().await.unwrap();
+    let answer = revoke(request.clone()).await.unwrap();
     let mut names: Vec<_> = of_it.iter().map(|member| member.name.clone()).collect();
     names.sort();
     assert_eq!(answer.nodes, names);
@@ -283,9 +281,9 @@ async fn a_token_is_revoked_with_every_node_that_ever_had_it() {
     let leaf = || node_leaf(&PrivateKey::generate().unwrap());
     assert_eq!(word(again.client.issue_leaf(leaf()).await), "REVOKED");
     assert_eq!(word(other.client.issue_leaf(leaf()).await), "OK");
-    assert!(revoke().await.unwrap().nodes.is_empty(), "once");
-    let without_reason = v1::RevokeTokenRequest { reason: " ".to_owned(), ..request.clone() };
-    assert!(tokens::revoke(&deployment.ca, &deployment.operator, without_reason).await.is_err());
+    assert!(revoke(request.clone()).await.unwrap().nodes.is_empty(), "once");
+    let without_reason = v1::RevokeTokenNodesRequest { reason: " ".to_owned(), ..request };
+    assert!(revoke(without_reason).await.is_err());
     deployment.finish().await;
 }
 
