@@ -116,7 +116,7 @@ impl Revoke {
 /// The last moment at which Ray accepts a leaf of them.
 fn last_leaf(nodes: &[NodeView]) -> Moment {
     let ends = nodes.iter().map(|node| node.leaf_not_after);
-    ends.max().unwrap_or(Moment::from_unix(0))
+    ends.max().unwrap_or_else(|| Moment::from_unix(0))
 }
 
 #[derive(Debug, Serialize)]
