@@ -20,24 +20,24 @@ pub(super) const ADDRESSES_MAX: usize = 16;
 
 /// A member, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// What it is for.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Those that may stand in a set of addresses, without IPv4-mapped forms.
-    pub addresses: BTreeSet<IpAddr>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 /// An address to cut off, without IPv4-mapped forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
+pub(crate) struct Blocked {
     /// The address.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// The revoked node.
-    pub node: String,
+    pub(crate) node: String,
     /// When the block ends by itself.
     until_unix: i64,
     /// On every port.
-    pub all_traffic: bool,
+    pub(crate) all_traffic: bool,
 }
 
 /// All members.
