@@ -118,9 +118,21 @@ async fn a_block_ends_connections_on_the_cluster_s_ports_or_on_all() {
     kernel.load(&render(&policy(3, &[], &[]), Counters::default())).await.unwrap();
     assert_eq!(kernel.counters(&cluster).await.unwrap(), Some(Counters::default()));
     // The source is chosen by hand where the route would take the destination's address.
-    ip(&["-n", &namespace.0, "route", "replace", "local", BAD, "dev", "lo", "src", OWN, "table", "local"]);
-    let [ray, worker, other] =
-        namespace.inside(|| [6_379, 10_050, 7_777].map(connection));
+    ip(&[
+        "-n",
+        &namespace.0,
+        "route",
+        "replace",
+        "local",
+        BAD,
+        "dev",
+        "lo",
+        "src",
+        OWN,
+        "table",
+        "local",
+    ]);
+    let [ray, worker, other] = namespace.inside(|| [6_379, 10_050, 7_777].map(connection));
     let pair = |c: &(TcpStream, TcpStream)| works((&c.0, &c.1));
     assert!(pair(&ray) && pair(&worker) && pair(&other));
 

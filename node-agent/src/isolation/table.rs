@@ -204,8 +204,7 @@ fn parse_counters(json: &[u8]) -> Result<Option<Counters>, TableError> {
         all.find(|counter| counter.name == name).map_or(0, |counter| counter.packets)
     };
     let has_any = listing.nftables.iter().any(|item| item.counter.is_some());
-    Ok(has_any
-        .then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
+    Ok(has_any.then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
 }
 
 /// What `nft -j list counters` says (libnftables-json(5)), as far as it matters here.

@@ -95,6 +95,25 @@ impl Guarded {
         durable::replace(&self.place.path(name), text.as_bytes(), Access::PUBLIC).unwrap();
     }
 
+    /// How long it took from `since` until a report came that this version is applied.
+    async fn acknowledged(&self, version: u64, since: Instant) -> (Duration, v1::Report) {
+        let began = Instant::now();
+        loop {
+            let found = {
+                let requests = self.ca.requests.lock().unwrap();
+                let applies = |r: &v1::Report| r.applied.is_some_and(|v| v.counter == version);
+                let report = |r: &v1::SyncRequest| r.report.clone().filter(applies);
+                requests.iter().find_map(|(when, r)| Some((*when - since, report(r)?)))
+            };
+            if let Some(found) = found {
+                eprintln!("version {version} acknowledged after {:?}", found.0);
+                return found;
+            }
+            assert!(began.elapsed() < SOON, "{version} was never acknowledged");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Something changes at the CA.
     fn change(&self, turn: impl FnOnce(&mut crate::testca::Knobs)) {
         self.ca.with(|k| {
@@ -146,29 +165,25 @@ async fn a_block_is_in_the_table_and_acknowledged_at_once() {
         assert!(set.contains("10.0.0."), "{table}");
     }
     let cuts = guarded.read("cuts");
-    let (ports, all): (Vec<&str>, Vec<&str>) = cuts.lines().partition(|l| l.contains("sport = :6379"));
+    let (ports, all): (Vec<&str>, Vec<&str>) =
+        cuts.lines().partition(|l| l.contains("sport = :6379"));
     assert!(ports.len() == 1 && ports[0].contains("( dst 10.0.0.2 ) and"), "{cuts}");
     assert_eq!(all, ["-HtKn dst 10.0.0.7"]);
-    let acknowledged = || {
-        let requests = guarded.ca.requests.lock().unwrap();
-        let report = |r: &v1::SyncRequest| r.report.clone().unwrap();
-        let is = |r: &v1::SyncRequest| report(r).applied.is_some_and(|v| v.counter == 101);
-        requests.iter().find(|(_, r)| is(r)).map(|(when, r)| (*when, report(r)))
-    };
-    let began = Instant::now();
-    let (when, report) = loop {
-        if let Some(found) = acknowledged() {
-            break found;
-        }
-        assert!(began.elapsed() < SOON, "never acknowledged");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    };
-    let took = when - revoked;
-    eprintln!("acknowledged after {took:?}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    let (took, report) = guarded.acknowledged(101, revoked).await;
     let isolation = report.isolation.unwrap();
     assert_eq!(isolation.in_force(), v1::Isolation::Enforce);
     assert_eq!((isolation.sockets_closed, isolation.problem.as_str()), (4, ""));
+    // Sooner than the least pause between two Syncs; on a busy machine not each time.
+    let mut fastest = took;
+    for version in 102..112 {
+        if fastest < Duration::from_millis(200) {
+            break;
+        }
+        let blocked = Instant::now();
+        guarded.change(|k| k.blocks.push(block(&format!("10.0.1.{version}"), false)));
+        fastest = fastest.min(guarded.acknowledged(version, blocked).await.0);
+    }
+    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
     // The acknowledging Sync waits: it is one, not a stream of them.
     let syncs = guarded.ca.syncs.load(Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -182,7 +197,8 @@ async fn a_block_is_in_the_table_and_acknowledged_at_once() {
 #[tokio::test]
 async fn a_snapshot_in_pages_is_loaded_as_a_whole() {
     let guarded = Guarded::new(v1::Isolation::Audit).await;
-    let members = (1..=10).map(|i| member(&format!("m{i}"), v1::Role::Worker, &format!("10.1.{i}.1")));
+    let members =
+        (1..=10).map(|i| member(&format!("m{i}"), v1::Role::Worker, &format!("10.1.{i}.1")));
     guarded.ca.with(|k| (k.members, k.page_len) = (Some(members.collect()), 3));
     let agent = guarded.run();
     let status = agent.until("the table", at(100)).await;
@@ -270,7 +286,9 @@ async fn a_first_enforce_that_cuts_off_the_ca_is_taken_back_and_later_ones_are_n
     assert!(!guarded.table().contains(" drop"), "{}", guarded.table());
     // The CA is back: it is tried again, and stays.
     guarded.ca.with(|k| k.deaf = false);
-    agent.until("enforce for good", |s| in_force(s) == "enforce" && s.isolation.problem.is_none()).await;
+    agent
+        .until("enforce for good", |s| in_force(s) == "enforce" && s.isolation.problem.is_none())
+        .await;
     let record = || guarded.place.state().isolation().enforced;
     let began = Instant::now();
     while !record() {
@@ -361,8 +379,7 @@ async fn a_table_that_somebody_removed_comes_back() {
 #[tokio::test]
 async fn a_node_that_is_not_heard_says_when_its_lease_ends() {
     let clock = SettableClock::new(datetime!(2026-11-24 08:00 UTC));
-    let guarded =
-        Guarded::of_role(v1::Isolation::Audit, Role::Head, Arc::new(clock.clone())).await;
+    let guarded = Guarded::of_role(v1::Isolation::Audit, Role::Head, Arc::new(clock.clone())).await;
     guarded.change(|k| k.lease_seconds = 600);
     let agent = guarded.run();
     agent.until("the table", at(101)).await;
@@ -374,6 +391,10 @@ async fn a_node_that_is_not_heard_says_when_its_lease_ends() {
     assert!(!lease(&agent.handle.status()));
     clock.advance(Duration::from_secs(15));
     let status = agent.until("a warning", lease).await;
-    assert!(status.problems.iter().any(|p| p.contains("2026-11-24T08:10:00Z")), "{:?}", status.problems);
+    assert!(
+        status.problems.iter().any(|p| p.contains("2026-11-24T08:10:00Z")),
+        "{:?}",
+        status.problems
+    );
     agent.stop().await;
 }
