@@ -55,12 +55,12 @@ struct AtOnce {
 }
 
 impl AtOnce {
-    fn take(&mut self) -> bool {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let earned = since.elapsed().as_secs() / AT_ONCE_EACH.as_secs();
+    fn take(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let earned = now.duration_since(since).as_secs() / AT_ONCE_EACH.as_secs();
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
         if earned >= self.spent {
-            *self = Self { spent: 0, since: Some(Instant::now()) };
+            *self = Self { spent: 0, since: Some(now) };
         }
         let is_free = self.spent < AT_ONCE_MAX.saturating_add(earned);
         self.spent += u32::from(is_free);
@@ -162,7 +162,7 @@ impl Agent {
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
                 match self.apply(&answer).await {
-                    Ok(Next::AtOnce) if self.sync.at_once.take() => {
+                    Ok(Next::AtOnce) if self.sync.at_once.take(Instant::now()) => {
                         self.held.remove(&Call::Sync);
                     }
                     Ok(Next::AtOnce | Next::AfterPause) => self.pause(Call::Sync, pause),
@@ -343,4 +343,20 @@ impl Agent {
 /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
 pub(super) fn with_token(memory: &Memory) -> bool {
     memory.settings().is_none_or(|settings| settings.ray_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syncs_without_a_pause_are_counted_and_earned_again() {
+        let mut budget = AtOnce::default();
+        let start = Instant::now();
+        let mut taken = |now: Instant| (0..100).filter(|_| budget.take(now)).count();
+        let most = usize::try_from(AT_ONCE_MAX).unwrap();
+        assert_eq!(taken(start), most);
+        assert_eq!(taken(start + AT_ONCE_EACH * 3), 3);
+        assert_eq!(taken(start + AT_ONCE_EACH * 1_000), most, "no more than at first");
+    }
 }
