@@ -365,7 +365,10 @@ async fn off_removes_the_agent_s_own_table_and_no_other() {
 #[tokio::test]
 async fn a_table_that_somebody_removed_comes_back() {
     let guarded = Guarded::new(v1::Isolation::Enforce).await;
-    let agent = guarded.run();
+    let mut config = guarded.config();
+    // No answer of the CA brings it back.
+    config.limits.sync_wait = Duration::from_secs(60);
+    let agent = guarded.run_with(config);
     agent.until("the table", at(100)).await;
     std::fs::remove_file(guarded.place.path("table")).unwrap();
     let began = Instant::now();
