@@ -263,6 +263,7 @@ impl Deployment {
             trust_domain: TRUST_DOMAIN.parse().unwrap(),
             control_roots: vec![control.root_der.clone().into()],
             control_crls: Vec::new(),
+            source: None,
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Waiting {
     unknown_act_said: bool,
     /// This call asked for everything.
     asked_all: bool,
+    /// The last answer was a page of members, and more follow.
+    pages_follow: bool,
     /// The CA was asked for everything and named no members: it is of an earlier release.
     no_members_told: bool,
     at_once: AtOnce,
@@ -109,10 +111,8 @@ impl Agent {
         let client = self.client()?;
         let answers = self.contact.reachable == Some(true);
         let wait = match self.standing {
-            // The last page and the first contact of a trial are not waited for.
-            Standing::Enrolled if self.memory.is_filling() || self.isolation.is_on_trial() => {
-                Duration::ZERO
-            }
+            // The first contact of a trial is not waited for.
+            Standing::Enrolled if self.isolation.is_on_trial() => Duration::ZERO,
             Standing::Enrolled if answers => self.config.limits.sync_wait,
             // Only asks whether the CA is there, or serves this node again.
             Standing::Enrolled
@@ -196,12 +196,13 @@ impl Agent {
         // And without members, where the CA knows them. A snapshot that has begun is fetched first.
         let has_token = !self.with_token() || self.tls.has_token();
         let has_members = self.memory.knows_members() || self.sync.no_members_told;
-        let complete = (has_token && has_members) || self.memory.is_filling();
+        let complete = (has_token && has_members) || self.sync.pages_follow;
         v1::SyncRequest {
             report: Some(self.report()),
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
             heads_applied: self.heads_wanted(),
+            continues: self.sync.pages_follow,
         }
     }
 
@@ -229,10 +230,9 @@ impl Agent {
         let mut memory = self.memory.clone();
         let was_filling = memory.is_filling();
         memory.merge(answer);
-        match &answer.members {
-            Some(page) if page.snapshot || !page.members.is_empty() => {}
-            // No page follows.
-            Some(_) | None => memory.end_snapshot(),
+        let pages_follow = answer.members.as_ref().is_some_and(|page| page.more);
+        if !pages_follow {
+            memory.end_snapshot();
         }
         let news = answer.settings.is_some() || answer.blocks.is_some();
         if news || !memory.is_filling() {
@@ -240,10 +240,10 @@ impl Agent {
         }
         self.heads_applied = answer.heads_applied.or(self.heads_applied);
         self.sync.no_members_told |= self.sync.asked_all && answer.members.is_none();
-        let pages_follow = memory.is_filling();
         let advanced = answer.version != self.memory.version();
         let before = self.memory.clone();
         self.keep_answer(answer, memory, was_filling)?;
+        self.sync.pages_follow = pages_follow;
         self.note_membership(&before);
         // Somebody may wait for the word that a node is cut off, or that the table is as wanted.
         let awaited = answer.blocks.is_some() || (news && self.isolation.in_force().is_some());

@@ -200,6 +200,8 @@ async fn a_snapshot_in_pages_is_loaded_as_a_whole() {
     let members =
         (1..=10).map(|i| member(&format!("m{i}"), v1::Role::Worker, &format!("10.1.{i}.1")));
     guarded.ca.with(|k| (k.members, k.page_len) = (Some(members.collect()), 3));
+    // It knows nothing.
+    std::fs::remove_file(guarded.place.path("state/sync.pb")).unwrap();
     let agent = guarded.run();
     let status = agent.until("the table", at(100)).await;
     assert_eq!(status.isolation.members, 10);
@@ -274,7 +276,7 @@ async fn a_first_enforce_that_cuts_off_the_ca_is_taken_back_and_later_ones_are_n
     config.isolation.retrial_pause = Duration::from_millis(300);
     config.limits.connect = Duration::from_millis(200);
     let agent = guarded.run_with(config.clone());
-    agent.until("audit", |s| in_force(s) == "audit" && at(100)(s)).await;
+    agent.until("audit", |s| in_force(s) == "audit" && s.ca.reachable == Some(true)).await;
     guarded.change(|k| {
         k.raw_isolation = Some(v1::Isolation::Enforce.into());
         k.deaf = true;
