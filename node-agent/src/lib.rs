@@ -29,6 +29,7 @@ pub mod socket;
 pub mod state;
 pub mod statedir;
 pub mod status;
+pub mod stopray;
 #[cfg(test)]
 mod stories;
 #[cfg(test)]

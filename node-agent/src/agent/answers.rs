@@ -27,6 +27,12 @@ impl Agent {
 
     /// A new key folder, or the newest valid one and why.
     async fn exec_folder(&mut self) -> Answer {
+        // A leaf that still is valid would only meet closed doors, and its start hides why.
+        if let Standing::Refused { reason, message } = &self.standing
+            && reason == Reason::Revoked.as_str()
+        {
+            return Answer::error(ErrorKind::Refused, format!("nothing was started: {message}"));
+        }
         // Whether Ray would be protected in a mode of the future is not ours to guess.
         let mode_known = |s: &v1::Settings| v1::Mode::try_from(s.mode).is_ok();
         if self.memory.settings().is_some_and(|settings| !mode_known(settings)) {

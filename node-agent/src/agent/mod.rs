@@ -5,6 +5,7 @@
 mod answers;
 pub(crate) mod issue;
 mod outcome;
+mod revoked;
 mod skew;
 mod sync;
 mod view;
@@ -37,6 +38,7 @@ use crate::{
         Identity, Memory, NodeFile, StateDir, StateError, StateLock, WaitingKey, issued_at,
     },
     status::{Contact, Status},
+    stopray,
     verify::{self, VerifyError},
 };
 
@@ -149,6 +151,7 @@ enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
     /// A Sync ended; the number says which one, the moment when its answer came.
     Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
+    RayStopped(Box<stopray::Outcome>),
 }
 
 /// The agent of one node.
@@ -176,6 +179,7 @@ pub struct Agent {
     folder_made_at: Option<Instant>,
     client: Option<Connected>,
     sync: sync::Waiting,
+    stopping: revoked::Stopping,
     hooks: Hooks,
     renewals: u64,
     problems: Vec<String>,
@@ -253,6 +257,7 @@ impl Agent {
             folder_made_at: None,
             client: None,
             sync: sync::Waiting::default(),
+            stopping: revoked::Stopping::default(),
             hooks: Hooks::none(),
             renewals: 0,
             problems: Vec::new(),
@@ -455,6 +460,7 @@ impl Agent {
                 let _ = reply.send(answer);
             }
             Ok(Some(Event::Synced(number, came, result))) => self.synced(number, came, *result),
+            Ok(Some(Event::RayStopped(outcome))) => self.ray_stopped(*outcome),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }

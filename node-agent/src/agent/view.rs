@@ -51,6 +51,7 @@ impl Agent {
         status.problems.extend(self.time_not_believed());
         status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
+        status.ray_stop = self.ray_stop_status();
         status
     }
 
@@ -168,6 +169,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         two_key_split: SplitStatus { holds: None, why: String::new() },
         renewals: 0,
         clock_skew_seconds: None,
+        ray_stop: None,
         problems: Vec::new(),
     }
 }
