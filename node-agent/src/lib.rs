@@ -13,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod enroll;
+pub mod ephemeral;
 pub mod exec;
 pub mod failure;
 pub mod hooks;

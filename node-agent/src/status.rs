@@ -130,6 +130,9 @@ pub struct SettingsStatus {
     pub isolation: String,
     /// Ray's token is on.
     pub ray_token: bool,
+    /// Flags with which `ray start` keeps to the cluster's port plan here.
+    #[serde(default)]
+    pub ray_start_flags: Vec<String>,
 }
 
 /// Ray was stopped because this node is revoked.

@@ -340,12 +340,17 @@ async fn a_revoked_node_keeps_its_files_and_comes_back_when_reinstated() {
     assert!(place.path("tls/k1/tls.crt").exists());
 }
 
-/// Stand-in of a Ray daemon: a program of that name, started with a leaf of this TLS folder.
-fn raylet(place: &Path, tls: &Path) -> std::process::Child {
+/// Stand-in of a Ray daemon: a program of that name, started with a leaf of this TLS folder. It is
+/// copied by another process: a file that this one writes may be open in a child of another test.
+async fn raylet(place: &Path, tls: &Path) -> tokio::process::Child {
     let program = place.join("raylet");
-    std::fs::copy("/bin/sleep", &program).unwrap();
-    let mut command = std::process::Command::new(program);
-    command.arg("300").env("RAY_TLS_SERVER_CERT", tls.join("k1/tls.crt")).spawn().unwrap()
+    if !program.exists() {
+        let copied = tokio::process::Command::new("cp").arg("/bin/sleep").arg(&program).status();
+        assert!(copied.await.unwrap().success());
+    }
+    let mut command = tokio::process::Command::new(program);
+    command.arg("300").env("RAY_TLS_SERVER_CERT", tls.join("k1/tls.crt"));
+    command.kill_on_drop(true).spawn().unwrap()
 }
 
 #[tokio::test]
@@ -364,8 +369,9 @@ async fn a_revoked_node_stops_its_ray_and_says_so_unless_the_cluster_keeps_it() 
                 });
             });
         }
-        let mut ours = raylet(place.folder.path(), &place.path("tls"));
-        let mut other = raylet(place.folder.path(), Path::new("/elsewhere"));
+        let mut ours = raylet(place.folder.path(), &place.path("tls")).await;
+        let pid = ours.id().unwrap();
+        let mut other = raylet(place.folder.path(), Path::new("/elsewhere")).await;
         let agent = place.run();
         let version = if keeps { "/2" } else { "/1" };
         agent.until("a sync", |s| s.received.as_ref().is_some_and(|v| v.ends_with(version))).await;
@@ -377,15 +383,11 @@ async fn a_revoked_node_stops_its_ray_and_says_so_unless_the_cluster_keeps_it() 
         } else {
             let status = agent.until("Ray is stopped", |s| s.ray_stop.is_some()).await;
             let stop = status.ray_stop.unwrap();
-            let named = format!("raylet {}", ours.id());
+            let named = format!("raylet {pid}");
             assert_eq!((stop.stopped, stop.named, stop.problem), (1, vec![named], None));
         }
         assert_eq!(ours.try_wait().unwrap().is_none(), keeps, "keeps: {keeps}");
         assert!(other.try_wait().unwrap().is_none(), "another node's raylet");
-        for child in [&mut ours, &mut other] {
-            let _ = child.kill();
-            child.wait().unwrap();
-        }
         agent.stop().await;
     }
 }

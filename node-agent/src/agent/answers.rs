@@ -73,7 +73,7 @@ impl Agent {
             };
             return Answer::error(kind, format!("there is no valid leaf; {why}"));
         };
-        let env = self.tls.env_for(number, self.with_token());
+        let env = self.tls.env_for(number, &self.told());
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
         Answer::ExecFolder(ExecFolder { env, note })
     }

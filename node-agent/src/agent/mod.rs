@@ -7,6 +7,7 @@ pub(crate) mod issue;
 mod outcome;
 mod revoked;
 mod skew;
+mod statusfile;
 mod sync;
 mod view;
 
@@ -32,7 +33,9 @@ use crate::{
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
     moment::Moment,
-    notify, socket,
+    notify,
+    rayenv::Told,
+    socket,
     state::{self, Action, Call, Facts, FolderFacts, Life, Standing},
     statedir::{
         Identity, Memory, NodeFile, StateDir, StateError, StateLock, WaitingKey, issued_at,
@@ -180,6 +183,7 @@ pub struct Agent {
     client: Option<Connected>,
     sync: sync::Waiting,
     stopping: revoked::Stopping,
+    status_file: statusfile::StatusFile,
     hooks: Hooks,
     renewals: u64,
     problems: Vec<String>,
@@ -258,6 +262,7 @@ impl Agent {
             client: None,
             sync: sync::Waiting::default(),
             stopping: revoked::Stopping::default(),
+            status_file: statusfile::StatusFile::default(),
             hooks: Hooks::none(),
             renewals: 0,
             problems: Vec::new(),
@@ -504,7 +509,7 @@ impl Agent {
     fn make_current(&mut self, number: u32) -> Result<(), ActError> {
         self.tls.point_current(number)?;
         self.current = Some(number);
-        self.tls.put_env(number, self.with_token())?;
+        self.tls.put_env(number, &self.told())?;
         self.env_names = Some(number);
         Ok(())
     }
@@ -512,6 +517,11 @@ impl Agent {
     /// Whether Ray's token is on.
     fn with_token(&self) -> bool {
         sync::with_token(&self.memory)
+    }
+
+    /// What Ray is told besides its files.
+    fn told(&self) -> Told {
+        Told::by(self.memory.settings(), self.node.role)
     }
 
     /// Writes roots and CRLs into every folder whose leaf verifies with them.

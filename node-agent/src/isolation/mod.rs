@@ -3,6 +3,7 @@
 
 mod policy;
 mod ruleset;
+pub mod shown;
 pub mod table;
 #[cfg(test)]
 mod tests;

@@ -88,7 +88,7 @@ pub async fn cut(addresses: &BTreeSet<IpAddr>) -> Result<usize, TableError> {
     Ok(closed)
 }
 
-async fn run(
+pub(super) async fn run(
     program: &'static str,
     arguments: &[&str],
     input: &[u8],

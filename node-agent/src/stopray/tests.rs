@@ -118,7 +118,10 @@ impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         for program in DAEMONS {
-            std::fs::copy("/bin/sh", folder.path().join(program)).unwrap();
+            // By another process: a file that this one writes may be open in a child of another test.
+            let copied =
+                Command::new("cp").arg("/bin/sh").arg(folder.path().join(program)).status();
+            assert!(copied.unwrap().success());
         }
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).unwrap();
