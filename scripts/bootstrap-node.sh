@@ -609,7 +609,6 @@ RuntimeDirectory=ray-mtls
 RuntimeDirectoryMode=0755
 RuntimeDirectoryPreserve=yes
 CapabilityBoundingSet=CAP_CHOWN CAP_NET_ADMIN CAP_KILL CAP_SYS_PTRACE
-AmbientCapabilities=CAP_NET_ADMIN CAP_KILL CAP_SYS_PTRACE
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths=$(writable_folders)

@@ -11,8 +11,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 DIR=/var/tmp/ray-mtls-units
 ADDRESS=10.77.9.1
-# Ten times what systemd-analyze prints, 0 (closed) to 100.
-EXPOSURE_MAX=25
+# Ten times what systemd-analyze prints, 0 (closed) to 100. The agent's firewall, and the processes of Ray's user
+# that it may see and stop, are 0.7 of it.
+EXPOSURE_MAX=30
 PID=""
 
 main() {
@@ -132,7 +133,7 @@ try_node() {
   before=$(main_pid node-agent)
   judge "again" "$(code_of bootstrap-node.sh --from "$DIR/bin/node-agent" "${options[@]}")" 0
   judge "and the agent was left alone" "$(main_pid node-agent)" "$before"
-  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
+  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -v org.freedesktop.DBus | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
   judge "uninstall" "$(code_of bootstrap-node.sh --uninstall --yes)" 0
   judge "the unit is gone" "$(inside systemctl show -p LoadState --value node-agent)" not-found
 }
