@@ -152,7 +152,7 @@ impl RayStopStatus {
     fn line(&self, now: OffsetDateTime) -> String {
         let mut text = match self.named.as_slice() {
             [] => "none stopped".to_owned(),
-            named => format!("{} processes stopped ({})", self.stopped, named.join(", ")),
+            named => format!("{} stopped ({})", self.stopped, named.join(", ")),
         };
         write!(text, " {}: this node is revoked", self.at.relative(now))
             .expect("writing to a String");

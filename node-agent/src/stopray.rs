@@ -3,7 +3,8 @@
 //!
 //! Stopped is what belongs to this node and nothing else: `raylet` and `gcs_server`, told by the file
 //! they run, of Ray's configured user, in the agent's own process and network namespaces, started with
-//! a leaf of this node's TLS folder; their descendants of the same user; and the helpers `ray start`
+//! a leaf of this node's TLS folder (as far as their environment can be read: under the limits of our unit
+//! it cannot where Ray has another user, and all of that user's count); their descendants of the same user; and the helpers `ray start`
 //! left beside them (Ray 2.60). Drivers started by hand are not: they lose their raylet and end.
 
 mod proc;
@@ -25,7 +26,7 @@ use rustix::{
 use tokio::time::Instant;
 
 use crate::state::Standing;
-use proc::{Inside, Process};
+use proc::{Inside, Leaf, Process};
 
 /// How long a process has to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
@@ -202,23 +203,28 @@ fn is_here(process: &Process) -> bool {
 }
 
 fn is_daemon(process: &Process, tls_dirs: &[PathBuf]) -> bool {
-    let Inside::Seen { program, tls_cert, .. } = &process.inside else { return false };
-    is_daemon_name(&file_name(program)) && is_ours(tls_cert.as_deref(), tls_dirs)
+    let Inside::Seen { program, leaf, .. } = &process.inside else { return false };
+    is_daemon_name(&file_name(program)) && is_ours(leaf, tls_dirs)
 }
 
 fn is_daemon_name(name: &str) -> bool {
     DAEMONS.contains(&name)
 }
 
-/// Another node of the same host and user has a folder of its own; a Ray without TLS is no node's.
-fn is_ours(tls_cert: Option<&Path>, tls_dirs: &[PathBuf]) -> bool {
-    tls_cert.is_some_and(|cert| tls_dirs.iter().any(|folder| cert.starts_with(folder)))
+/// Another node of the same host and user has a folder of its own, and a Ray without TLS is no node's.
+/// Where we may not look it is taken for ours: it is of Ray's user, and beside us.
+fn is_ours(leaf: &Leaf, tls_dirs: &[PathBuf]) -> bool {
+    match leaf {
+        Leaf::Hidden => true,
+        Leaf::None => false,
+        Leaf::At(path) => tls_dirs.iter().any(|folder| path.starts_with(folder)),
+    }
 }
 
 /// A Python program that is told one of these sessions, or is one of those `ray start` leaves, with our
 /// leaf. (Some overwrite their environment with a title.)
 fn is_helper(process: &Process, tls_dirs: &[PathBuf], sessions: &BTreeSet<&str>) -> bool {
-    let Inside::Seen { program, words, tls_cert } = &process.inside else { return false };
+    let Inside::Seen { program, words, leaf } = &process.inside else { return false };
     if !file_name(program).starts_with("python") {
         return false;
     }
@@ -229,7 +235,7 @@ fn is_helper(process: &Process, tls_dirs: &[PathBuf], sessions: &BTreeSet<&str>)
     let is_named = |word: &String| {
         HELPERS.contains(&word.as_str()) || HELPERS.contains(&file_name(Path::new(word)).as_ref())
     };
-    of_session || (is_ours(tls_cert.as_deref(), tls_dirs) && words.iter().any(is_named))
+    of_session || (is_ours(leaf, tls_dirs) && words.iter().any(is_named))
 }
 
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {

@@ -133,6 +133,7 @@ try_node() {
   before=$(main_pid node-agent)
   judge "again" "$(code_of bootstrap-node.sh --from "$DIR/bin/node-agent" "${options[@]}")" 0
   judge "and the agent was left alone" "$(main_pid node-agent)" "$before"
+  try_revoked
   judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -v org.freedesktop.DBus | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
   judge "uninstall" "$(code_of bootstrap-node.sh --uninstall --yes)" 0
   judge "the unit is gone" "$(inside systemctl show -p LoadState --value node-agent)" not-found
@@ -142,13 +143,26 @@ try_node() {
 try_limits() {
   local victim
   judge "nft loads a table under the unit's limits" "$(limited 'printf "table inet raymtls_try {}\n" | nft -f - && nft list tables')" "table inet raymtls_try"
-  inside nft delete table inet raymtls_try >>"$DIR/inside.log" 2>&1 || true
+  try_isolation
   judge "ss closes sockets under them" "$(limited 'ss -HtKn dst 192.0.2.1 && echo closed')" closed
   inside bash -c 'setsid runuser -u ray -- sleep 300 >/dev/null 2>&1 </dev/null &'
   wait_for 5 "a process of Ray's user" inside pgrep -u ray -x sleep >/dev/null || true
   victim=$(inside pgrep -u ray -x sleep | head -n 1)
   judge "Ray's program is seen under them" "$(limited "readlink /proc/$victim/exe | grep -o 'sleep$'; readlink /proc/$victim/ns/net | grep -c net")" "sleep 1"
   judge "and stopped" "$(limited "kill -TERM $victim && echo stopped")" stopped
+}
+
+# What a person sees and removes by hand; the table of another cluster stays.
+try_isolation() {
+  inside nft -f "$ROOT/node-agent/src/isolation/golden/head-enforce.nft" >>"$DIR/inside.log" 2>&1 || true
+  judge "isolation show" "$(inside node-agent isolation show | grep -E '^(cluster|mode)' | tr -s ' ' | sort | paste -sd ';')" \
+    "cluster c1;cluster try;mode enforce: refuses;mode unknown"
+  judge "isolation clear asks, where it can" "$(code_of node-agent isolation clear)" 64
+  judge "isolation clear" "$(code_of node-agent isolation clear --yes)" 0
+  judge "once more" "$(code_of node-agent isolation clear --yes)" 0
+  judge "and another's stayed" "$(inside nft list tables)" "table inet raymtls_try"
+  inside nft delete table inet raymtls_try >>"$DIR/inside.log" 2>&1 || true
+  judge "isolation show without a right says which" "$(code_of runuser -u ray -- node-agent isolation show) $(tail -n 1 "$DIR/inside.log" | grep -c NET_ADMIN)" "1 1"
 }
 
 # limited SCRIPT: in a service with the limits of node-agent's unit.
@@ -159,6 +173,27 @@ limited() {
       "$ROOT/deploy/systemd/node-agent.service" | grep -v '^Restart')
   inside systemd-run --quiet --wait --pipe "${properties[@]}" bash -c "$1" 2>>"$DIR/inside.log" </dev/null | paste -sd ' '
 }
+
+# A stand-in of a raylet, started through the agent as Ray's user, and one of another user: a copy of sleep each.
+try_revoked() {
+  inside bash -c 'useradd --system other; install -m 0755 /bin/sleep /opt/ray/raylet
+    setsid runuser -u ray -- node-agent exec -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &
+    RAY_TLS_SERVER_CERT=/var/lib/ray-mtls/tls/k1/tls.crt setsid runuser -u other -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &'
+  wait_for 5 "two stand-ins of a raylet" two_raylets || true
+  judge "a raylet of Ray's user, and one of another" "$(raylets)" "other ray"
+  judge "the node is revoked" "$(code_of ca-admin node revoke --cluster c1 n1 --reason theft --yes)" 0
+  wait_for 20 "Ray to be stopped" ray_is_stopped || true
+  judge "the agent stopped Ray, under its unit's limits" "$(raylets)" other
+  wait_for 5 "the status to say so" says_stopped || true
+  judge "and says so" "$(says_stopped && echo said)" said
+  judge "exec starts nothing, with the reason" \
+    "$(code_of runuser -u ray -- node-agent exec -- touch /tmp/started) $(tail -n 1 "$DIR/inside.log" | grep -c 'nothing was started.*REVOKED.*theft') $(code_of ls /tmp/started)" "2 1 2"
+}
+
+two_raylets() { [ "$(raylets)" = "other ray" ]; }
+says_stopped() { inside node-agent status | grep -q '^Ray  *1 stopped (raylet [0-9]*) .*this node is revoked$'; }
+ray_is_stopped() { [ "$(raylets)" = other ]; }
+raylets() { inside ps -o user= -C raylet | sort | paste -sd ' ' | tr -s ' '; }
 
 # Stand-ins of ray and its python write down what they are started with: the flags are those of the plan.
 try_ray_flags() {

@@ -37,9 +37,17 @@ pub(super) enum Inside {
         /// The file it runs.
         program: PathBuf,
         words: Vec<String>,
-        /// `RAY_TLS_SERVER_CERT` as it was started with.
-        tls_cert: Option<PathBuf>,
+        leaf: Leaf,
     },
+}
+
+/// `RAY_TLS_SERVER_CERT` as the process was started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Leaf {
+    /// The environment is a file of its user alone, and we may not read others' files.
+    Hidden,
+    None,
+    At(PathBuf),
 }
 
 /// All processes whose real and effective user is this one.
@@ -72,14 +80,17 @@ fn inside(pid: i32, own: &Namespaces) -> io::Result<Inside> {
     let program = fs::read_link(format!("/proc/{pid}/exe"))?;
     let words = read(pid, "cmdline")?;
     let words = words.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    let environment = read(pid, "environ")?;
+    Ok(Inside::Seen { program: without_mark(&program), words: words.collect(), leaf: leaf(pid)? })
+}
+
+fn leaf(pid: i32) -> io::Result<Leaf> {
+    let environment = match read(pid, "environ") {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Leaf::Hidden),
+        other => other?,
+    };
     let mut variables = environment.split(|b| *b == 0);
-    let cert = variables.find_map(|variable| variable.strip_prefix(b"RAY_TLS_SERVER_CERT="));
-    Ok(Inside::Seen {
-        program: without_mark(&program),
-        words: words.collect(),
-        tls_cert: cert.map(|path| Path::new(OsStr::from_bytes(path)).to_path_buf()),
-    })
+    let path = variables.find_map(|variable| variable.strip_prefix(b"RAY_TLS_SERVER_CERT="));
+    Ok(path.map_or(Leaf::None, |path| Leaf::At(OsStr::from_bytes(path).into())))
 }
 
 fn without_mark(program: &Path) -> PathBuf {

@@ -38,7 +38,11 @@ fn seen(program: &str, words: &[&str], cert: Option<&str>) -> Inside {
     Inside::Seen {
         program: program.into(),
         words: words.iter().map(|word| (*word).to_owned()).collect(),
-        tls_cert: cert.map(PathBuf::from),
+        leaf: match cert {
+            Some("hidden") => Leaf::Hidden,
+            Some(path) => Leaf::At(path.into()),
+            None => Leaf::None,
+        },
     }
 }
 
