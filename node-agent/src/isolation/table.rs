@@ -93,9 +93,12 @@ pub(super) async fn run(
     arguments: &[&str],
     input: &[u8],
 ) -> Result<Vec<u8>, TableError> {
-    let io = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => TableError::Missing(program),
-        _ => TableError::Io { program, source },
+    let io = |source: std::io::Error| {
+        if source.kind() == std::io::ErrorKind::NotFound {
+            TableError::Missing(program)
+        } else {
+            TableError::Io { program, source }
+        }
     };
     let mut child = Command::new(program)
         .args(arguments)
