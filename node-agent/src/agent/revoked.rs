@@ -1,10 +1,12 @@
 //! What the daemon does on a revoked node: Ray is stopped beside the loop, again at each refusal, and
 //! the status says what became of it. What is stopped is decided in `stopray`.
 
-use raymtls_proto::clock::Clock;
+use raymtls_proto::{clock::Clock, reason::Reason};
 
 use super::{Agent, Event};
 use crate::{
+    api::{Answer, ErrorKind},
+    state::Standing,
     status::RayStopStatus,
     stopray::{self, Decision, Outcome},
 };
@@ -67,6 +69,20 @@ impl Agent {
         match self.stop_decision() {
             Decision::Stop { .. } => self.stopping.last.clone(),
             Decision::NotRevoked | Decision::Kept => None,
+        }
+    }
+
+    /// What `exec` is answered on a revoked node.
+    pub(super) fn revoked(&self) -> Option<Answer> {
+        match &self.standing {
+            Standing::Refused { reason, message } if reason == Reason::Revoked.as_str() => {
+                let text = format!("nothing was started: {message}");
+                Some(Answer::error(ErrorKind::Refused, text))
+            }
+            Standing::Enrolled
+            | Standing::Refused { .. }
+            | Standing::ReenrolNeeded { .. }
+            | Standing::Left => None,
         }
     }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 use raymtls_proto::durable::{self, Access};
 use tokio::time::Instant;
 
-use crate::status::{Contact, Status};
+use crate::{
+    isolation::status::IsolationStatus,
+    status::{Contact, Status},
+};
 
 /// Nothing but times and counts is no reason to write sooner.
 const WRITE_PAUSE: Duration = Duration::from_secs(10);
@@ -49,6 +52,11 @@ fn lasting(status: &Status) -> Status {
         ca,
         renewals: 0,
         clock_skew_seconds: None,
+        isolation: IsolationStatus {
+            blocked_packets: 0,
+            refused_packets: 0,
+            ..status.isolation.clone()
+        },
         ..status.clone()
     }
 }
@@ -95,6 +103,7 @@ mod tests {
             renewals: 0,
             clock_skew_seconds: None,
             ray_stop: None,
+            isolation: IsolationStatus::default(),
             problems: Vec::new(),
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     isolation::{
         clear, shown,
         shown::Shown,
-        table::{self, TableError},
+        table::{Kernel, TableError},
         table_name,
     },
     socket,
@@ -71,7 +71,7 @@ pub(super) async fn run(command: IsolationCommand) -> Result<(), Failure> {
 }
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
-    let tables = shown::tables().await.map_err(failure)?;
+    let tables = shown::tables(&Kernel::default()).await.map_err(failure)?;
     match args.output {
         Output::Json => print_json(&tables),
         Output::Table if tables.is_empty() => {
@@ -120,7 +120,7 @@ async fn remove(args: ClearArgs) -> Result<(), Failure> {
         None => enrolled_in(&args.state_dir)?,
     };
     let name = table_name(&cluster);
-    if table::counters(&cluster).await.map_err(failure)?.is_none() {
+    if Kernel::default().counters(&cluster).await.map_err(failure)?.is_none() {
         return print(&format!("there is no table {name}: nothing to remove\n"));
     }
     let warning = format!(
@@ -132,7 +132,7 @@ async fn remove(args: ClearArgs) -> Result<(), Failure> {
     } else {
         consent(&warning, "the table stays").await?;
     }
-    table::load(&clear(&cluster)).await.map_err(failure)?;
+    Kernel::default().load(&clear(&cluster)).await.map_err(failure)?;
     print(&format!("removed the table {name}\n"))
 }
 
@@ -164,7 +164,7 @@ fn failure(error: TableError) -> Failure {
         TableError::Missing(_)
         | TableError::Io { .. }
         | TableError::Failed { .. }
-        | TableError::TooSlow(_)
+        | TableError::TooSlow(..)
         | TableError::Form(_) => Failure::failed(error),
     }
 }

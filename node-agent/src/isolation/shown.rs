@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::table::{TableError, run};
+use super::table::{Kernel, TableError};
 
 /// What each table's name begins with; the cluster's follows.
 const PREFIX: &str = "raymtls_";
@@ -31,12 +31,13 @@ pub struct Shown {
 ///
 /// # Errors
 /// See [`TableError`].
-pub async fn tables() -> Result<Vec<Shown>, TableError> {
-    let listing = parse(&run("nft", &["-j", "list", "tables", "inet"], b"").await?)?;
+pub async fn tables(kernel: &Kernel) -> Result<Vec<Shown>, TableError> {
+    let listing = parse(&kernel.run("nft", &["-j", "list", "tables", "inet"], b"").await?)?;
     let mut all = Vec::new();
     for name in listing.nftables.into_iter().filter_map(|item| item.table).map(|table| table.name) {
         let Some(cluster) = name.strip_prefix(PREFIX) else { continue };
-        let listing = parse(&run("nft", &["-j", "list", "table", "inet", &name], b"").await?)?;
+        let listing =
+            parse(&kernel.run("nft", &["-j", "list", "table", "inet", &name], b"").await?)?;
         all.push(shown(cluster, listing));
     }
     Ok(all)
@@ -61,8 +62,8 @@ fn shown(cluster: &str, listing: Listing) -> Shown {
             match set.name.trim_end_matches(['4', '6']) {
                 "members" => shown.members.extend(texts),
                 "guarded_ports" => shown.guarded_ports.extend(texts),
-                // Every set of addresses that are cut off, whatever on.
-                name if name.starts_with("blocked") => shown.blocked.extend(texts),
+                // On the cluster's ports, and on all.
+                "blocked" | "cut" => shown.blocked.extend(texts),
                 _ => {}
             }
         }
