@@ -13,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod enroll;
+pub mod ephemeral;
 pub mod exec;
 pub mod failure;
 pub mod hooks;
@@ -29,6 +30,7 @@ pub mod socket;
 pub mod state;
 pub mod statedir;
 pub mod status;
+pub mod stopray;
 #[cfg(test)]
 mod stories;
 #[cfg(test)]
