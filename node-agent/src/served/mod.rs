@@ -5,11 +5,13 @@
 //! `horizon` judges what they serve, and [`Served`] is what the agent says of it. It changes nothing
 //! and ends no process.
 
+pub mod command;
 pub mod horizon;
 pub mod kind;
 pub mod probe;
 pub mod proc;
 pub mod sockets;
+pub mod table;
 #[cfg(test)]
 mod tests;
 
@@ -17,9 +19,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
-use raymtls_proto::v1::CertificateChain;
+use raymtls_proto::{
+    clock::Clock,
+    leaf::LeafFacts,
+    v1::{self, CertificateChain},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -28,10 +35,10 @@ use x509_parser::prelude::{FromDer, X509Name};
 use self::{
     horizon::{Leaf, State, Trust, Worth},
     kind::{Class, Kind, printable},
-    probe::{Answer, Hello, Prober},
-    proc::{Blind, Found, Search, Socket},
+    probe::{Answer, Hello, Limits, Prober, SetupError},
+    proc::{Blind, Bounds, Found, Search, Socket},
 };
-use crate::moment::Moment;
+use crate::{keys::PrivateKey, moment::Moment};
 
 /// Why it could not be found out.
 #[derive(Debug, Error)]
@@ -53,6 +60,28 @@ pub struct Look {
     pub prober: Prober,
     /// What counts.
     pub trust: Trust,
+}
+
+impl Look {
+    /// With the leaf and key of one key folder. Whoever names itself as that leaf does counts.
+    ///
+    /// # Errors
+    /// Leaf and key are of no use.
+    pub fn new(
+        chain: &CertificateChain,
+        key: &PrivateKey,
+        bundle: &v1::TrustBundle,
+        plan: v1::PortPlan,
+        uids: Vec<u32>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SetupError> {
+        let uris = LeafFacts::parse(&chain.leaf_der).map(|facts| facts.uris).unwrap_or_default();
+        Ok(Self {
+            search: Search { proc: "/proc".into(), uids, plan, bounds: Bounds::default() },
+            prober: Prober::new(chain, key, clock, Limits::default())?,
+            trust: Trust { roots: horizon::roots(bundle), uris },
+        })
+    }
 }
 
 /// What is known from one look to the next.

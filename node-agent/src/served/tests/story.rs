@@ -161,14 +161,15 @@ async fn what_runs_is_told_apart_from_what_lies_in_the_files() {
     let (http, _) = plain_http().await;
 
     let mut host = Host::new();
-    let addrs = [raylet.addr, worker.addr, impostor.addr, driver.addr, ended.addr, http];
+    let addrs =
+        [raylet.addr, worker.addr, impostor.addr, driver.addr, ended.addr, http, worker.addr];
     host.listen(addrs.into_iter().zip(1..));
     host.process(10, &["/r/raylet"], &[1]);
     host.process(20, &["ray::Counter.add"], &[2, 3]);
     let path = host.process(30, &["python3", "train.py"], &[4]);
     write(&path.join("maps"), "/ray/_raylet.so");
     host.process(40, &["ray::old"], &[5]);
-    host.process(50, &["ray::DashboardAgent"], &[6]);
+    host.process(50, &["ray::Web.serve"], &[7, 6]);
     let look_at = Look { search: host.search(), prober: prober(&new, Limits::default()), trust };
     let mut memory = Memory::default();
     let served = look(&look_at, &mut memory, NOW).await.unwrap();
@@ -205,7 +206,7 @@ async fn what_runs_is_told_apart_from_what_lies_in_the_files() {
     assert_eq!(of(&served, 40).state, Some(State::RecycleOverdue));
     assert_eq!(served.state, Some(State::RecycleOverdue));
     assert_eq!(served.horizon.map(|at| at.time()), Some(NOW - 2 * HOUR));
-    assert_eq!(serves(&of(&served, 50)), [&Serves::Plain { seen: true }]);
+    assert!(serves(&of(&served, 50)).contains(&&Serves::Plain { seen: true }));
 
     // Each caller said its preface and GOAWAY, and closed in order: nothing for a log.
     let heard = raylet.heard.lock().unwrap().clone();
