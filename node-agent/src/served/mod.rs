@@ -203,7 +203,9 @@ pub async fn look(
 ) -> Result<Served, ServedError> {
     let search = look.search.clone();
     let found = tokio::task::spawn_blocking(move || search.run()).await??;
-    let plan: Vec<Ask> = found.sockets.iter().map(|socket| memory.ask(socket)).collect();
+    let holders = holders(&found.sockets);
+    let ask = |socket| memory.ask(socket, &holders);
+    let plan: Vec<Ask> = found.sockets.iter().map(ask).collect();
     let asked = found.sockets.iter().zip(&plan).filter(|(_, ask)| **ask == Ask::Dial);
     let addrs = asked.map(|(socket, _)| dialled(socket.addr)).collect();
     let mut answers = look.prober.ask_all(addrs).await.into_iter();
@@ -220,12 +222,36 @@ enum Ask {
     KnownPlain,
     SeenPlain,
     Elsewhere,
+    Shared,
+}
+
+/// The processes that listen at each address.
+type Holders = BTreeMap<SocketAddr, BTreeSet<Option<u32>>>;
+
+fn holders(sockets: &[Socket]) -> Holders {
+    let mut holders = Holders::new();
+    for socket in sockets.iter().filter(|socket| !socket.elsewhere) {
+        holders.entry(socket.addr).or_default().insert(socket.pid());
+    }
+    holders
+}
+
+/// Whether what answers where this socket is dialled may be another process: a task can bind the
+/// same port once more (SO_REUSEPORT), or bind loopback where the socket is bound to all addresses.
+fn is_shared(socket: &Socket, holders: &Holders) -> bool {
+    let of_another = |addr: &SocketAddr| {
+        let mut pids = holders.get(addr).into_iter().flatten();
+        pids.any(|pid| *pid != socket.pid())
+    };
+    of_another(&socket.addr) || dialled(socket.addr).iter().any(of_another)
 }
 
 impl Memory {
-    fn ask(&self, socket: &Socket) -> Ask {
+    fn ask(&self, socket: &Socket, holders: &Holders) -> Ask {
         if socket.elsewhere {
             Ask::Elsewhere
+        } else if is_shared(socket, holders) {
+            Ask::Shared
         } else if socket.kind().is_plain_on(socket.port) {
             Ask::KnownPlain
         } else if self.plain.contains(&socket.inode) {
@@ -275,7 +301,7 @@ fn tell(
             port: socket.port.map(|port| port.row().name.to_owned()),
             serves,
         };
-        let pid = socket.process.as_ref().map(|process| process.pid);
+        let pid = socket.pid();
         let same = groups.last_mut().filter(|(last, _)| pid.is_some() && last.pid == pid);
         match same {
             Some((process, leaves)) => {
@@ -292,7 +318,7 @@ fn begun(socket: &Socket, first: SocketServed) -> ProcessServed {
     let kind = socket.kind();
     let process = socket.process.as_ref();
     ProcessServed {
-        pid: process.map(|process| process.pid),
+        pid: socket.pid(),
         uid: socket.uid,
         kind,
         class: kind.class(),
@@ -345,6 +371,10 @@ impl Judged<'_> {
         let serves = match (ask, answer) {
             (Ask::KnownPlain, _) => Serves::Plain { seen: false },
             (Ask::SeenPlain, _) | (Ask::Dial, Some(Answer::Plain)) => Serves::Plain { seen: true },
+            (Ask::Shared, _) => Serves::NotAsked {
+                why: "another process listens on the same port, and might answer instead"
+                    .to_owned(),
+            },
             (Ask::Elsewhere, _) => Serves::NotAsked { why: ELSEWHERE.to_owned() },
             (Ask::Dial, Some(Answer::Tls(hello))) => return self.hello(hello),
             (Ask::Dial, Some(Answer::NoCertificate(why) | Answer::Refused(why))) => {

@@ -289,11 +289,8 @@ impl Recorder {
 
 /// The alert with which the other side ended the handshake.
 fn alert(error: &io::Error) -> Option<AlertDescription> {
-    match error.get_ref()?.downcast_ref::<TlsError>()? {
-        TlsError::AlertReceived(alert) => Some(*alert),
-        #[allow(clippy::wildcard_enum_match_arm, reason = "rustls' enum, not ours, and open")]
-        _ => None,
-    }
+    let TlsError::AlertReceived(alert) = error.get_ref()?.downcast_ref()? else { return None };
+    Some(*alert)
 }
 
 /// Whether the server ended the connection over our certificate. One that merely closes after it

@@ -107,6 +107,12 @@ impl Socket {
     pub fn kind(&self) -> Kind {
         self.process.as_ref().map_or(Kind::Other, |process| process.kind)
     }
+
+    /// The number of its process, if that can be seen.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.pid)
+    }
 }
 
 /// What could not be seen, or was not looked at.
@@ -146,7 +152,7 @@ impl Search {
         let owners = self.owners(&processes, &listening, &mut blind);
         let mut sockets = self.name(&listening, &owners, &mut blind);
         sockets.sort_by_key(|socket| {
-            let pid = socket.process.as_ref().map_or(u32::MAX, |process| process.pid);
+            let pid = socket.pid().unwrap_or(u32::MAX);
             // What a task opens besides its worker's own port comes after it.
             (socket.elsewhere, socket.kind(), pid, socket.port.is_none(), socket.addr)
         });

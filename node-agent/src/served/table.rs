@@ -67,3 +67,87 @@ fn serves(serves: &Serves, process: &ProcessServed, now: OffsetDateTime) -> Stri
         Serves::NotAsked { why } => format!("not asked: {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::{
+        super::{
+            SocketServed,
+            kind::{Class, Kind},
+        },
+        *,
+    };
+
+    #[test]
+    fn one_line_a_socket_and_the_horizons_first() {
+        let now = datetime!(2026-11-24 08:00 UTC);
+        let ends = Moment::from(datetime!(2026-11-24 11:20 UTC));
+        let leaf = Serves::Leaf {
+            serial: "0190".to_owned(),
+            issued: now.into(),
+            not_after: ends,
+            trusts: vec![],
+            refused_us: None,
+        };
+        let foreign = Serves::Foreign {
+            why: "it names no node".to_owned(),
+            serial: None,
+            not_after: None,
+            trusts: vec![],
+            refused_us: None,
+        };
+        let socket = |port: Option<&str>, serves| SocketServed {
+            address: "10.0.0.1:6701".to_owned(),
+            port: port.map(str::to_owned),
+            serves,
+        };
+        let raylet = ProcessServed {
+            pid: Some(30),
+            uid: 1000,
+            kind: Kind::Raylet,
+            class: Class::Node,
+            name: "raylet".to_owned(),
+            session: None,
+            state: Some(State::RecycleDue),
+            horizon: Some(ends),
+            sockets: vec![
+                socket(Some("node_manager"), leaf),
+                socket(None, foreign),
+                socket(None, Serves::Plain { seen: true }),
+            ],
+        };
+        let served = Served {
+            as_of: now.into(),
+            state: Some(State::RecycleDue),
+            horizon: Some(ends),
+            drivers_state: None,
+            drivers_horizon: None,
+            processes: vec![raylet],
+            blind: vec!["2 processes".to_owned()],
+        };
+        let text = table(&served, now);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[..3],
+            [
+                "running horizon    2026-11-24T11:20:00Z (in 3h 20m), recycle-due",
+                "drivers            no leaf is served",
+                "not seen           2 processes",
+            ]
+        );
+        assert!(lines[3].starts_with("KIND"));
+        for (line, start, end) in [
+            (
+                lines[4],
+                "raylet             30       recycle-due     node_manager ",
+                "leaf 0190 ends 2026-11-24T11:20:00Z (in 3h 20m)",
+            ),
+            (lines[5], "raylet", "FOREIGN without a readable serial number: it names no node"),
+            (lines[6], "raylet", "plain HTTP"),
+        ] {
+            assert!(line.starts_with(start) && line.ends_with(end), "{line}");
+        }
+    }
+}

@@ -105,8 +105,9 @@ async fn listener<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (addr, calls) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let addr = at("127.0.0.1", listener.local_addr().unwrap().port());
+    let calls = Arc::new(AtomicUsize::new(0));
     let counter = calls.clone();
     tokio::spawn(async move {
         loop {
@@ -159,10 +160,10 @@ async fn what_runs_is_told_apart_from_what_lies_in_the_files() {
     let driver = Server::start(&old, &trust).await;
     let ended = Server::start(&ca.leaf(NODE, NOW - 3 * HOUR, HOUR), &trust).await;
     let (http, _) = plain_http().await;
+    let web = Server::start(&new, &trust).await;
 
     let mut host = Host::new();
-    let addrs =
-        [raylet.addr, worker.addr, impostor.addr, driver.addr, ended.addr, http, worker.addr];
+    let addrs = [raylet.addr, worker.addr, impostor.addr, driver.addr, ended.addr, http, web.addr];
     host.listen(addrs.into_iter().zip(1..));
     host.process(10, &["/r/raylet"], &[1]);
     host.process(20, &["ray::Counter.add"], &[2, 3]);
@@ -279,7 +280,9 @@ async fn two_thousand_sockets_are_bounded_in_number_and_time() {
     let raylet = Server::start(&leaf, &ca.trust()).await;
     let (pit, pit_calls) = tar_pit().await;
     let mut host = Host::new();
-    host.listen((1..=2_000).map(|inode| (pit, inode)).chain([(raylet.addr, 5_000)]));
+    // Ten sockets in each of 200 processes, each process at an address of its own.
+    let pit_of = |inode: u64| at(&format!("127.0.1.{}", (inode - 1) / 10 + 1), pit.port());
+    host.listen((1..=2_000).map(|inode| (pit_of(inode), inode)).chain([(raylet.addr, 5_000)]));
     for n in 0..200 {
         let inodes: Vec<u64> = (1..=10).map(|i| u64::from(n) * 10 + i).collect();
         host.process(100 + n, &["ray::task"], &inodes);
@@ -302,6 +305,31 @@ async fn two_thousand_sockets_are_bounded_in_number_and_time() {
     );
     assert!(pit_calls.load(Ordering::SeqCst) <= 4 * 5 + 4, "four at a time for a second");
     assert_eq!(served.blind, ["977 or more listening sockets beyond the bounds of one look"]);
+}
+
+#[tokio::test]
+async fn no_task_answers_in_the_raylets_place() {
+    let ca = Ca::new("c1");
+    let (old, new) = (ca.leaf(NODE, NOW - 4 * HOUR, 5 * HOUR), ca.leaf(NODE, NOW, 5 * HOUR));
+    // Any task can read the node's key, and bind loopback where the raylet is bound to all.
+    let thief = Server::start(&new, &ca.trust()).await;
+    let raylet = Server::start(&old, &ca.trust()).await;
+    let mut host = Host::new();
+    host.listen([(at("0.0.0.0", thief.addr.port()), 1), (thief.addr, 2), (raylet.addr, 3)]);
+    host.process(10, &["/r/raylet"], &[1]);
+    host.process(20, &["ray::thief"], &[2]);
+    host.process(30, &["ray::honest"], &[3]);
+    let look_at =
+        Look { search: host.search(), prober: prober(&new, Limits::default()), trust: ca.trust() };
+    let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
+    let raylet = &served.processes[0];
+    assert_eq!(
+        (raylet.kind, raylet.state, raylet.horizon),
+        (Kind::Raylet, Some(State::Unknown), None)
+    );
+    let [Serves::NotAsked { why }] = serves(raylet)[..] else { panic!("{raylet:?}") };
+    assert!(why.starts_with("another process listens"), "{why}");
+    assert_eq!(served.processes[2].state, Some(State::RecycleOverdue));
 }
 
 #[tokio::test]
