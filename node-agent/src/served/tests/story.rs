@@ -12,7 +12,11 @@ use raymtls_proto::{
     clock::{SettableClock, TlsTime},
     v1,
 };
-use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    RootCertStore, ServerConfig,
+    server::WebPkiClientVerifier,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -343,6 +347,22 @@ async fn a_process_that_refuses_the_nodes_leaf_still_shows_its_own() {
     assert_eq!(serial(&hello.chain), serial(&leaf.0));
     let why = hello.refused_us.unwrap();
     assert!(why.contains("UnknownCA"), "{why}");
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_is_no_answer() {
+    use super::super::probe::Answer;
+    let ca = Ca::new("c1");
+    let (nodes, own) = (ca.leaf(NODE, NOW, HOUR), ca.leaf(NODE, NOW, HOUR));
+    let server = Server::start(&nodes, &ca.trust()).await;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = provider.key_provider.load_private_key(own.1.to_der()).unwrap();
+    let stolen = Arc::new(CertifiedKey::new(nodes.0.certificates(), key));
+    let mut config = (**server.config.lock().unwrap()).clone();
+    config.cert_resolver = Arc::new(SingleCertAndKey::from(stolen));
+    *server.config.lock().unwrap() = Arc::new(config);
+    let answer = prober(&nodes, Limits::default()).ask(&[server.addr]).await;
+    assert!(matches!(answer, Answer::NoCertificate(_)), "{answer:?}");
 }
 
 #[tokio::test]
