@@ -207,6 +207,8 @@ pub(super) fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Command lines of Ray 2.60.0, shortened.
@@ -294,5 +296,21 @@ mod tests {
         // Whatever holds Ray's HTTP port and is not Ray is asked.
         assert!(!Kind::Other.is_plain_on(Some(Port::Dashboard)));
         assert!(!Kind::Worker.is_plain_on(Some(Port::Dashboard)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_command_line_is_read_and_shown_within_bounds(
+            cmdline in proptest::collection::vec(any::<u8>(), 0..2_000),
+            title in "(ray::)?.{0,400}",
+        ) {
+            for bytes in [&cmdline[..], title.as_bytes()] {
+                let said = claim(bytes, None);
+                prop_assert!(said.name.chars().count() <= 2 * NAME_LEN_MAX);
+                prop_assert!(!said.name.chars().any(char::is_control), "{:?}", said.name);
+            }
+        }
     }
 }

@@ -263,13 +263,13 @@ async fn a_tar_pit_costs_its_own_bound_and_hides_nobody() {
     // The raylet's socket stands behind the pits of its own process.
     host.listen((1..=7).map(|inode| (pit, inode)).chain([(raylet.addr, 8)]));
     host.process(10, &["/r/raylet"], &[1, 2, 3, 4, 5, 6, 7, 8]);
-    let limits = Limits { socket: Duration::from_millis(400), ..Limits::default() };
+    let limits = Limits { socket: Duration::from_secs(1), ..Limits::default() };
     let look_at = Look { search: host.search(), prober: prober(&leaf, limits), trust: ca.trust() };
     let begun = Instant::now();
     let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
     // Seven pits, four at a time: two bounds.
-    assert!(begun.elapsed() >= Duration::from_millis(400));
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let all = serves(&served.processes[0]);
     let silent =
         all.iter().filter(|s| matches!(s, Serves::None { why } if why.contains("in time")));
@@ -293,21 +293,21 @@ async fn two_thousand_sockets_are_bounded_in_number_and_time() {
     }
     host.process(99, &["/r/raylet"], &[5_000]);
     let limits = Limits {
-        socket: Duration::from_millis(200),
-        total: Duration::from_millis(1_000),
+        socket: Duration::from_secs(1),
+        total: Duration::from_secs(2),
         ..Limits::default()
     };
     let look_at = Look { search: host.search(), prober: prober(&leaf, limits), trust: ca.trust() };
     let begun = Instant::now();
     let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let sockets: usize = served.processes.iter().map(|process| process.sockets.len()).sum();
     assert_eq!(sockets, 1_024);
     assert_eq!(
         (served.processes[0].kind, served.processes[0].state),
         (Kind::Raylet, Some(State::Fresh))
     );
-    assert!(pit_calls.load(Ordering::SeqCst) <= 4 * 5 + 4, "four at a time for a second");
+    assert!(pit_calls.load(Ordering::SeqCst) <= 4 * 2 + 4, "four at a time, each for a second");
     assert_eq!(served.blind, ["977 or more listening sockets beyond the bounds of one look"]);
 }
 
