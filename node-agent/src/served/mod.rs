@@ -20,6 +20,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use raymtls_proto::{
@@ -30,6 +31,7 @@ use raymtls_proto::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::{sync::oneshot, time::timeout};
 use x509_parser::prelude::{FromDer, X509Name};
 
 use self::{
@@ -46,9 +48,13 @@ pub enum ServedError {
     /// /proc.
     #[error("cannot read the sockets of this host from /proc: {0}")]
     Proc(#[from] io::Error),
-    /// The search did not come to its end.
-    #[error("the search for Ray's sockets broke off: {0}")]
-    Broken(#[from] tokio::task::JoinError),
+    /// A file of /proc does not come to its end.
+    #[error(
+        "the search for Ray's sockets in /proc has not ended after {}s: a process there cannot be \
+         read, look for one in state D",
+        .0.as_secs()
+    )]
+    Stuck(Duration),
 }
 
 /// What one look needs.
@@ -85,11 +91,13 @@ impl Look {
 }
 
 /// What is known from one look to the next.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
     /// Sockets that answered in plain HTTP: they are not asked again, since Ray's HTTP servers log
     /// an error for each greeting of TLS.
     plain: BTreeSet<u64>,
+    /// A search that has not ended yet: no second one is begun beside it.
+    search: Option<oneshot::Receiver<io::Result<Found>>>,
 }
 
 /// What Ray serves on this host.
@@ -201,8 +209,7 @@ pub async fn look(
     memory: &mut Memory,
     now: OffsetDateTime,
 ) -> Result<Served, ServedError> {
-    let search = look.search.clone();
-    let found = tokio::task::spawn_blocking(move || search.run()).await??;
+    let found = memory.search(&look.search).await?;
     let holders = holders(&found.sockets);
     let ask = |socket| memory.ask(socket, &holders);
     let plan: Vec<Ask> = found.sockets.iter().map(ask).collect();
@@ -213,6 +220,16 @@ pub async fn look(
         plan.iter().map(|ask| if *ask == Ask::Dial { answers.next() } else { None }).collect();
     memory.learn(&found, &answers);
     Ok(tell(found, &plan, answers, &look.trust, now))
+}
+
+fn begin(search: Search) -> io::Result<oneshot::Receiver<io::Result<Found>>> {
+    let (answer, pending) = oneshot::channel();
+    let run = move || {
+        // Whoever asked may have gone.
+        let _ = answer.send(search.run());
+    };
+    std::thread::Builder::new().name("served".to_owned()).spawn(run)?;
+    Ok(pending)
 }
 
 /// Whether a socket is asked.
@@ -247,6 +264,20 @@ fn is_shared(socket: &Socket, holders: &Holders) -> bool {
 }
 
 impl Memory {
+    /// In a thread of its own: to read of a process can block for as long as the process likes, and
+    /// neither the daemon nor its end waits for that.
+    async fn search(&mut self, search: &Search) -> Result<Found, ServedError> {
+        let wait = search.bounds.wait;
+        let pending = match self.search.take() {
+            Some(pending) => pending,
+            None => begin(search.clone())?,
+        };
+        let pending = self.search.insert(pending);
+        let found = timeout(wait, pending).await.map_err(|_| ServedError::Stuck(wait))?;
+        self.search = None;
+        Ok(found.map_err(io::Error::other)??)
+    }
+
     fn ask(&self, socket: &Socket, holders: &Holders) -> Ask {
         if socket.elsewhere {
             Ask::Elsewhere

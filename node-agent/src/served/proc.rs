@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use raymtls_proto::{
@@ -36,6 +37,8 @@ pub struct Bounds {
     pub sockets_of_process_max: usize,
     /// Most other network namespaces.
     pub namespaces_max: usize,
+    /// Longest wait for a search.
+    pub wait: Duration,
 }
 
 impl Default for Bounds {
@@ -47,6 +50,7 @@ impl Default for Bounds {
             sockets_max: 1_024,
             sockets_of_process_max: 16,
             namespaces_max: 32,
+            wait: Duration::from_secs(10),
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     super::{
-        Look, Memory, ProcessServed, Served, Serves,
+        Look, Memory, ProcessServed, Served, ServedError, Serves,
         horizon::{State, Trust},
         kind::{Class, Kind},
         look,
@@ -334,6 +334,32 @@ async fn no_task_answers_in_the_raylets_place() {
     let [Serves::NotAsked { why }] = serves(raylet)[..] else { panic!("{raylet:?}") };
     assert!(why.starts_with("another process listens"), "{why}");
     assert_eq!(served.processes[2].state, Some(State::RecycleOverdue));
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_be_read_to_its_end_holds_up_no_agent() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let ca = Ca::new("c1");
+    let leaf = ca.leaf(NODE, NOW, HOUR);
+    let host = Host::new();
+    let cmdline = host.process(10, &["ray::stuck"], &[]).join("cmdline");
+    std::fs::remove_file(&cmdline).unwrap();
+    // Reading it waits for a writer, as a command line in memory that never comes does.
+    mknodat(CWD, &cmdline, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let bounds = Bounds { wait: Duration::from_millis(100), ..Bounds::default() };
+    let search = Search { bounds, ..host.search() };
+    let look_at = Look { search, prober: prober(&leaf, Limits::default()), trust: ca.trust() };
+    let mut memory = Memory::default();
+    for _ in 0..2 {
+        let stuck = look(&look_at, &mut memory, NOW).await;
+        assert!(matches!(stuck, Err(ServedError::Stuck(_))), "{stuck:?}");
+    }
+    // When it can be read again, the next look sees it.
+    drop(std::fs::File::options().write(true).open(&cmdline).unwrap());
+    std::fs::remove_file(&cmdline).unwrap();
+    let mut look_at = look_at;
+    look_at.search.bounds.wait = Duration::from_secs(20);
+    assert_eq!(look(&look_at, &mut memory, NOW).await.unwrap().processes, []);
 }
 
 #[tokio::test]
