@@ -93,8 +93,8 @@ impl Look {
 /// What is known from one look to the next.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// Sockets that answered in plain HTTP: they are not asked again, since Ray's HTTP servers log
-    /// an error for each greeting of TLS.
+    /// Sockets that answered, and not in TLS: they are not asked again, since HTTP servers log each
+    /// greeting of TLS.
     plain: BTreeSet<u64>,
     /// A search that has not ended yet: no second one is begun beside it.
     search: Option<oneshot::Receiver<io::Result<Found>>>,
@@ -183,7 +183,7 @@ pub enum Serves {
         /// Why it refused this node's leaf, if it did.
         refused_us: Option<String>,
     },
-    /// HTTP without TLS: open to whoever reaches it.
+    /// Without TLS, HTTP mostly: open to whoever reaches it.
     Plain {
         /// It answered so; else it is known of such a process, and was not asked.
         seen: bool,
@@ -210,8 +210,8 @@ pub async fn look(
     now: OffsetDateTime,
 ) -> Result<Served, ServedError> {
     let found = memory.search(&look.search).await?;
-    let holders = holders(&found.sockets);
-    let ask = |socket| memory.ask(socket, &holders);
+    let crowd = Crowd::of(&found.sockets);
+    let ask = |socket| memory.ask(socket, &crowd);
     let plan: Vec<Ask> = found.sockets.iter().map(ask).collect();
     let asked = found.sockets.iter().zip(&plan).filter(|(_, ask)| **ask == Ask::Dial);
     let addrs = asked.map(|(socket, _)| dialled(socket.addr)).collect();
@@ -240,27 +240,48 @@ enum Ask {
     SeenPlain,
     Elsewhere,
     Shared,
+    TasksOwn,
 }
 
-/// The processes that listen at each address.
-type Holders = BTreeMap<SocketAddr, BTreeSet<Option<u32>>>;
+/// What each socket means beside the others.
+struct Crowd {
+    /// The processes that listen at each address.
+    holders: BTreeMap<SocketAddr, BTreeSet<Option<u32>>>,
+    /// Those that listen on a port of the plan that Ray's TLS covers.
+    on_plan: BTreeSet<u32>,
+}
 
-fn holders(sockets: &[Socket]) -> Holders {
-    let mut holders = Holders::new();
-    for socket in sockets.iter().filter(|socket| !socket.elsewhere) {
-        holders.entry(socket.addr).or_default().insert(socket.pid());
+impl Crowd {
+    fn of(sockets: &[Socket]) -> Self {
+        let mut crowd = Self { holders: BTreeMap::new(), on_plan: BTreeSet::new() };
+        for socket in sockets.iter().filter(|socket| !socket.elsewhere) {
+            crowd.holders.entry(socket.addr).or_default().insert(socket.pid());
+            if socket.port.is_some_and(|port| port.row().tls) {
+                crowd.on_plan.extend(socket.pid());
+            }
+        }
+        crowd
     }
-    holders
-}
 
-/// Whether what answers where this socket is dialled may be another process: a task can bind the
-/// same port once more (SO_REUSEPORT), or bind loopback where the socket is bound to all addresses.
-fn is_shared(socket: &Socket, holders: &Holders) -> bool {
-    let of_another = |addr: &SocketAddr| {
-        let mut pids = holders.get(addr).into_iter().flatten();
-        pids.any(|pid| *pid != socket.pid())
-    };
-    of_another(&socket.addr) || dialled(socket.addr).iter().any(of_another)
+    /// Whether what answers where this socket is dialled may be another process: a task can bind the
+    /// same port once more (SO_REUSEPORT), or bind loopback where the socket is bound to all
+    /// addresses.
+    fn is_shared(&self, socket: &Socket) -> bool {
+        let of_another = |addr: &SocketAddr| {
+            let mut pids = self.holders.get(addr).into_iter().flatten();
+            pids.any(|pid| *pid != socket.pid())
+        };
+        of_another(&socket.addr) || dialled(socket.addr).iter().any(of_another)
+    }
+
+    /// Whether a task or a driver opened it for its own ends: Ray's own port of such a process is
+    /// another one. What listens there would print the greeting to its user.
+    fn is_tasks_own(&self, socket: &Socket) -> bool {
+        let runs_users_code =
+            matches!(socket.kind(), Kind::Worker | Kind::Driver | Kind::RayClientDriver);
+        let has_rays = socket.pid().is_some_and(|pid| self.on_plan.contains(&pid));
+        runs_users_code && socket.port.is_none() && has_rays
+    }
 }
 
 impl Memory {
@@ -278,10 +299,12 @@ impl Memory {
         Ok(found.map_err(io::Error::other)??)
     }
 
-    fn ask(&self, socket: &Socket, holders: &Holders) -> Ask {
+    fn ask(&self, socket: &Socket, crowd: &Crowd) -> Ask {
         if socket.elsewhere {
             Ask::Elsewhere
-        } else if is_shared(socket, holders) {
+        } else if crowd.is_tasks_own(socket) {
+            Ask::TasksOwn
+        } else if crowd.is_shared(socket) {
             Ask::Shared
         } else if socket.kind().is_plain_on(socket.port) {
             Ask::KnownPlain
@@ -402,6 +425,9 @@ impl Judged<'_> {
         let serves = match (ask, answer) {
             (Ask::KnownPlain, _) => Serves::Plain { seen: false },
             (Ask::SeenPlain, _) | (Ask::Dial, Some(Answer::Plain)) => Serves::Plain { seen: true },
+            (Ask::TasksOwn, _) => Serves::NotAsked {
+                why: "outside the cluster's port plan: the program's own".to_owned(),
+            },
             (Ask::Shared, _) => Serves::NotAsked {
                 why: "another process listens on the same port, and might answer instead"
                     .to_owned(),

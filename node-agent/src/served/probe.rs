@@ -6,6 +6,7 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::RangeInclusive,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -69,8 +70,8 @@ const TRUSTS_MAX: usize = 32;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 /// GOAWAY without an error, before any stream (RFC 9113 6.8).
 const GOAWAY: &[u8] = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
-/// Begin of an answer of a plain HTTP server.
-const HTTP: &[u8] = b"HTTP/";
+/// Types of the records in which TLS travels (RFC 8446 5.1).
+const RECORD_TYPES: RangeInclusive<u8> = 20..=23;
 
 /// Why nobody can be asked.
 #[derive(Debug, Error)]
@@ -82,7 +83,7 @@ pub struct SetupError(String);
 pub enum Answer {
     /// It shook hands.
     Tls(Hello),
-    /// It serves HTTP without TLS.
+    /// It answers, and not in TLS: HTTP mostly.
     Plain,
     /// It gave no certificate that it can prove to be its own.
     NoCertificate(String),
@@ -239,7 +240,7 @@ struct Seen {
     chain: Option<v1::CertificateChain>,
     proved: bool,
     trusts_der: Vec<Vec<u8>>,
-    first_bytes: Vec<u8>,
+    first_byte: Option<u8>,
 }
 
 impl std::fmt::Debug for Recorder {
@@ -277,7 +278,7 @@ impl Recorder {
         if self.has_proved() {
             return self.hello(refusal(&error));
         }
-        if self.seen().first_bytes.starts_with(HTTP) {
+        if self.seen().first_byte.is_some_and(|byte| !RECORD_TYPES.contains(&byte)) {
             return Answer::Plain;
         }
         Answer::NoCertificate(match alert(&error) {
@@ -353,7 +354,7 @@ impl ResolvesClientCert for Recorder {
     }
 }
 
-/// A connection that is read up to a bound, and whose first bytes are remembered.
+/// A connection that is read up to a bound, and whose first byte is remembered.
 struct Metered {
     tcp: TcpStream,
     left: usize,
@@ -367,8 +368,8 @@ impl Metered {
 
     fn count(&mut self, read: &[u8]) -> io::Result<()> {
         let mut seen = self.recorder.seen();
-        let missing = HTTP.len().saturating_sub(seen.first_bytes.len());
-        seen.first_bytes.extend(read.iter().take(missing));
+        seen.first_byte = seen.first_byte.or(read.first().copied());
+        drop(seen);
         match self.left.checked_sub(read.len()) {
             Some(left) => self.left = left,
             None => return Err(io::Error::other("it sends more than an answer has")),

@@ -62,7 +62,7 @@ fn serves(serves: &Serves, process: &ProcessServed, now: OffsetDateTime) -> Stri
             let serial = serial.as_deref().unwrap_or("without a readable serial number");
             format!("FOREIGN {serial}: {why}")
         }
-        Serves::Plain { .. } => "plain HTTP".to_owned(),
+        Serves::Plain { .. } => "plain, no TLS".to_owned(),
         Serves::None { why } => format!("no certificate of {}: {why}", process.name),
         Serves::NotAsked { why } => format!("not asked: {why}"),
     }
@@ -145,7 +145,7 @@ mod tests {
                 "leaf 0190 ends 2026-11-24T11:20:00Z (in 3h 20m)",
             ),
             (lines[5], "raylet", "FOREIGN without a readable serial number: it names no node"),
-            (lines[6], "raylet", "plain HTTP"),
+            (lines[6], "raylet", "plain, no TLS"),
         ] {
             assert!(line.starts_with(start) && line.ends_with(end), "{line}");
         }

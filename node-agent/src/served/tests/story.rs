@@ -232,7 +232,13 @@ async fn what_runs_is_told_apart_from_what_lies_in_the_files() {
 async fn a_plain_port_is_greeted_once_or_not_at_all() {
     let ca = Ca::new("c1");
     let (known, known_calls) = plain_http().await;
-    let (unknown, unknown_calls) = plain_http().await;
+    // As a server answers that takes a greeting of TLS for HTTP/0.9.
+    let (unknown, unknown_calls) = listener(|mut tcp| async move {
+        let mut request = [0; 64];
+        let _ = tcp.read(&mut request).await;
+        let _ = tcp.write_all(b"<!DOCTYPE HTML>\n<title>Error response</title>").await;
+    })
+    .await;
     let mut host = Host::new();
     host.listen([(known, 1), (unknown, 2)]);
     host.process(10, &["python", "/v/ray/dashboard/dashboard.py"], &[1]);
@@ -309,6 +315,31 @@ async fn two_thousand_sockets_are_bounded_in_number_and_time() {
     );
     assert!(pit_calls.load(Ordering::SeqCst) <= 4 * 2 + 4, "four at a time, each for a second");
     assert_eq!(served.blind, ["977 or more listening sockets beyond the bounds of one look"]);
+}
+
+#[tokio::test]
+async fn a_service_of_a_task_is_not_greeted_beside_its_workers_own_port() {
+    let ca = Ca::new("c1");
+    let leaf = ca.leaf(NODE, NOW, HOUR);
+    let worker = Server::start(&leaf, &ca.trust()).await;
+    let (service, calls) = plain_http().await;
+    let mut host = Host::new();
+    host.listen([(worker.addr, 1), (service, 2)]);
+    host.process(10, &["ray::Web.serve"], &[1, 2]);
+    let mut search = host.search();
+    search.plan.worker_min = worker.addr.port().into();
+    search.plan.worker_max = worker.addr.port().into();
+    let look_at = Look { search, prober: prober(&leaf, Limits::default()), trust: ca.trust() };
+    let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
+    let [Serves::Leaf { .. }, Serves::NotAsked { why }] = serves(&served.processes[0])[..] else {
+        panic!("{served:?}");
+    };
+    assert!(why.contains("port plan"), "{why}");
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    // Where Ray does not keep to the plan, any port may be the worker's own.
+    let look_at = Look { search: host.search(), ..look_at };
+    let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
+    assert_eq!((served.state, calls.load(Ordering::SeqCst)), (Some(State::Fresh), 1));
 }
 
 #[tokio::test]
