@@ -368,7 +368,7 @@ impl Metered {
 
     fn count(&mut self, read: &[u8]) -> io::Result<()> {
         let mut seen = self.recorder.seen();
-        seen.first_byte = seen.first_byte.or(read.first().copied());
+        seen.first_byte = seen.first_byte.or_else(|| read.first().copied());
         drop(seen);
         match self.left.checked_sub(read.len()) {
             Some(left) => self.left = left,
