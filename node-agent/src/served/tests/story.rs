@@ -380,11 +380,12 @@ async fn a_process_that_cannot_be_read_to_its_end_holds_up_no_agent() {
     let bounds = Bounds { wait: Duration::from_millis(100), ..Bounds::default() };
     let search = Search { bounds, ..host.search() };
     let look_at = Look { search, prober: prober(&leaf, Limits::default()), trust: ca.trust() };
-    let mut memory = Memory::default();
+    let (mut memory, begun) = (Memory::default(), Instant::now());
     for _ in 0..2 {
         let stuck = look(&look_at, &mut memory, NOW).await;
         assert!(matches!(stuck, Err(ServedError::Stuck(_))), "{stuck:?}");
     }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     // When it can be read again, the next look sees it.
     drop(std::fs::File::options().write(true).open(&cmdline).unwrap());
     std::fs::remove_file(&cmdline).unwrap();
