@@ -31,7 +31,7 @@ use crate::{
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    socket,
+    served, socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -89,6 +89,9 @@ With --check:
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
     #[command(after_help = "Example:\n  node-agent renew")]
     Renew(AskArgs),
+    /// Look once at what Ray's processes on this host serve
+    #[command(hide = true)]
+    Served(served::command::ServedArgs),
     /// Become a program that finds Ray's TLS files and token in its environment
     #[command(after_help = "Examples:
   node-agent exec -- ray start --head --port 6379
@@ -117,7 +120,7 @@ that `exec` and ray.env set.")]
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     #[default]
     Table,
@@ -284,6 +287,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run_command(args),
         Command::Status(args) => block_on(status_command(args)),
         Command::Renew(args) => block_on(renew_command(args)),
+        Command::Served(args) => block_on(served::command::run(args)),
         Command::Exec(args) => exec_command(&args),
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
@@ -622,11 +626,11 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .block_on(future)
 }
 
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
     print(&format!("{text}\n"))
 }

@@ -26,6 +26,7 @@ pub mod moment;
 mod nodefile;
 mod notify;
 pub mod rayenv;
+pub mod served;
 pub mod socket;
 pub mod state;
 pub mod statedir;
