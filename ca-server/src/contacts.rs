@@ -2,7 +2,7 @@
 //! it reported and has applied, and which of its calls waits.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
 };
 
@@ -25,15 +25,18 @@ pub struct Contacts(Mutex<HashMap<String, ClusterContacts>>);
 #[derive(Debug, Default)]
 struct ClusterContacts {
     nodes: HashMap<String, Contact>,
+    /// Those of them that are heads: a few.
+    heads: BTreeSet<String>,
     /// Moves whenever a node says that it applied another version.
     applied: watch::Sender<u64>,
+    /// The same for heads alone.
+    applied_by_heads: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Contact {
     last: Option<OffsetDateTime>,
     report: Option<v1::Report>,
-    is_head: bool,
     /// Newest last.
     applied: VecDeque<Applied>,
     // The number of the newest wait; an older one that sees a newer number ends.
@@ -76,7 +79,10 @@ impl Contacts {
         let mut clusters = self.lock();
         let cluster = clusters.entry(caller.cluster.to_string()).or_default();
         let contact = cluster.nodes.entry(caller.node.to_string()).or_default();
-        contact.is_head = role == Role::Head;
+        let is_head = role == Role::Head;
+        if is_head {
+            cluster.heads.insert(caller.node.to_string());
+        }
         let applied = report.applied;
         contact.report = Some(report);
         let Some(version) = applied else { return };
@@ -88,6 +94,9 @@ impl Contacts {
         }
         contact.applied.push_back(Applied { version, at: now });
         cluster.applied.send_modify(|moved| *moved += 1);
+        if is_head {
+            cluster.applied_by_heads.send_modify(|moved| *moved += 1);
+        }
     }
 
     /// When the server first heard that a node applied this version or a newer one.
@@ -110,6 +119,12 @@ impl Contacts {
         self.lock().entry(cluster.to_owned()).or_default().applied.subscribe()
     }
 
+    /// Moves whenever a head of the cluster says that it applied another version.
+    #[must_use]
+    pub fn applied_changes_of_heads(&self, cluster: &str) -> watch::Receiver<u64> {
+        self.lock().entry(cluster.to_owned()).or_default().applied_by_heads.subscribe()
+    }
+
     /// What all heads of the cluster have applied that were heard of lately; `None` where none has
     /// said so in this epoch.
     #[must_use]
@@ -120,10 +135,11 @@ impl Contacts {
         now: OffsetDateTime,
     ) -> Option<v1::SyncVersion> {
         let clusters = self.lock();
-        let heads = clusters.get(cluster)?.nodes.values().filter(|contact| {
-            contact.is_head && contact.last.is_some_and(|at| now - at <= HEAD_SILENT_MAX)
-        });
+        let cluster = clusters.get(cluster)?;
+        let heads = cluster.heads.iter().filter_map(|name| cluster.nodes.get(name));
+        let heard = |contact: &&Contact| contact.last.is_some_and(|at| now - at <= HEAD_SILENT_MAX);
         heads
+            .filter(heard)
             .map(|head| head.applied.back().map(|a| a.version).filter(|v| v.epoch == epoch))
             .map(|version| version.unwrap_or(v1::SyncVersion { epoch, counter: 0 }))
             .min_by_key(|version| version.counter)
@@ -154,6 +170,19 @@ impl Contacts {
     pub fn forget(&self, cluster: &str, node: &str) {
         if let Some(cluster) = self.lock().get_mut(cluster) {
             cluster.nodes.remove(node);
+            cluster.heads.remove(node);
+        }
+    }
+
+    /// A node has left or was revoked: nobody waits for it, and what it said is of no use. When it was
+    /// heard last stays known.
+    pub fn gone(&self, caller: &Caller) {
+        let mut clusters = self.lock();
+        let Some(cluster) = clusters.get_mut(caller.cluster.as_str()) else { return };
+        cluster.heads.remove(caller.node.as_str());
+        if let Some(contact) = cluster.nodes.get_mut(caller.node.as_str()) {
+            contact.report = None;
+            contact.applied.clear();
         }
     }
 
@@ -273,6 +302,9 @@ mod tests {
         let later = START + HEAD_SILENT_MAX + Duration::seconds(1);
         say("h1", Role::Head, 8, later);
         assert_eq!(heads(later), Some(8), "one is silent");
+        say("h2", Role::Head, 5, later);
+        contacts.gone(&named("h2", 1));
+        assert_eq!(heads(later), Some(8), "one was revoked");
         assert_eq!(contacts.heads_applied("c1", 2, later).map(|v| v.counter), Some(0));
     }
 }

@@ -19,6 +19,7 @@ pub async fn leave(ca: &Ca, caller: Caller) -> Result<(), StoreError> {
     let node = ca.store.identify(now, caller.clone()).await;
     judged(ca, &caller, now, node)?;
     ca.store.leave(now, caller.clone()).await?;
+    ca.contacts.gone(&caller);
     info!(cluster = %caller.cluster, node = %caller.node, "node left");
     Ok(())
 }

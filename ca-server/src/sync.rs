@@ -60,13 +60,18 @@ pub async fn sync(
     let node = ca.store.identify(now, caller.clone()).await;
     let node = judged(ca, &caller, now, node)?;
     let current = directives::current_leaf(request.report.as_ref());
-    if let Some(report) = request.report.take() {
+    let mut changes = ca.store.watch(&caller.cluster);
+    if let Some(mut report) = request.report.take() {
         check_report(&report)?;
+        // What nobody can know yet, nobody has applied.
+        let newest = changes.borrow().as_ref().map_or(0, |cluster| cluster.version);
+        let possible = |v: &v1::SyncVersion| v.epoch == ca.store.epoch() && v.counter <= newest;
+        report.received = report.received.filter(possible);
+        report.applied = report.applied.filter(possible);
         debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
         ca.contacts.report(&caller, node.known_role(), report, now);
     }
-    let mut changes = ca.store.watch(&caller.cluster);
-    let mut heads = ca.contacts.applied_changes(caller.cluster.as_str());
+    let mut heads = ca.contacts.applied_changes_of_heads(caller.cluster.as_str());
     let deadline = tokio::time::Instant::now() + wait(request.wait_seconds);
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
@@ -74,7 +79,11 @@ pub async fn sync(
         let cluster = changes.borrow_and_update().clone().ok_or(Refusal::StoreUnavailable)?;
         heads.mark_unchanged();
         // After the marks: a revocation before them is seen here, a later one wakes this call.
-        ca.store.still_stands(caller.clone()).await?;
+        let stands = ca.store.still_stands(caller.clone()).await;
+        if let Err(StoreError::Refused(Refusal::Revoked { .. } | Refusal::NodeLeft(_))) = &stands {
+            ca.contacts.gone(&caller);
+        }
+        stands?;
         let mut answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
         let have = known(ca, &cluster, request.have);
         let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
@@ -180,9 +189,11 @@ async fn changed_since(
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: now.unix_timestamp(),
-        heads_applied: ca.contacts.heads_applied(id.as_str(), epoch, now),
         ..v1::SyncResponse::default()
     };
+    if request.heads_applied.is_some() {
+        answer.heads_applied = ca.contacts.heads_applied(id.as_str(), epoch, now);
+    }
     if cluster.settings_version > have {
         answer.settings = Some(cluster.settings().clone());
     }

@@ -121,7 +121,7 @@ mod tests {
         let address = |address: &str| AddressRecord {
             address: address.to_owned(),
             proved: true,
-            lost: false,
+            ..AddressRecord::default()
         };
         let node = NodeRecord {
             addresses: vec![address("10.77.0.7"), address("fd00::7")],

@@ -157,7 +157,13 @@ suite! {
         a_node_without_a_leaf_is_cut_off_for_a_day
         an_address_certified_to_another_since_is_cut_off_no_more
         an_address_taken_over_counts_for_its_new_node_alone
-        a_block_is_never_a_weapon;
+        a_block_is_never_a_weapon
+        an_address_taken_back_counts_again
+        a_call_alone_takes_an_address_back_that_is_free
+        only_a_call_from_it_makes_an_address_count_for_another
+        an_address_spared_for_another_is_cut_off_when_nobody_needs_it
+        a_node_that_was_long_gone_has_nobody_cut_off
+        what_two_revocations_cut_off_one_reinstatement_does_not_free;
     audit:
         every_change_is_on_record
         the_audit_chain_is_whole_after_everything

@@ -255,9 +255,12 @@ pub struct AddressRecord {
     /// A call came from it.
     #[prost(bool, tag = "2")]
     pub proved: bool,
-    /// Another node was certified for it since.
+    /// It counts for another node since.
     #[prost(bool, tag = "3")]
     pub lost: bool,
+    /// Who held it before, until a call comes from it; empty for nobody.
+    #[prost(string, tag = "4")]
+    pub taken_from: String,
 }
 
 /// One identity certificate of a node.
@@ -437,13 +440,16 @@ pub struct BlockRecord {
     /// On every port, not on the cluster's alone.
     #[prost(bool, tag = "5")]
     pub all_traffic: bool,
+    /// Another needs the address: it is looked at again until the time is over.
+    #[prost(bool, tag = "6")]
+    pub spared: bool,
 }
 
 impl BlockRecord {
     /// Whether the address is to be cut off.
     #[must_use]
     pub fn cuts(&self, now_ms: i64) -> bool {
-        !self.lifted && self.until_ms > now_ms
+        !self.lifted && !self.spared && self.until_ms > now_ms
     }
 }
 

@@ -107,9 +107,10 @@ async fn a_node_that_joins_hears_when_the_heads_have_applied_what_holds_it() {
     let began = v1::SyncRequest { report: Some(v1::Report::default()), ..Default::default() };
     let first = head.client.sync(began).await.unwrap();
     let w1 = deployment.worker("c1", "w1", "10.0.0.1").await;
-    let seen = w1.client.sync(v1::SyncRequest::default()).await.unwrap();
-    let counter = |answer: &v1::SyncResponse| answer.heads_applied.map(|version| version.counter);
-    assert_eq!(counter(&seen), Some(0), "the head has not said anything");
+    let asks = v1::SyncRequest { heads_applied: first.version, ..Default::default() };
+    let seen = w1.client.sync(asks).await.unwrap();
+    let counter = seen.heads_applied.map(|version| version.counter);
+    assert_eq!(counter, Some(0), "the head has not said anything");
 
     let wanted = v1::SyncRequest {
         have: seen.version,

@@ -4,14 +4,16 @@ use proptest::{
     prelude::*,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-use raymtls_proto::identity::Role;
+use raymtls_proto::{identity::Role, v1};
 use time::OffsetDateTime;
 
 use super::{
     InMemory, MemoryEngine,
     fixture::{Ca, MINUTE_MS, SECRET, START_MS, at, c1, name},
 };
-use crate::store::{Caller, EnrollAsk, Enrolled, LeafAsk, LeafKind, Revoking};
+use crate::store::{
+    Caller, EnrollAsk, Enrolled, LeafAsk, LeafKind, Revoking, records::MemberRecord,
+};
 
 /// Drawn in each run; ten times as many in the long one.
 const CASES: u32 = 200;
@@ -64,12 +66,21 @@ struct World {
     drawn: u8,
     enrolled: Vec<Option<Enrolled>>,
     blocks_seen: u32,
+    /// Who got a leaf in the last step, and an address it called from.
+    certified: Option<(String, String)>,
 }
 
 impl World {
     async fn new() -> Self {
         let ca = Ca::new(&InMemory(MemoryEngine::new())).await;
-        Self { ca, now_ms: 0, drawn: 0, enrolled: vec![None; NODES], blocks_seen: 0 }
+        Self {
+            ca,
+            now_ms: 0,
+            drawn: 0,
+            enrolled: vec![None; NODES],
+            blocks_seen: 0,
+            certified: None,
+        }
     }
 
     /// What is refused changes nothing, and is as good a step as any.
@@ -113,13 +124,17 @@ impl World {
             }
             Step::Leaf { node } => {
                 if let Some(caller) = self.caller(node) {
+                    self.drawn = self.drawn.wrapping_add(1);
                     let ask = LeafAsk {
                         kind: LeafKind::Driver,
                         addresses: vec![],
                         dns_names: vec![],
-                        key_hash: [100 + u8::try_from(node).unwrap(); 32],
+                        key_hash: [self.drawn; 32],
                     };
-                    let _ = self.ca.leaf(ms, &caller, ask).await;
+                    let source = caller.source.map(|source| source.to_string());
+                    if self.ca.leaf(ms, &caller, ask).await.is_ok() {
+                        self.certified = source.map(|source| (format!("n-{node}"), source));
+                    }
                 }
             }
             Step::Leave { node } => {
@@ -149,16 +164,26 @@ impl World {
     async fn check(&mut self) -> Result<(), String> {
         let now: OffsetDateTime = at(self.now_ms);
         let blocks = self.ca.store.blocks(now, c1()).await.unwrap();
-        let nodes = self.ca.store.nodes(c1(), String::new()).await.unwrap().rows;
+        let told = self.ca.store.members(c1(), 0, 1_000).await.unwrap().entries;
         for (blocked, block) in blocks {
             self.blocks_seen += 1;
-            let has = |node: &&crate::store::records::NodeRecord| {
-                node.addresses.iter().any(|bound| !bound.lost && bound.address == blocked)
+            let has = |entry: &&MemberRecord| {
+                entry.state() == v1::MemberState::Member && entry.addresses.contains(&blocked)
             };
-            if let Some(innocent) = nodes.iter().filter(|node| node.is_member()).find(has) {
+            if let Some(innocent) = told.iter().find(has) {
                 return Err(format!(
                     "{blocked} of {} is cut off, for {}",
                     innocent.name, block.node
+                ));
+            }
+        }
+        if let Some((name, address)) = self.certified.take() {
+            let counts = |entry: &MemberRecord| {
+                entry.name == name && entry.addresses.iter().any(|told| *told == address)
+            };
+            if !told.iter().any(counts) {
+                return Err(format!(
+                    "{name} has a new leaf for {address} and does not count there"
                 ));
             }
         }

@@ -265,3 +265,119 @@ pub(super) async fn a_block_is_never_a_weapon(place: &dyn Place) {
     let all: Vec<_> = blocks.iter().map(|(at, block)| (at.clone(), block.all_traffic)).collect();
     assert_eq!(all, [(address(1), true)]);
 }
+
+/// Out of touch, taken over, free again: the first node is back where it was.
+pub(super) async fn an_address_taken_back_counts_again(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let first = ca.node(0, 1).await;
+    let token = ca.token().await;
+    let source = Some(address(1).parse().unwrap());
+    let second = ca.enroll(HOUR_MS, EnrollAsk { source, ..ask(&token, 2) }).await.unwrap();
+    ca.leave(HOUR_MS + 1, &second.caller()).await.unwrap();
+    ca.leaf(HOUR_MS + 2, &first.caller(), leaf_ask(101)).await.unwrap();
+    let told = ca.told_since(0).await;
+    let back = told.iter().find(|told| told.0 == "n-1").unwrap();
+    assert_eq!(back.2, [address(1)]);
+    // And whoever was there meanwhile cannot have it cut off.
+    let blocked = ca.revoke(HOUR_MS + 3, "n-2").await.blocked;
+    assert_eq!(blocked.addresses, Vec::<String>::new(), "{blocked:?}");
+    assert_eq!(ca.revoke(HOUR_MS + 4, "n-1").await.blocked.addresses, [address(1)]);
+}
+
+pub(super) async fn a_call_alone_takes_an_address_back_that_is_free(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let first = ca.node(0, 1).await;
+    let token = ca.token().await;
+    let source = Some(address(1).parse().unwrap());
+    let second = ca.enroll(HOUR_MS, EnrollAsk { source, ..ask(&token, 2) }).await.unwrap();
+    ca.identify(HOUR_MS + 1, &first.caller()).await.unwrap();
+    let counts = async || {
+        let told = ca.told_since(0).await;
+        told.into_iter().find(|told| told.0 == "n-1").unwrap().2
+    };
+    assert_eq!(counts().await, Vec::<String>::new(), "the other one is live");
+    ca.leave(HOUR_MS + 2, &second.caller()).await.unwrap();
+    ca.identify(HOUR_MS + 3, &first.caller()).await.unwrap();
+    assert_eq!(counts().await, [address(1)]);
+}
+
+/// A claim is no proof: it neither takes a member out of the sets nor lifts a block.
+pub(super) async fn only_a_call_from_it_makes_an_address_count_for_another(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    ca.node(0, 1).await;
+    ca.node(0, 5).await;
+    ca.revoke(1, "n-5").await;
+    let later = ca.token_with(|token| token.created_ms = START_MS + 2).await;
+    let claims = EnrollAsk {
+        addresses: vec![address(1).parse().unwrap(), address(5).parse().unwrap()],
+        ..ask(&later, 2)
+    };
+    let claimer = ca.enroll(HOUR_MS, claims).await.unwrap();
+    let counts = async |name: &str| {
+        let told = ca.told_since(0).await;
+        told.into_iter().find(|told| told.0 == name).unwrap().2
+    };
+    assert_eq!(counts("n-1").await, [address(1)], "out of touch, and a member by its lease");
+    assert_eq!(ca.blocks(HOUR_MS).await, [address(5)]);
+    for number in [1, 5] {
+        let source = Some(address(number).parse().unwrap());
+        ca.identify(HOUR_MS + 1, &Caller { source, ..claimer.caller() }).await.unwrap();
+    }
+    assert_eq!(counts("n-1").await, Vec::<String>::new());
+    assert_eq!(counts("n-2").await.len(), 3);
+    assert_eq!(ca.blocks(HOUR_MS + 2).await, Vec::<String>::new());
+    assert_eq!(ca.logged(AuditKind::AddressLost).await, 1);
+}
+
+pub(super) async fn an_address_spared_for_another_is_cut_off_when_nobody_needs_it(
+    place: &dyn Place,
+) {
+    let ca = Ca::new(place).await;
+    let token = ca.token_with(|token| token.shared_address = true).await;
+    let shared = |number| EnrollAsk {
+        source: Some(address(7).parse().unwrap()),
+        shared_address: true,
+        ..ask(&token, number)
+    };
+    ca.enroll(0, shared(1)).await.unwrap();
+    let other = ca.enroll(0, shared(2)).await.unwrap();
+    assert_eq!(ca.revoke(1, "n-1").await.blocked.addresses, Vec::<String>::new());
+    ca.lapse(2).await;
+    assert_eq!(ca.blocks(2).await, Vec::<String>::new());
+    ca.leave(3, &other.caller()).await.unwrap();
+    ca.lapse(4).await;
+    assert_eq!(ca.blocks(4).await, [address(7)]);
+}
+
+pub(super) async fn a_node_that_was_long_gone_has_nobody_cut_off(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let node = ca.node(0, 1).await;
+    ca.leave(1, &node.caller()).await.unwrap();
+    let revoked = ca.revoke(2, "n-1").await.blocked;
+    assert_eq!(revoked.addresses, Vec::<String>::new());
+    assert_eq!(ca.blocks(3).await, Vec::<String>::new());
+    // Older tokens are barred from the address all the same.
+    let older = ca.token().await;
+    let again = EnrollAsk { source: Some(address(1).parse().unwrap()), ..ask(&older, 2) };
+    assert!(ca.enroll(4, again).await.is_err());
+}
+
+pub(super) async fn what_two_revocations_cut_off_one_reinstatement_does_not_free(
+    place: &dyn Place,
+) {
+    let ca = Ca::new(place).await;
+    let token = ca.token_with(|token| token.shared_address = true).await;
+    for number in [1, 2] {
+        let source = Some(address(7).parse().unwrap());
+        let shared = EnrollAsk { source, shared_address: true, ..ask(&token, number) };
+        ca.enroll(0, shared).await.unwrap();
+    }
+    ca.revoke(1, "n-1").await;
+    ca.revoke(2, "n-2").await;
+    assert_eq!(ca.blocks(3).await, [address(7)]);
+    for (name_of, left) in [("n-2", 1), ("n-1", 0)] {
+        let actor = "uid:0".to_owned();
+        ca.store.reinstate_node(at(4), actor, c1(), name(name_of)).await.unwrap();
+        assert_eq!(ca.blocks(5).await.len(), left, "{name_of}");
+    }
+}

@@ -9,7 +9,7 @@ use raymtls_proto::identity::ClusterId;
 use super::{cluster, member::by_name};
 use crate::store::{
     StoreError, layout,
-    records::{BlockRecord, ClusterRecord, NodeRecord},
+    records::{AddressRecord, BlockRecord, ClusterRecord, NodeRecord, NodeStatus},
     view::View,
 };
 
@@ -17,6 +17,10 @@ use crate::store::{
 const BLOCKS_MAX: usize = 100_000;
 /// Nodes of one cluster looked at in one decision.
 const NODES_MAX: usize = 1_000_000;
+/// Blocks of one cluster looked at in one decision.
+const ROWS_MAX: usize = 1_000_000;
+/// No token lives longer (30 days).
+const TOKEN_LIFE_MAX_MS: i64 = 30 * 24 * 60 * 60 * 1_000;
 /// A block lasts at least this long: some of Ray's ports ask for no leaf.
 const BLOCK_MIN_MS: i64 = 24 * 60 * 60 * 1_000;
 
@@ -55,48 +59,93 @@ pub(super) fn block(
     let until_ms = leaf_end_ms.max(view.now_ms() + BLOCK_MIN_MS);
     let mut blocked = Blocked::default();
     for bound in &node.addresses {
+        let record = BlockRecord { until_ms, all_traffic: reach.all_traffic, ..barred(node) };
+        let for_good = never_counted(bound, &cluster).or_else(|| needed_by_all(bound, reach));
         let address = bound.address.clone();
-        let why = if bound.lost {
-            Some("it was certified to another node since".to_owned())
-        } else if bound.proved || cluster.settings().trust_ranges {
-            spared(&address, &cluster, &of_others, reach)
-        } else {
-            Some("no call ever came from it".to_owned())
-        };
-        if let Some(why) = why {
+        if let Some(why) = for_good {
             blocked.spared.push((address, why));
-            continue;
+        } else if let Some(why) = needed(bound, &cluster, &of_others) {
+            write(view, &node.cluster, &address, BlockRecord { spared: true, ..record })?;
+            blocked.spared.push((address, why));
+        } else {
+            write(view, &node.cluster, &address, record)?;
+            blocked.addresses.push(address);
         }
-        let record = BlockRecord {
-            node: node.name.clone(),
-            revoked_ms: node.revoked_ms,
-            until_ms,
-            lifted: false,
-            all_traffic: reach.all_traffic,
-        };
-        view.put(layout::block(&node.cluster, &address), &record);
-        blocked.addresses.push(address);
     }
     changed(view, &node.cluster)?;
     Ok(blocked)
 }
 
-fn spared(
-    address: &str,
-    cluster: &ClusterRecord,
-    of_others: &BTreeMap<String, String>,
-    reach: &Reach,
-) -> Option<String> {
-    if let Some(other) = of_others.get(address) {
-        return Some(format!("it is also live node {other}'s"));
+/// Bars older tokens from the addresses of a node that could not speak to Ray any more, and cuts nothing
+/// off: who is there now is another.
+///
+/// # Errors
+/// No such cluster.
+pub(super) fn bar(view: &mut View<'_>, node: &NodeRecord) -> Result<Blocked, StoreError> {
+    let mut blocked = Blocked::default();
+    let of_others = addresses_of_others(view, node)?;
+    for bound in node.addresses.iter().filter(|bound| bound.proved && !bound.lost) {
+        if !of_others.contains_key(&bound.address) {
+            let record = BlockRecord { lifted: true, ..barred(node) };
+            write(view, &node.cluster, &bound.address, record)?;
+        }
+        let why = "the node was no member and has no leaf that lives".to_owned();
+        blocked.spared.push((bound.address.clone(), why));
     }
-    let ip = address.parse::<IpAddr>().ok()?;
+    changed(view, &node.cluster)?;
+    Ok(blocked)
+}
+
+fn barred(node: &NodeRecord) -> BlockRecord {
+    BlockRecord { node: node.name.clone(), revoked_ms: node.revoked_ms, ..BlockRecord::default() }
+}
+
+/// Puts a block in place; what an earlier revocation cuts off there stays cut off.
+fn write(
+    view: &mut View<'_>,
+    cluster: &str,
+    address: &str,
+    mut record: BlockRecord,
+) -> Result<(), StoreError> {
+    let key = layout::block(cluster, address);
+    let before = view.get::<BlockRecord>(&key)?.filter(|before| before.cuts(view.now_ms()));
+    if let Some(before) = before {
+        record.until_ms = record.until_ms.max(before.until_ms);
+        record.all_traffic |= before.all_traffic;
+        record.lifted = false;
+    }
+    view.put(key, &record);
+    Ok(())
+}
+
+/// Why an address of the node was never one to block.
+fn never_counted(bound: &AddressRecord, cluster: &ClusterRecord) -> Option<String> {
+    if bound.lost {
+        return Some("another node is there since".to_owned());
+    }
+    let counts = bound.proved || cluster.settings().trust_ranges;
+    (!counts).then(|| "no call ever came from it".to_owned())
+}
+
+fn needed_by_all(bound: &AddressRecord, reach: &Reach) -> Option<String> {
+    let ip = bound.address.parse::<IpAddr>().ok()?;
     if ip.is_loopback() || ip.is_unspecified() {
         return Some("it is no machine's alone".to_owned());
     }
-    if reach.ca.iter().any(|ca| ca.to_canonical() == ip.to_canonical()) {
-        return Some("the CA is reached there".to_owned());
+    let is_ca = reach.ca.iter().any(|ca| ca.to_canonical() == ip.to_canonical());
+    is_ca.then(|| "the CA is reached there".to_owned())
+}
+
+/// Who else needs the address now.
+fn needed(
+    bound: &AddressRecord,
+    cluster: &ClusterRecord,
+    of_others: &BTreeMap<String, String>,
+) -> Option<String> {
+    if let Some(other) = of_others.get(&bound.address) {
+        return Some(format!("it is also live node {other}'s"));
     }
+    let ip = bound.address.parse::<IpAddr>().ok()?;
     let admins = cluster.settings().admin_ranges.iter();
     let mut ranges = admins.filter_map(|range| range.parse::<IpNet>().ok());
     ranges
@@ -132,38 +181,65 @@ pub fn list(
 ) -> Result<Vec<(String, BlockRecord)>, StoreError> {
     cluster::get(view, cluster)?;
     let prefix = layout::blocks(cluster.as_str());
-    let rows = view.scan::<BlockRecord>(&prefix, None, BLOCKS_MAX + 1)?;
-    if rows.len() > BLOCKS_MAX {
-        let text = format!("more than {BLOCKS_MAX} blocked addresses in cluster {cluster}");
-        return Err(StoreError::Unavailable(text));
-    }
-    Ok(rows
+    let rows = view.scan::<BlockRecord>(&prefix, None, ROWS_MAX)?;
+    let cut: Vec<_> = rows
         .into_iter()
         .filter(|(_, block)| block.cuts(view.now_ms()))
         .map(|(key, block)| (String::from_utf8_lossy(&key[prefix.len()..]).into_owned(), block))
-        .collect())
+        .collect();
+    if cut.len() > BLOCKS_MAX {
+        let text = format!("more than {BLOCKS_MAX} blocked addresses in cluster {cluster}");
+        return Err(StoreError::Unavailable(text));
+    }
+    Ok(cut)
 }
 
-/// Ends the blocks whose time is over. Tokens older than the revocation stay barred.
+/// Ends the blocks whose time is over, cuts off what nobody else needs any more, and forgets blocks when
+/// no token can be older.
 ///
 /// # Errors
 /// No such cluster.
-pub(super) fn expire(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
+pub(super) fn tend(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
+    let record = cluster::get(view, cluster)?;
     let prefix = layout::blocks(cluster.as_str());
-    let over = |block: &BlockRecord| !block.lifted && !block.cuts(view.now_ms());
-    let rows = view.scan::<BlockRecord>(&prefix, None, BLOCKS_MAX)?;
-    let rows: Vec<_> = rows.into_iter().filter(|(_, block)| over(block)).collect();
-    if rows.is_empty() {
-        return Ok(());
+    let mut another = false;
+    for (key, block) in view.scan::<BlockRecord>(&prefix, None, ROWS_MAX)? {
+        let over = block.until_ms <= view.now_ms();
+        if (over || block.lifted) && view.now_ms() - block.revoked_ms > TOKEN_LIFE_MAX_MS {
+            another |= !block.lifted && !block.spared;
+            view.delete(key);
+        } else if over && !block.lifted {
+            another |= !block.spared;
+            view.put(key, &BlockRecord { lifted: true, spared: false, ..block });
+        } else if block.spared && !block.lifted {
+            let address = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+            if !is_needed(view, &record, &block.node, &address)? {
+                another = true;
+                view.put(key, &BlockRecord { spared: false, ..block });
+            }
+        }
     }
-    for (key, block) in rows {
-        view.put(key, &BlockRecord { lifted: true, ..block });
-    }
-    changed(view, cluster.as_str())
+    if another { changed(view, cluster.as_str()) } else { Ok(()) }
 }
 
-/// Ends the block of an address that was certified to another node since; tokens older than the
-/// revocation stay barred from it.
+fn is_needed(
+    view: &View<'_>,
+    cluster: &ClusterRecord,
+    node: &str,
+    address: &str,
+) -> Result<bool, StoreError> {
+    let node = view.get::<NodeRecord>(&layout::node(&cluster.cluster, node))?;
+    let Some(node) = node.filter(|node| node.node_status() == NodeStatus::Revoked) else {
+        return Ok(true);
+    };
+    let Some(bound) = node.addresses.iter().find(|bound| bound.address == address) else {
+        return Ok(true);
+    };
+    Ok(needed(bound, cluster, &addresses_of_others(view, &node)?).is_some())
+}
+
+/// Ends the block of an address that counts for another node since; tokens older than the revocation
+/// stay barred from it.
 ///
 /// # Errors
 /// No such cluster.
@@ -172,24 +248,55 @@ pub(super) fn lift(view: &mut View<'_>, cluster: &str, address: &str) -> Result<
     let Some(mut block) = view.get::<BlockRecord>(&key)?.filter(|block| !block.lifted) else {
         return Ok(());
     };
-    block.lifted = true;
+    (block.lifted, block.spared) = (true, false);
     view.put(key, &block);
     changed(view, cluster)
 }
 
-/// Ends the blocks of a node that is taken back.
+/// A node that had lapsed is back at one of its addresses: nobody else's block covers it.
+///
+/// # Errors
+/// No such cluster.
+pub(super) fn lift_at(
+    view: &mut View<'_>,
+    node: &NodeRecord,
+    source: &str,
+) -> Result<(), StoreError> {
+    let counts = |bound: &AddressRecord| bound.address == source && bound.proved && !bound.lost;
+    if node.addresses.iter().any(counts) { lift(view, &node.cluster, source) } else { Ok(()) }
+}
+
+/// Ends the blocks of a node that is taken back, where no other revoked node has the address.
 ///
 /// # Errors
 /// No such cluster.
 pub(super) fn lift_of(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
     for bound in &node.addresses {
         let key = layout::block(&node.cluster, &bound.address);
-        let block = view.get::<BlockRecord>(&key)?;
-        if block.is_some_and(|block| block.node == node.name) {
-            lift(view, &node.cluster, &bound.address)?;
+        let block = view.get::<BlockRecord>(&key)?.filter(|block| block.node == node.name);
+        let Some(block) = block else { continue };
+        match other_revoked(view, node, &bound.address)? {
+            Some(other) => view.put(key, &BlockRecord { node: other, ..block }),
+            None => lift(view, &node.cluster, &bound.address)?,
         }
     }
     Ok(())
+}
+
+fn other_revoked(
+    view: &View<'_>,
+    node: &NodeRecord,
+    address: &str,
+) -> Result<Option<String>, StoreError> {
+    let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, NODES_MAX)?;
+    let has = |other: &NodeRecord| {
+        let counts =
+            |bound: &AddressRecord| bound.address == address && bound.proved && !bound.lost;
+        other.name != node.name
+            && other.node_status() == NodeStatus::Revoked
+            && other.addresses.iter().any(counts)
+    };
+    Ok(nodes.into_iter().map(|(_, other)| other).find(has).map(|other| other.name))
 }
 
 /// The list of blocks is another one.

@@ -6,7 +6,7 @@ use raymtls_proto::{
     v1,
 };
 
-use super::{block, check_key_use, check_not_ended, cluster, event, member, put_certificate};
+use super::{address, check_key_use, check_not_ended, cluster, event, member, put_certificate};
 use crate::{
     policy,
     refusal::Refusal,
@@ -68,16 +68,10 @@ pub fn enroll(
     let cluster = ask.cluster.as_str();
     let before: Option<NodeRecord> = view.get(&layout::node(cluster, binding.name.as_str()))?;
     if let Some(before) = &before {
-        release_addresses(view, before)?;
+        address::release_all(view, before)?;
     }
     let mut node = node_record(view, ask, binding, identity, before);
-    for address in &binding.addresses {
-        let address = address.to_string();
-        if node.holds_exclusively() {
-            take_address(view, ask, &node, &address)?;
-        }
-        block::lift(view, cluster, &address)?;
-    }
+    address::take_all(view, &mut node, &format!("token:{}", ask.token))?;
     member::tell(view, &mut node)?;
     view.put(layout::node(cluster, binding.name.as_str()), &node);
     let identity = put_certificate(
@@ -95,54 +89,6 @@ pub fn enroll(
     });
     let settings = cluster::get(view, &ask.cluster)?.settings().clone();
     Ok(Enrolled { settings, node, identity })
-}
-
-/// Makes the node the holder of an address. Another that had it has lost it, and counts as a member
-/// at it no more. A live one, which only claimed it, is on record as its loser: its next leaf is
-/// refused until it enrols without it.
-fn take_address(
-    view: &mut View<'_>,
-    ask: &EnrollAsk,
-    node: &NodeRecord,
-    address: &str,
-) -> Result<(), StoreError> {
-    let loser = live_holder(view, &node.cluster, address)?.filter(|loser| *loser != node.name);
-    if let Some(loser) = loser {
-        view.audit(AuditRecord {
-            token_id: ask.token.to_string(),
-            detail: format!("{address} is where node {} enrolled from", node.name),
-            ..event(&format!("token:{}", ask.token), AuditKind::AddressLost, &node.cluster, &loser)
-        });
-    }
-    let key = layout::holder(&node.cluster, address);
-    if let Some(before) = view.get_raw(&key)?.filter(|holder| holder != node.name.as_bytes()) {
-        lose(view, &node.cluster, &String::from_utf8_lossy(&before), address)?;
-    }
-    view.put_raw(key, node.name.as_bytes().to_vec());
-    Ok(())
-}
-
-fn lose(view: &mut View<'_>, cluster: &str, loser: &str, address: &str) -> Result<(), StoreError> {
-    let Some(mut loser) = view.get::<NodeRecord>(&layout::node(cluster, loser))? else {
-        return Ok(());
-    };
-    for bound in loser.addresses.iter_mut().filter(|bound| bound.address == address) {
-        bound.lost = true;
-    }
-    member::tell(view, &mut loser)?;
-    view.put(layout::node(cluster, &loser.name), &loser);
-    Ok(())
-}
-
-/// Gives up the addresses the node holds.
-pub(super) fn release_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
-    for bound in &node.addresses {
-        let key = layout::holder(&node.cluster, &bound.address);
-        if view.get_raw(&key)?.is_some_and(|holder| holder == node.name.as_bytes()) {
-            view.delete(key);
-        }
-    }
-    Ok(())
 }
 
 /// The same key spent this token before: the same answer, unless something came after it.
@@ -202,6 +148,7 @@ fn check_address(
     let cluster = ask.cluster.as_str();
     let text = address.to_string();
     let block: Option<BlockRecord> = view.get(&layout::block(cluster, &text))?;
+    let block = block.filter(|block| !block.spared);
     // A token of the same millisecond counts as older: the operator revoked after making it.
     if let Some(block) = block.filter(|block| token.created_ms <= block.revoked_ms) {
         return Err(Refusal::AddressBlocked { address: text, node: block.node }.into());
@@ -210,7 +157,7 @@ fn check_address(
     if ask.role == Role::Driver && ask.source == Some(address) {
         return Ok(());
     }
-    match live_holder(view, cluster, &text)? {
+    match address::live_holder(view, cluster, &text)? {
         Some(holder) if holder != name.as_str() => {
             // Whoever is there beats whoever only says to be.
             if ask.source == Some(address) && !has_proved(view, cluster, &holder, &text)? {
@@ -232,23 +179,6 @@ fn has_proved(
     let node: Option<NodeRecord> = view.get(&layout::node(cluster, node))?;
     let proved = |bound: &AddressRecord| bound.address == address && bound.proved;
     Ok(node.is_some_and(|node| node.addresses.iter().any(proved)))
-}
-
-/// The live node that holds an address exclusively.
-pub(super) fn live_holder(
-    view: &View<'_>,
-    cluster: &str,
-    address: &str,
-) -> Result<Option<String>, StoreError> {
-    let Some(holder) = view.get_raw(&layout::holder(cluster, address))? else {
-        return Ok(None);
-    };
-    let holder = String::from_utf8_lossy(&holder).into_owned();
-    let node: Option<NodeRecord> = view.get(&layout::node(cluster, &holder))?;
-    let live = node.is_some_and(|node| {
-        node.node_status() == NodeStatus::Live && !node.is_absent(view.now_ms(), view.started_ms())
-    });
-    Ok(live.then_some(holder))
 }
 
 fn spend(
@@ -280,7 +210,7 @@ fn node_record(
     let address = |address: &NodeAddress| AddressRecord {
         address: address.to_string(),
         proved: ask.source == Some(*address),
-        lost: false,
+        ..AddressRecord::default()
     };
     let member_version = before.as_ref().map_or(0, |before| before.member_version);
     let (leaf_keys, earlier_token_ids) = before.map_or_else(Default::default, earlier);

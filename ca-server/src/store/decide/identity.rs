@@ -5,7 +5,8 @@ use std::time::Duration;
 use raymtls_proto::v1;
 
 use super::{
-    check_key_use, check_not_ended, cluster, enroll::revoked, event, member, put_certificate,
+    address, block, check_key_use, check_not_ended, cluster, enroll::revoked, event, member,
+    put_certificate,
 };
 use crate::{
     keys::profile::AGENT_IDENTITY_LIFE,
@@ -228,10 +229,10 @@ fn note_contact(
     let source = caller.source.map(|source| source.to_string());
     let returned = node.lapsed_ms != 0;
     let mut told = returned;
-    for bound in &mut node.addresses {
-        if !bound.proved && source.as_ref() == Some(&bound.address) {
-            bound.proved = true;
-            told = true;
+    if let Some(source) = source {
+        told |= address::called_from(view, node, &source, &caller.actor())?;
+        if returned {
+            block::lift_at(view, node, &source)?;
         }
     }
     let coarse = view.now_ms() - node.contact_ms >= CONTACT_COARSE_MS;

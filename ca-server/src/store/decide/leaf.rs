@@ -5,17 +5,15 @@ use std::time::Duration;
 use raymtls_proto::{address::NodeAddress, identity::Role, v1};
 
 use super::{
-    check_key_use, check_not_ended, cluster,
-    enroll::live_holder,
-    event,
+    address, check_key_use, check_not_ended, cluster, event,
     identity::{put, require},
-    put_certificate, revoke_leaf,
+    member, put_certificate, revoke_leaf,
 };
 use crate::{
     policy,
     refusal::Refusal,
     store::{
-        Caller, LEAF_KEYS_MAX, LEAVES_MAX, LeafAsk, LeafKind, LeafPlan, Signed, StoreError, layout,
+        Caller, LEAF_KEYS_MAX, LEAVES_MAX, LeafAsk, LeafKind, LeafPlan, Signed, StoreError,
         records::{AuditKind, AuditRecord, LeafKeyRecord, NodeRecord},
         view::View,
     },
@@ -69,8 +67,10 @@ pub fn record(
         return Err(Refusal::RaceLost("what the node may have").into());
     }
     note_key(view, &mut node, leaf, planned.life_ms);
+    if address::take_back_all(view, &mut node)? {
+        member::tell(view, &mut node)?;
+    }
     put(view, &node);
-    hold_again(view, &node)?;
     let kind = certificate_kind(ask.kind);
     put_certificate(view, kind, &caller.cluster, &node.name, leaf)?;
     view.audit(AuditRecord {
@@ -92,37 +92,15 @@ fn check_address(
     if node.known_role() == Role::Driver && proved() {
         return Ok(());
     }
-    if holds(view, node, &address)? {
+    if address::holds(view, node, &address)? {
         return Ok(());
     }
-    match live_holder(view, &node.cluster, &address)? {
+    match address::live_holder(view, &node.cluster, &address)? {
         Some(holder) if holder != node.name => {
             Err(Refusal::AddressTaken { address, holder }.into())
         }
         Some(_) | None => Ok(()),
     }
-}
-
-/// Whether the node itself holds the address, as it mostly does.
-fn holds(view: &View<'_>, node: &NodeRecord, address: &str) -> Result<bool, StoreError> {
-    let holder = view.get_raw(&layout::holder(&node.cluster, address))?;
-    Ok(holder.is_some_and(|holder| holder == node.name.as_bytes()))
-}
-
-/// A node that was away takes those of its addresses back that nobody holds any more.
-fn hold_again(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
-    if !node.holds_exclusively() {
-        return Ok(());
-    }
-    for bound in &node.addresses {
-        if !holds(view, node, &bound.address)?
-            && live_holder(view, &node.cluster, &bound.address)?.is_none()
-        {
-            let key = layout::holder(&node.cluster, &bound.address);
-            view.put_raw(key, node.name.as_bytes().to_vec());
-        }
-    }
-    Ok(())
 }
 
 fn check_key(

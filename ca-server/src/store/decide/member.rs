@@ -105,7 +105,7 @@ pub fn lapse(view: &mut View<'_>, cluster: &ClusterId) -> Result<u32, StoreError
         tell(view, &mut node)?;
         put(view, &node);
     }
-    block::expire(view, cluster)?;
+    block::tend(view, cluster)?;
     drop_gone(view, cluster)?;
     Ok(lapsed)
 }

@@ -1,6 +1,7 @@
 //! Every decision of the store, as a function of a [`View`]: what is on record,
 //! what is asked, and now. Backends run these; none decides for itself.
 
+mod address;
 pub mod audit;
 pub mod block;
 pub mod certificate;

@@ -8,9 +8,7 @@ use raymtls_proto::{
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    block, cluster,
-    enroll::release_addresses,
-    event,
+    address, block, cluster, event,
     identity::{put, require},
     member, record_page,
 };
@@ -35,7 +33,7 @@ const ROWS_MAX: usize = 1_000_000;
 /// As `identity::still_stands`.
 pub fn leave(view: &mut View<'_>, caller: &Caller) -> Result<(), StoreError> {
     let mut node = require(view, caller)?;
-    release_addresses(view, &node)?;
+    address::release_all(view, &node)?;
     node.status = NodeStatus::Left.into();
     node.pending = None;
     member::tell(view, &mut node)?;
@@ -57,6 +55,7 @@ pub fn revoke(
 ) -> Result<NodeRevoked, StoreError> {
     let Revoking { reason, keep_token, reach } = revoking;
     let mut node = get(view, cluster, name)?;
+    let was_member = node.is_member();
     if node.node_status() == NodeStatus::Revoked {
         let version = cluster::get(view, cluster)?.version;
         let blocked = Blocked::default();
@@ -67,9 +66,13 @@ pub fn revoke(
     node.revoked_reason.clone_from(reason);
     member::tell(view, &mut node)?;
     put(view, &node);
-    release_addresses(view, &node)?;
+    address::release_all(view, &node)?;
     let leaf_end_ms = latest_leaf_end(view, &node)?;
-    let blocked = block::block(view, &node, leaf_end_ms, reach)?;
+    let blocked = if was_member || leaf_end_ms > view.now_ms() {
+        block::block(view, &node, leaf_end_ms, reach)?
+    } else {
+        block::bar(view, &node)?
+    };
     let certificates = revoke_certificates(view, cluster, &node)?;
     let token_uses_voided = if *keep_token { 0 } else { void_tokens(view, actor, &node)? };
     view.audit(AuditRecord {
@@ -97,7 +100,7 @@ pub fn forget(
         let until = until.unwrap_or_else(|| "a far day".to_owned());
         return Err(Refusal::LeafStillLives { node: node.name, until }.into());
     }
-    release_addresses(view, &node)?;
+    address::release_all(view, &node)?;
     member::tell_gone(view, &mut node)?;
     view.delete(layout::node(cluster.as_str(), name.as_str()));
     view.audit(event(actor, AuditKind::NodeForgotten, cluster.as_str(), name.as_str()));

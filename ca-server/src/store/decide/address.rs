@@ -1,0 +1,155 @@
+//! Addresses of nodes: who holds one exclusively, and for whom it counts among its peers. A claim alone
+//! takes the right to be certified for an address from a node that is out of touch; that the address
+//! *counts* for another, only a call from it shows, unless the cluster trusts the ranges of its tokens.
+
+use super::{block, event, member};
+use crate::store::{
+    StoreError, layout,
+    records::{AddressRecord, AuditKind, AuditRecord, NodeRecord, NodeStatus},
+    view::View,
+};
+
+/// A node that enrols takes its addresses. The caller writes the node.
+///
+/// # Errors
+/// No such cluster.
+pub(super) fn take_all(
+    view: &mut View<'_>,
+    node: &mut NodeRecord,
+    actor: &str,
+) -> Result<(), StoreError> {
+    let trusted = member::by_name(view, &node.cluster)?.settings().trust_ranges;
+    for index in 0..node.addresses.len() {
+        if node.holds_exclusively() {
+            let key = layout::holder(&node.cluster, &node.addresses[index].address);
+            let before = view.get_raw(&key)?.filter(|holder| holder != node.name.as_bytes());
+            node.addresses[index].taken_from =
+                before.map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();
+            view.put_raw(key, node.name.as_bytes().to_vec());
+        }
+        if node.addresses[index].proved || trusted {
+            settle(view, node, index, actor)?;
+        }
+    }
+    Ok(())
+}
+
+/// The node called from an address of its own. Whether its peers are to be told; the caller writes the
+/// node.
+///
+/// # Errors
+/// No such cluster.
+pub(super) fn called_from(
+    view: &mut View<'_>,
+    node: &mut NodeRecord,
+    source: &str,
+    actor: &str,
+) -> Result<bool, StoreError> {
+    let Some(index) = node.addresses.iter().position(|bound| bound.address == source) else {
+        return Ok(false);
+    };
+    let back = node.addresses[index].lost && is_free(view, node, source)?;
+    if back {
+        take_back(view, node, index);
+    }
+    if node.addresses[index].proved {
+        return Ok(back);
+    }
+    node.addresses[index].proved = true;
+    settle(view, node, index, actor)?;
+    Ok(true)
+}
+
+/// A node that was away takes those of its addresses back that nobody holds any more. Whether its peers
+/// are to be told; the caller writes the node.
+///
+/// # Errors
+/// The store's.
+pub(super) fn take_back_all(
+    view: &mut View<'_>,
+    node: &mut NodeRecord,
+) -> Result<bool, StoreError> {
+    let mut told = false;
+    if !node.holds_exclusively() {
+        return Ok(told);
+    }
+    for index in 0..node.addresses.len() {
+        let bound = &node.addresses[index];
+        if !holds(view, node, &bound.address)? && is_free(view, node, &bound.address)? {
+            told |= bound.lost;
+            take_back(view, node, index);
+        }
+    }
+    Ok(told)
+}
+
+/// The address counts for the node: for whoever had it before it counts no more, and no block of
+/// another's covers it.
+fn settle(
+    view: &mut View<'_>,
+    node: &mut NodeRecord,
+    index: usize,
+    actor: &str,
+) -> Result<(), StoreError> {
+    let AddressRecord { address, taken_from: loser, .. } = node.addresses[index].clone();
+    node.addresses[index].taken_from.clear();
+    block::lift(view, &node.cluster, &address)?;
+    let Some(mut loser) = view.get::<NodeRecord>(&layout::node(&node.cluster, &loser))? else {
+        return Ok(());
+    };
+    for bound in loser.addresses.iter_mut().filter(|bound| bound.address == address) {
+        bound.lost = true;
+    }
+    member::tell(view, &mut loser)?;
+    view.put(layout::node(&node.cluster, &loser.name), &loser);
+    view.audit(AuditRecord {
+        detail: format!("{address} is where node {} is", node.name),
+        ..event(actor, AuditKind::AddressLost, &node.cluster, &loser.name)
+    });
+    Ok(())
+}
+
+fn take_back(view: &mut View<'_>, node: &mut NodeRecord, index: usize) {
+    let bound = &mut node.addresses[index];
+    bound.lost = false;
+    view.put_raw(layout::holder(&node.cluster, &bound.address), node.name.as_bytes().to_vec());
+}
+
+/// Whether no other live node holds the address.
+fn is_free(view: &View<'_>, node: &NodeRecord, address: &str) -> Result<bool, StoreError> {
+    let holder = live_holder(view, &node.cluster, address)?;
+    Ok(holder.is_none_or(|holder| holder == node.name))
+}
+
+/// Whether the node itself holds the address, as it mostly does.
+pub(super) fn holds(view: &View<'_>, node: &NodeRecord, address: &str) -> Result<bool, StoreError> {
+    let holder = view.get_raw(&layout::holder(&node.cluster, address))?;
+    Ok(holder.is_some_and(|holder| holder == node.name.as_bytes()))
+}
+
+/// Gives up the addresses the node holds.
+pub(super) fn release_all(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    for bound in &node.addresses {
+        if holds(view, node, &bound.address)? {
+            view.delete(layout::holder(&node.cluster, &bound.address));
+        }
+    }
+    Ok(())
+}
+
+/// The live node that holds an address exclusively.
+pub(super) fn live_holder(
+    view: &View<'_>,
+    cluster: &str,
+    address: &str,
+) -> Result<Option<String>, StoreError> {
+    let Some(holder) = view.get_raw(&layout::holder(cluster, address))? else {
+        return Ok(None);
+    };
+    let holder = String::from_utf8_lossy(&holder).into_owned();
+    let node: Option<NodeRecord> = view.get(&layout::node(cluster, &holder))?;
+    let live = node.is_some_and(|node| {
+        node.node_status() == NodeStatus::Live && !node.is_absent(view.now_ms(), view.started_ms())
+    });
+    Ok(live.then_some(holder))
+}
