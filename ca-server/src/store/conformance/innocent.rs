@@ -178,9 +178,8 @@ impl World {
             }
         }
         if let Some((name, address)) = self.certified.take() {
-            let counts = |entry: &MemberRecord| {
-                entry.name == name && entry.addresses.iter().any(|told| *told == address)
-            };
+            let counts =
+                |entry: &MemberRecord| entry.name == name && entry.addresses.contains(&address);
             if !told.iter().any(counts) {
                 return Err(format!(
                     "{name} has a new leaf for {address} and does not count there"
