@@ -10,6 +10,8 @@ RAY_CLIENT_PORT=10001
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150
+# Loopback, as Ray does by itself, unless the network is closed.
+DASHBOARD_HOST=127.0.0.1
 
 # The port plan every node shares; a fixed GCS port must not lie in the worker range.
 RAY_PORTS=(
@@ -33,7 +35,7 @@ start_ray() {
 # start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.
 start_head() {
   run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head --head --port="$GCS_PORT" \
-    --ray-client-server-port="$RAY_CLIENT_PORT" --temp-dir="${1:-/tmp/ray}"
+    --ray-client-server-port="$RAY_CLIENT_PORT" --temp-dir="${1:-/tmp/ray}" --dashboard-host="$DASHBOARD_HOST"
 }
 
 # Both workers at once; the first dials the head by the name in the head's leaf, the second by address.
