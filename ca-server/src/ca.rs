@@ -2,7 +2,11 @@
 //! file of its own ([`crate::enroll`], [`crate::renew`], ...), straight from what came in to what
 //! goes out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use raymtls_proto::{
@@ -38,6 +42,17 @@ pub struct Endpoints {
     pub enrollment: Vec<String>,
     /// `host:port` of the node listener.
     pub nodes: Vec<String>,
+}
+
+impl Endpoints {
+    /// Those given as addresses: no block may cover them.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let all = self.enrollment.iter().chain(&self.nodes);
+        all.filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok())
+            .map(|address| address.ip().to_canonical())
+            .collect()
+    }
 }
 
 /// The running authority.

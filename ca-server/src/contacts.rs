@@ -1,30 +1,52 @@
 //! What the running server knows of its nodes and does not store: when each was last heard of, what
-//! it reported, and which of its calls waits.
+//! it reported and has applied, and which of its calls waits.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
 };
 
-use raymtls_proto::v1;
-use time::OffsetDateTime;
+use raymtls_proto::{identity::Role, v1};
+use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 
 use crate::store::Caller;
 
-type Key = (String, String);
+/// So many versions are remembered that a node said it had applied, with the moment.
+const APPLIED_MAX: usize = 8;
+/// A head is not waited for when it was silent for longer: an agent calls each minute.
+const HEAD_SILENT_MAX: Duration = Duration::minutes(2);
 
 /// Contacts of all nodes. Bounded by the number of enrolled nodes: only an identified caller makes
 /// an entry.
 #[derive(Debug, Default)]
-pub struct Contacts(Mutex<HashMap<Key, Contact>>);
+pub struct Contacts(Mutex<HashMap<String, ClusterContacts>>);
+
+#[derive(Debug, Default)]
+struct ClusterContacts {
+    nodes: HashMap<String, Contact>,
+    /// Moves whenever a node says that it applied another version.
+    applied: watch::Sender<u64>,
+}
 
 #[derive(Debug, Default)]
 struct Contact {
     last: Option<OffsetDateTime>,
     report: Option<v1::Report>,
+    is_head: bool,
+    /// Newest last.
+    applied: VecDeque<Applied>,
     // The number of the newest wait; an older one that sees a newer number ends.
     wait: watch::Sender<u64>,
+}
+
+/// A version a node said it had applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Which.
+    pub version: v1::SyncVersion,
+    /// When the server heard of it first.
+    pub at: OffsetDateTime,
 }
 
 /// What is known of one node.
@@ -46,29 +68,82 @@ pub struct Wait {
 impl Contacts {
     /// Notes that a node called.
     pub fn note(&self, caller: &Caller, now: OffsetDateTime) {
-        self.lock().entry(key(caller)).or_default().last = Some(now);
+        self.with(caller, |contact| contact.last = Some(now));
     }
 
-    /// Keeps a node's report.
-    pub fn report(&self, caller: &Caller, report: v1::Report) {
-        self.lock().entry(key(caller)).or_default().report = Some(report);
+    /// Keeps a node's report and what it says it applied.
+    pub fn report(&self, caller: &Caller, role: Role, report: v1::Report, now: OffsetDateTime) {
+        let mut clusters = self.lock();
+        let cluster = clusters.entry(caller.cluster.to_string()).or_default();
+        let contact = cluster.nodes.entry(caller.node.to_string()).or_default();
+        contact.is_head = role == Role::Head;
+        let applied = report.applied;
+        contact.report = Some(report);
+        let Some(version) = applied else { return };
+        if contact.applied.back().is_some_and(|last| last.version == version) {
+            return;
+        }
+        if contact.applied.len() == APPLIED_MAX {
+            contact.applied.pop_front();
+        }
+        contact.applied.push_back(Applied { version, at: now });
+        cluster.applied.send_modify(|moved| *moved += 1);
+    }
+
+    /// When the server first heard that a node applied this version or a newer one.
+    #[must_use]
+    pub fn applied(
+        &self,
+        cluster: &str,
+        node: &str,
+        version: v1::SyncVersion,
+    ) -> Option<OffsetDateTime> {
+        let clusters = self.lock();
+        let contact = clusters.get(cluster)?.nodes.get(node)?;
+        let mut all = contact.applied.iter();
+        all.find(|applied| is_at_least(applied.version, version)).map(|applied| applied.at)
+    }
+
+    /// Moves whenever a node of the cluster says that it applied another version.
+    #[must_use]
+    pub fn applied_changes(&self, cluster: &str) -> watch::Receiver<u64> {
+        self.lock().entry(cluster.to_owned()).or_default().applied.subscribe()
+    }
+
+    /// What all heads of the cluster have applied that were heard of lately; `None` where none has
+    /// said so in this epoch.
+    #[must_use]
+    pub fn heads_applied(
+        &self,
+        cluster: &str,
+        epoch: u64,
+        now: OffsetDateTime,
+    ) -> Option<v1::SyncVersion> {
+        let clusters = self.lock();
+        let heads = clusters.get(cluster)?.nodes.values().filter(|contact| {
+            contact.is_head && contact.last.is_some_and(|at| now - at <= HEAD_SILENT_MAX)
+        });
+        heads
+            .map(|head| head.applied.back().map(|a| a.version).filter(|v| v.epoch == epoch))
+            .map(|version| version.unwrap_or(v1::SyncVersion { epoch, counter: 0 }))
+            .min_by_key(|version| version.counter)
     }
 
     /// Begins a wait; the node's older one ends.
     pub fn begin_wait(&self, caller: &Caller) -> Wait {
-        let mut contacts = self.lock();
-        let sender = &contacts.entry(key(caller)).or_default().wait;
-        sender.send_modify(|number| *number += 1);
-        let newest = sender.subscribe();
-        let number = *newest.borrow();
-        Wait { number, newest }
+        self.with(caller, |contact| {
+            contact.wait.send_modify(|number| *number += 1);
+            let newest = contact.wait.subscribe();
+            let number = *newest.borrow();
+            Wait { number, newest }
+        })
     }
 
     /// What is known of a node.
     #[must_use]
     pub fn last(&self, cluster: &str, node: &str) -> LastContact {
-        let contacts = self.lock();
-        let contact = contacts.get(&(cluster.to_owned(), node.to_owned()));
+        let clusters = self.lock();
+        let contact = clusters.get(cluster).and_then(|cluster| cluster.nodes.get(node));
         contact.map_or_else(LastContact::default, |contact| LastContact {
             at: contact.last,
             report: contact.report.clone(),
@@ -77,12 +152,26 @@ impl Contacts {
 
     /// Forgets a node.
     pub fn forget(&self, cluster: &str, node: &str) {
-        self.lock().remove(&(cluster.to_owned(), node.to_owned()));
+        if let Some(cluster) = self.lock().get_mut(cluster) {
+            cluster.nodes.remove(node);
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Contact>> {
+    fn with<T>(&self, caller: &Caller, act: impl FnOnce(&mut Contact) -> T) -> T {
+        let mut clusters = self.lock();
+        let cluster = clusters.entry(caller.cluster.to_string()).or_default();
+        act(cluster.nodes.entry(caller.node.to_string()).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, ClusterContacts>> {
         self.0.lock().expect("no code panics while it holds the contacts")
     }
+}
+
+/// Whether what was applied holds a version; of another epoch it does not.
+#[must_use]
+pub fn is_at_least(applied: v1::SyncVersion, version: v1::SyncVersion) -> bool {
+    applied.epoch == version.epoch && applied.counter >= version.counter
 }
 
 impl Wait {
@@ -94,13 +183,9 @@ impl Wait {
     }
 }
 
-fn key(caller: &Caller) -> Key {
-    (caller.cluster.to_string(), caller.node.to_string())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::Duration as Span;
 
     use raymtls_proto::serial::Serial;
     use tokio::time::timeout;
@@ -108,31 +193,86 @@ mod tests {
     use super::*;
 
     fn caller(random: u8) -> Caller {
+        named("w1", random)
+    }
+
+    fn named(name: &str, random: u8) -> Caller {
         Caller {
             cluster: "c1".parse().unwrap(),
-            node: "w1".parse().unwrap(),
+            node: name.parse().unwrap(),
             serial: Serial::new(1, [random; 10]),
             source: None,
         }
+    }
+
+    const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn version(counter: u64) -> v1::SyncVersion {
+        v1::SyncVersion { epoch: 1, counter }
+    }
+
+    fn applied(counter: u64) -> v1::Report {
+        v1::Report { applied: Some(version(counter)), ..v1::Report::default() }
     }
 
     #[tokio::test]
     async fn a_forgotten_machine_s_wait_ends_and_nothing_of_it_is_left() {
         let contacts = Contacts::default();
         let (old, new) = (caller(1), caller(2));
-        contacts.note(&old, OffsetDateTime::UNIX_EPOCH);
-        contacts.report(&old, v1::Report::default());
+        contacts.note(&old, START);
+        contacts.report(&old, Role::Worker, applied(1), START);
         let mut wait = contacts.begin_wait(&old);
         contacts.forget("c1", "w1");
-        let ended = timeout(Duration::from_secs(5), wait.superseded()).await;
+        let ended = timeout(Span::from_secs(5), wait.superseded()).await;
         ended.expect("the old machine still waits");
         let last = contacts.last("c1", "w1");
         assert!(last.at.is_none() && last.report.is_none());
+        assert_eq!(contacts.applied("c1", "w1", version(1)), None);
 
         // The new machine's waits are counted anew and end only for a newer one of its own.
         let mut first = contacts.begin_wait(&new);
-        assert!(timeout(Duration::from_millis(50), first.superseded()).await.is_err());
+        assert!(timeout(Span::from_millis(50), first.superseded()).await.is_err());
         let _second = contacts.begin_wait(&new);
-        timeout(Duration::from_secs(5), first.superseded()).await.expect("the older one waits on");
+        timeout(Span::from_secs(5), first.superseded()).await.expect("the older one waits on");
+    }
+
+    #[test]
+    fn a_version_was_applied_when_it_or_a_newer_one_was_first_heard_of() {
+        let contacts = Contacts::default();
+        let later = |s: i64| START + Duration::seconds(s);
+        for (counter, at) in [(3, 1), (3, 2), (5, 3), (9, 4)] {
+            contacts.report(&caller(1), Role::Worker, applied(counter), later(at));
+        }
+        let heard = |counter| contacts.applied("c1", "w1", version(counter));
+        assert_eq!(heard(2), Some(later(1)));
+        assert_eq!(heard(3), Some(later(1)));
+        assert_eq!(heard(4), Some(later(3)));
+        assert_eq!(heard(9), Some(later(4)));
+        assert_eq!(heard(10), None);
+        let other_epoch = v1::SyncVersion { epoch: 2, counter: 1 };
+        assert_eq!(contacts.applied("c1", "w1", other_epoch), None);
+        for counter in 10..100 {
+            contacts.report(&caller(1), Role::Worker, applied(counter), later(5));
+        }
+        assert_eq!(heard(2), Some(later(5)), "what is remembered is bounded");
+    }
+
+    #[test]
+    fn only_heads_heard_of_lately_are_waited_for() {
+        let contacts = Contacts::default();
+        let heads = |now| contacts.heads_applied("c1", 1, now).map(|version| version.counter);
+        let say = |name, role, counter, now| {
+            contacts.note(&named(name, 1), now);
+            contacts.report(&named(name, 1), role, applied(counter), now);
+        };
+        say("w1", Role::Worker, 1, START);
+        assert_eq!(heads(START), None, "a worker is no head");
+        say("h1", Role::Head, 7, START);
+        say("h2", Role::Head, 5, START);
+        assert_eq!(heads(START), Some(5), "the one that is behind counts");
+        let later = START + HEAD_SILENT_MAX + Duration::seconds(1);
+        say("h1", Role::Head, 8, later);
+        assert_eq!(heads(later), Some(8), "one is silent");
+        assert_eq!(contacts.heads_applied("c1", 2, later).map(|v| v.counter), Some(0));
     }
 }

@@ -4,14 +4,20 @@
 use std::time::Duration;
 
 use raymtls_proto::{identity::ClusterId, v1};
+use time::OffsetDateTime;
+use tokio::sync::watch;
 use tracing::debug;
 
 use crate::{
     ca::Ca,
+    contacts::is_at_least,
     identify::{admit, judged},
     limits::NodeCall,
     refusal::Refusal,
-    store::{Authority, Caller, StoreError, records::ClusterRecord},
+    store::{
+        Authority, Caller, ClusterVersion, MemberPage, StoreError,
+        records::{ClusterRecord, MemberRecord},
+    },
 };
 
 /// Longest wait.
@@ -20,6 +26,12 @@ pub const WAIT_MAX: Duration = Duration::from_secs(60);
 const KEY_FOLDERS_MAX: usize = 64;
 /// Characters of a text in a report, at most: it is kept for each node and shown to operators.
 const REPORT_TEXT_LEN_MAX: usize = 64;
+/// Characters of what keeps a node from isolating itself, at most.
+const PROBLEM_LEN_MAX: usize = 500;
+/// How long a change of the members waits for others.
+const MEMBERS_TOGETHER: Duration = Duration::from_millis(500);
+/// Members told in one answer.
+const MEMBERS_PAGE: usize = 5_000;
 /// Bytes of a serial in a report, at most (RFC 5280 4.1.2.2).
 const SERIAL_LEN_MAX: usize = 20;
 
@@ -30,33 +42,39 @@ const SERIAL_LEN_MAX: usize = 20;
 pub async fn sync(
     ca: &Ca,
     caller: Caller,
-    request: v1::SyncRequest,
+    mut request: v1::SyncRequest,
 ) -> Result<v1::SyncResponse, StoreError> {
     let now = ca.clock.now();
     admit(ca, &caller, NodeCall::Sync).await?;
     let node = ca.store.identify(now, caller.clone()).await;
-    judged(ca, &caller, now, node)?;
-    if let Some(report) = request.report {
-        keep_report(ca, &caller, report)?;
+    let node = judged(ca, &caller, now, node)?;
+    if let Some(report) = request.report.take() {
+        check_report(&report)?;
+        debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
+        ca.contacts.report(&caller, node.known_role(), report, now);
     }
     let mut changes = ca.store.watch(&caller.cluster);
+    let mut heads = ca.contacts.applied_changes(caller.cluster.as_str());
     let deadline = tokio::time::Instant::now() + wait(request.wait_seconds);
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
     loop {
-        changes.mark_unchanged();
-        // After the mark: a revocation before it is seen here, a later one wakes this call.
+        let seen = *changes.borrow_and_update();
+        heads.mark_unchanged();
+        // After the marks: a revocation before them is seen here, a later one wakes this call.
         ca.store.still_stands(caller.clone()).await?;
         let cluster = ca.store.cluster(caller.cluster.clone()).await?;
-        let answer = changed_since(ca, &caller.cluster, &cluster, request.have).await?;
-        if has_news(&answer) || tokio::time::Instant::now() >= deadline {
+        let answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
+        let awaited = is_reached(request.heads_applied, answer.heads_applied);
+        if has_news(&answer) || awaited || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
         }
         tokio::select! {
-            changed = changes.changed() => {
+            changed = news(&mut changes, seen) => {
                 changed.map_err(|_| Refusal::StoreUnavailable)?;
             }
+            _ = heads.changed(), if request.heads_applied.is_some() => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = ca.stopped() => {
                 ca.metrics.synced();
@@ -73,11 +91,23 @@ fn wait(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into()).min(WAIT_MAX)
 }
 
-fn keep_report(ca: &Ca, caller: &Caller, report: v1::Report) -> Result<(), Refusal> {
-    check_report(&report)?;
-    debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
-    ca.contacts.report(caller, report);
-    Ok(())
+/// Waits for a change. One of the members alone is seldom alone: it is told with those that come soon
+/// after it.
+async fn news(
+    changes: &mut watch::Receiver<ClusterVersion>,
+    seen: ClusterVersion,
+) -> Result<(), watch::error::RecvError> {
+    changes.changed().await?;
+    let pressing = |version: &ClusterVersion| version.pressing != seen.pressing;
+    match tokio::time::timeout(MEMBERS_TOGETHER, changes.wait_for(pressing)).await {
+        Ok(pressing) => pressing.map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether the heads have applied what the caller waits for.
+fn is_reached(awaited: Option<v1::SyncVersion>, heads: Option<v1::SyncVersion>) -> bool {
+    awaited.zip(heads).is_some_and(|(awaited, heads)| is_at_least(heads, awaited))
 }
 
 /// Judges a report by its size: it is kept for each node and shown to operators.
@@ -98,10 +128,19 @@ pub fn check_report(report: &v1::Report) -> Result<(), Refusal> {
             "a text in a report has at most {REPORT_TEXT_LEN_MAX} characters, all visible"
         ));
     }
+    if report.isolation.as_ref().is_some_and(|isolation| !is_problem(&isolation.problem)) {
+        return invalid(format!(
+            "a problem in a report has at most {PROBLEM_LEN_MAX} characters, all visible"
+        ));
+    }
     if report.key_folders.iter().any(|folder| folder.serial.len() > SERIAL_LEN_MAX) {
         return invalid(format!("a serial in a report has at most {SERIAL_LEN_MAX} bytes"));
     }
     Ok(())
+}
+
+fn is_problem(text: &str) -> bool {
+    text.len() <= PROBLEM_LEN_MAX && text.chars().all(|c| !c.is_control())
 }
 
 /// The parts that are newer than `have`; all of them for another epoch, a version of the future, or
@@ -110,15 +149,18 @@ async fn changed_since(
     ca: &Ca,
     id: &ClusterId,
     cluster: &ClusterRecord,
-    have: Option<v1::SyncVersion>,
+    request: &v1::SyncRequest,
 ) -> Result<v1::SyncResponse, StoreError> {
     let epoch = ca.store.epoch();
-    let have = have
+    let now = ca.clock.now();
+    let have = request
+        .have
         .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
         .map_or(0, |have| have.counter);
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
-        server_time_unix: ca.clock.now().unix_timestamp(),
+        server_time_unix: now.unix_timestamp(),
+        heads_applied: ca.contacts.heads_applied(id.as_str(), epoch, now),
         ..v1::SyncResponse::default()
     };
     if cluster.settings_version > have {
@@ -135,7 +177,46 @@ async fn changed_since(
         let crls_der = crls_on_record(ca, Authority::Control).await?;
         answer.control_crl = Some(v1::ControlCrl { crls_der });
     }
+    if cluster.blocks_version > have {
+        answer.blocks = Some(blocks(ca, id, now).await?);
+    }
+    let whole = have == 0 || (have < cluster.members_from && !request.continues);
+    let after = if whole { 0 } else { have };
+    let page = ca.store.members(id.clone(), after, MEMBERS_PAGE).await?;
+    if page.more {
+        answer.version = Some(v1::SyncVersion { epoch, counter: page.up_to });
+    }
+    answer.members = members(page, whole);
     Ok(answer)
+}
+
+/// `None` where nothing is to be told.
+fn members(page: MemberPage, whole: bool) -> Option<v1::Members> {
+    let told = |entry: &MemberRecord| !whole || entry.state() == v1::MemberState::Member;
+    let members: Vec<_> = page
+        .entries
+        .into_iter()
+        .filter(told)
+        .map(|entry| v1::Member {
+            name: entry.name,
+            role: entry.role,
+            state: entry.state,
+            addresses: entry.addresses,
+        })
+        .collect();
+    let news = whole || page.more || !members.is_empty();
+    news.then_some(v1::Members { snapshot: whole, members, more: page.more })
+}
+
+async fn blocks(ca: &Ca, id: &ClusterId, now: OffsetDateTime) -> Result<v1::Blocks, StoreError> {
+    let blocks = ca.store.blocks(now, id.clone()).await?;
+    let blocks = blocks.into_iter().map(|(address, block)| v1::Block {
+        address,
+        node: block.node,
+        until_unix: block.until_ms / 1_000,
+        all_traffic: block.all_traffic,
+    });
+    Ok(v1::Blocks { blocks: blocks.collect() })
 }
 
 /// From the store, not from memory: the version that goes with them was read there before, so they
@@ -149,6 +230,8 @@ fn has_news(answer: &v1::SyncResponse) -> bool {
         || answer.bundle.is_some()
         || answer.ray_token.is_some()
         || answer.control_crl.is_some()
+        || answer.blocks.is_some()
+        || answer.members.is_some()
         || !answer.directives.is_empty()
 }
 

@@ -2,6 +2,7 @@
 //! own TLS certificate. One pass looks at everything and is a function of the clock, so that tests
 //! move time and not their patience.
 
+use raymtls_proto::identity::ClusterId;
 use time::Duration;
 use tracing::{error, info};
 
@@ -19,12 +20,25 @@ use crate::{
 /// How often a pass is made.
 pub const EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// One pass over all authorities. A fault in one does not keep the others waiting.
+/// One pass over all authorities and the members of each cluster. A fault in one does not keep the
+/// others waiting.
 pub async fn pass(ca: &Ca) {
     for (authority, _) in ca.authorities() {
+        if let Authority::Cluster(cluster) = &authority {
+            tend_members(ca, cluster).await;
+        }
         if let Err(error) = tend(ca, &authority).await {
             error!(%authority, %error, "upkeep failed; tried again in a minute");
         }
+    }
+}
+
+/// Ends the membership of nodes that were silent for longer than the lease.
+async fn tend_members(ca: &Ca, cluster: &ClusterId) {
+    match ca.store.lapse_members(ca.clock.now(), cluster.clone()).await {
+        Ok(0) => {}
+        Ok(lapsed) => info!(%cluster, lapsed, "silent nodes are no members any more"),
+        Err(error) => error!(%cluster, %error, "leases not looked at; tried again in a minute"),
     }
 }
 
@@ -116,7 +130,7 @@ pub(crate) mod tests {
         ca::Endpoints,
         enroll::enroll,
         keys::kek::Kek,
-        store::{Store, kv::KvStore, memory::MemoryEngine, records::ControlRecord},
+        store::{Revoking, Store, kv::KvStore, memory::MemoryEngine, records::ControlRecord},
     };
 
     const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -198,9 +212,9 @@ pub(crate) mod tests {
                 let ca = Arc::clone(&ca);
                 tokio::spawn(async move {
                     let (cluster, name) = ("c1".parse().unwrap(), name.parse().unwrap());
-                    let (actor, reason) = ("uid:0".to_owned(), "stolen".to_owned());
+                    let (actor, revoking) = ("uid:0".to_owned(), Revoking::default());
                     let now = ca.clock.now();
-                    ca.store.revoke_node(now, actor, cluster, name, reason, false).await.unwrap();
+                    ca.store.revoke_node(now, actor, cluster, name, revoking).await.unwrap();
                     pass(&ca).await;
                 })
             })

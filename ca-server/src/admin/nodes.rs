@@ -1,14 +1,14 @@
 //! Nodes: listing, showing, revoking, forgetting.
 
 use raymtls_proto::{clock, identity::NodeName, v1};
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
 
 use super::{Operator, clusters, convert};
 use crate::{
     ca::Ca,
     refusal::Refusal,
-    store::{Authority, StoreError, records::NodeRecord, unix_ms},
+    store::{Authority, Reach, Revoking, StoreError, records::NodeRecord, unix_ms},
     upkeep,
 };
 
@@ -63,16 +63,14 @@ pub async fn revoke(
     }
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
+    let revoking = Revoking {
+        reason: reason.to_owned(),
+        keep_token: request.keep_token,
+        reach: Reach { all_traffic: request.all_traffic, ca: ca.endpoints.addresses() },
+    };
     let revoked = ca
         .store
-        .revoke_node(
-            now,
-            operator.actor.clone(),
-            cluster.clone(),
-            name(&request.name)?,
-            reason.to_owned(),
-            request.keep_token,
-        )
+        .revoke_node(now, operator.actor.clone(), cluster.clone(), name(&request.name)?, revoking)
         .await?;
     info!(%cluster, node = request.name, actor = operator.actor, reason, "node revoked");
     let mut notes = notes(&revoked.node, unix_ms(now));
@@ -89,9 +87,9 @@ pub async fn revoke(
         certificates_revoked: revoked.certificates,
         token_uses_voided: revoked.token_uses_voided,
         notes,
-        blocked_addresses: Vec::new(),
-        spared_addresses: Vec::new(),
-        change: None,
+        blocked_addresses: revoked.blocked.addresses,
+        spared_addresses: spared(revoked.blocked.spared),
+        change: Some(change(ca, revoked.version, now)),
     })
 }
 
@@ -129,6 +127,18 @@ fn notes(node: &NodeRecord, now_ms: i64) -> Vec<String> {
     )]
 }
 
+fn spared(spared: Vec<(String, String)>) -> Vec<String> {
+    spared.into_iter().map(|(address, why)| format!("{address}: {why}")).collect()
+}
+
+/// A change that was asked for at `asked`.
+fn change(ca: &Ca, counter: u64, asked: OffsetDateTime) -> v1::Change {
+    v1::Change {
+        version: Some(v1::SyncVersion { epoch: ca.store.epoch(), counter }),
+        asked_unix_ms: unix_ms(asked),
+    }
+}
+
 fn message(ca: &Ca, node: NodeRecord) -> v1::Node {
     let last = ca.contacts.last(&node.cluster, &node.name);
     convert::node(node, last, ca.started, ca.clock.now())
@@ -145,7 +155,11 @@ mod tests {
 
     #[test]
     fn what_keeps_a_revoked_node_out_until_its_leaf_ends_is_named_last() {
-        let address = |address: &str| AddressRecord { address: address.to_owned(), proved: true };
+        let address = |address: &str| AddressRecord {
+            address: address.to_owned(),
+            proved: true,
+            lost: false,
+        };
         let node = NodeRecord {
             addresses: vec![address("10.77.0.7"), address("fd00::7")],
             leaf_keys: vec![LeafKeyRecord { not_after_ms: 60_000, ..Default::default() }],

@@ -8,6 +8,7 @@ mod enrolment;
 mod fixture;
 mod identities;
 mod leaves;
+mod members;
 mod nodes;
 mod takeover;
 
@@ -137,6 +138,19 @@ suite! {
         a_revoked_node_is_forgotten_only_when_its_last_leaf_has_expired
         a_forgotten_node_is_unknown_and_its_name_free
         pages_join_to_the_whole;
+    members:
+        a_member_counts_at_the_addresses_it_called_from
+        where_ranges_are_trusted_claimed_addresses_count_too
+        pages_of_changes_join_to_the_whole
+        a_silent_node_lapses_to_the_millisecond_and_its_first_contact_brings_it_back
+        time_in_which_the_ca_did_not_serve_is_nobody_s_silence
+        a_machine_for_once_is_a_member_while_its_leaf_lives
+        who_is_gone_is_told_for_a_day_and_then_everything_anew
+        a_revoked_node_s_addresses_are_cut_off_until_its_last_leaf_ends
+        a_node_without_a_leaf_is_cut_off_for_a_day
+        an_address_certified_to_another_since_is_cut_off_no_more
+        an_address_taken_over_counts_for_its_new_node_alone
+        a_block_is_never_a_weapon;
     audit:
         every_change_is_on_record
         the_audit_chain_is_whole_after_everything

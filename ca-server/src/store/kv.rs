@@ -23,9 +23,9 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk, LeafPlan,
-    MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Signed, Store, StoreCounts, StoreError,
-    decide, layout,
+    Authority, Binding, Caller, ClusterVersion, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk,
+    LeafPlan, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed, Store,
+    StoreCounts, StoreError, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
@@ -78,7 +78,7 @@ impl KvStore {
         let audit_head = read_audit_head(&view)?;
         let shared = Arc::new(Shared::default());
         for cluster in decide::cluster::list(&view)? {
-            shared.publish(&cluster.cluster, cluster.version);
+            shared.publish(&cluster);
         }
         let reader = ArcSwapOption::from_pointee(engine.reader());
         let (queue, failure) = start(engine, audit_head, started_ms, Arc::clone(&shared))?;
@@ -189,7 +189,7 @@ impl Store for KvStore {
         self.epoch
     }
 
-    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<u64> {
+    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<ClusterVersion> {
         self.shared.watch(cluster.as_str())
     }
 
@@ -419,11 +419,10 @@ impl Store for KvStore {
         actor: String,
         cluster: ClusterId,
         node: NodeName,
-        reason: String,
-        keep_token: bool,
+        revoking: Revoking,
     ) -> Result<NodeRevoked, StoreError> {
         self.decide(Some(now), move |view| {
-            decide::node::revoke(view, &actor, &cluster, &node, &reason, keep_token)
+            decide::node::revoke(view, &actor, &cluster, &node, &revoking)
         })
         .await
     }
@@ -465,7 +464,7 @@ impl Store for KvStore {
         now: OffsetDateTime,
         cluster: ClusterId,
     ) -> Result<Vec<(String, BlockRecord)>, StoreError> {
-        self.decide(Some(now), move |view| decide::member::blocks(view, &cluster)).await
+        self.decide(Some(now), move |view| decide::block::list(view, &cluster)).await
     }
 
     async fn lapse_members(

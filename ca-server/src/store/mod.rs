@@ -29,6 +29,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::refusal::Refusal;
+pub use decide::block::{Blocked, Reach};
 use records::{
     AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
     MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
@@ -266,6 +267,21 @@ pub struct NodeRevoked {
     pub certificates: u32,
     /// Uses of its token made void.
     pub token_uses_voided: u32,
+    /// What its peers cut off.
+    pub blocked: Blocked,
+    /// The cluster's version since.
+    pub version: u64,
+}
+
+/// How a node is revoked.
+#[derive(Clone, Debug, Default)]
+pub struct Revoking {
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// Leave the unused uses of its token as they are.
+    pub keep_token: bool,
+    /// How far the block goes.
+    pub reach: Reach,
 }
 
 /// A page of rows and where the next begins.
@@ -277,6 +293,15 @@ pub struct Page<T> {
     pub next: String,
 }
 
+/// Where a cluster's history stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterVersion {
+    /// The newest change.
+    pub newest: u64,
+    /// The newest change of anything but the members.
+    pub pressing: u64,
+}
+
 /// Changes among the nodes of a cluster, oldest first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemberPage {
@@ -284,6 +309,8 @@ pub struct MemberPage {
     pub entries: Vec<MemberRecord>,
     /// The version they lead to: the cluster's, or an earlier one where more follows.
     pub up_to: u64,
+    /// More follows.
+    pub more: bool,
 }
 
 /// The revocations of an authority.
@@ -317,7 +344,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     fn epoch(&self) -> u64;
 
     /// Newest durable version of a cluster; wakes whoever waits when it moves.
-    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<u64>;
+    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<ClusterVersion>;
 
     /// Puts the control authority in place. Refused if one is there.
     async fn initialize(
@@ -480,8 +507,7 @@ pub trait Store: Debug + Send + Sync + 'static {
         actor: String,
         cluster: ClusterId,
         node: NodeName,
-        reason: String,
-        keep_token: bool,
+        revoking: Revoking,
     ) -> Result<NodeRevoked, StoreError>;
 
     /// Forgets a node; refused while it is revoked and a leaf of it lives.
@@ -516,7 +542,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     ) -> Result<Vec<(String, BlockRecord)>, StoreError>;
 
     /// Takes those nodes of a cluster out of the member set that were silent for longer than the
-    /// lease. Returns how many.
+    /// lease, ends blocks whose time is over, and forgets what nobody needs to be told any more.
+    /// Returns how many lapsed.
     async fn lapse_members(
         &self,
         now: OffsetDateTime,

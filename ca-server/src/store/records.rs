@@ -120,6 +120,10 @@ pub struct ClusterRecord {
     /// The addresses to cut off.
     #[prost(uint64, tag = "13")]
     pub blocks_version: u64,
+    /// Who knows the nodes as of an older version is to be told all of them: what was forgotten up to
+    /// here is not told.
+    #[prost(uint64, tag = "14")]
+    pub members_from: u64,
 }
 
 impl ClusterRecord {
@@ -127,6 +131,21 @@ impl ClusterRecord {
     #[must_use]
     pub fn settings(&self) -> &v1::Settings {
         self.settings.as_ref().expect("every cluster record is written with settings")
+    }
+
+    /// Counter of the newest change that is told at once: any but one of the members.
+    #[must_use]
+    pub fn pressing_version(&self) -> u64 {
+        [
+            self.settings_version,
+            self.bundle_version,
+            self.ray_token_version,
+            self.control_crl_version,
+            self.blocks_version,
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or_default()
     }
 
     /// Moves the cluster's counter on and returns it.
@@ -229,6 +248,9 @@ pub struct AddressRecord {
     /// A call came from it.
     #[prost(bool, tag = "2")]
     pub proved: bool,
+    /// Another node was certified for it since.
+    #[prost(bool, tag = "3")]
+    pub lost: bool,
 }
 
 /// One identity certificate of a node.
@@ -355,6 +377,12 @@ impl NodeRecord {
         silent_ms >= ABSENT_AFTER_MS || now_ms >= newest.not_after_ms
     }
 
+    /// Whether its peers know it as one of them.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.node_status() == NodeStatus::Live && self.lapsed_ms == 0
+    }
+
     /// Whether it was silent for longer than the lease. Only time in which the CA was serving counts.
     /// A machine that kept no identity cannot be heard of: it is a member while its leaf lives.
     #[must_use]
@@ -399,6 +427,17 @@ pub struct BlockRecord {
     /// cut off any more. Older tokens stay barred from it.
     #[prost(bool, tag = "4")]
     pub lifted: bool,
+    /// On every port, not on the cluster's alone.
+    #[prost(bool, tag = "5")]
+    pub all_traffic: bool,
+}
+
+impl BlockRecord {
+    /// Whether the address is to be cut off.
+    #[must_use]
+    pub fn cuts(&self, now_ms: i64) -> bool {
+        !self.lifted && self.until_ms > now_ms
+    }
 }
 
 /// What a node's peers were told of it, at one version of the cluster.
@@ -413,9 +452,12 @@ pub struct MemberRecord {
     /// What it is to them.
     #[prost(enumeration = "v1::MemberState", tag = "3")]
     pub state: i32,
-    /// Its addresses.
-    #[prost(message, repeated, tag = "4")]
-    pub addresses: Vec<AddressRecord>,
+    /// Those of its addresses that count.
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: Vec<String>,
+    /// When they were told.
+    #[prost(int64, tag = "5")]
+    pub told_ms: i64,
 }
 
 /// One issued certificate.

@@ -146,6 +146,7 @@ impl Agent {
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
             heads_applied: None,
+            continues: false,
         }
     }
 

@@ -275,7 +275,7 @@ async fn a_retired_identity_is_an_event_and_spends_nothing_of_its_node_s() {
     let have = live.sync(v1::SyncRequest::default()).await.unwrap().version;
     let waiting = tokio::spawn({
         let live = live.clone();
-        let wait = v1::SyncRequest { have, wait_seconds: 60, report: None, heads_applied: None };
+        let wait = v1::SyncRequest { have, wait_seconds: 60, ..Default::default() };
         async move { live.sync(wait).await.map(drop) }
     });
     tokio::time::sleep(Duration::from_millis(200)).await;

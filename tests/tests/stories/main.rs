@@ -17,6 +17,7 @@ mod docs;
 mod doors;
 mod enroll;
 mod issuers;
+mod members;
 mod newer_peers;
 mod operator;
 mod property;

@@ -78,12 +78,7 @@ async fn the_waiting_sync_of_a_revoked_node_ends_at_once() {
     deployment.cluster("c1", DAY).await;
     let member = deployment.worker("c1", "w1", "10.0.0.1").await;
     let first = member.client.sync(v1::SyncRequest::default()).await.unwrap();
-    let wait = v1::SyncRequest {
-        have: first.version,
-        wait_seconds: 30,
-        report: None,
-        heads_applied: None,
-    };
+    let wait = v1::SyncRequest { have: first.version, wait_seconds: 30, ..Default::default() };
     let waiting = tokio::spawn({
         let client = member.client.clone();
         async move { word(client.sync(wait).await) }

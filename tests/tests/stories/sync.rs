@@ -20,15 +20,13 @@ async fn a_node_gets_everything_first_and_then_what_changed() {
     let bundle = all.bundle.as_ref().unwrap();
     assert_eq!((bundle.roots_der.len(), bundle.crls_der.len()), (1, 2));
 
-    let ask =
-        v1::SyncRequest { have: all.version, wait_seconds: 0, report: None, heads_applied: None };
+    let ask = v1::SyncRequest { have: all.version, wait_seconds: 0, ..Default::default() };
     let nothing = member.client.sync(ask).await.unwrap();
     assert!(nothing.settings.is_none() && nothing.bundle.is_none());
     assert!(nothing.ray_token.is_none() && nothing.control_crl.is_none());
 
     // Waiting, it hears of a change when it is made.
-    let wait =
-        v1::SyncRequest { have: all.version, wait_seconds: 30, report: None, heads_applied: None };
+    let wait = v1::SyncRequest { have: all.version, wait_seconds: 30, ..Default::default() };
     let waiting = tokio::spawn({
         let client = member.client.clone();
         async move { client.sync(wait).await }
@@ -45,12 +43,7 @@ async fn a_node_gets_everything_first_and_then_what_changed() {
         v1::SyncVersion { epoch: version.epoch ^ 1, ..version },
         v1::SyncVersion { counter: version.counter + 1_000, ..version },
     ] {
-        let ask = v1::SyncRequest {
-            have: Some(strange),
-            wait_seconds: 30,
-            report: None,
-            heads_applied: None,
-        };
+        let ask = v1::SyncRequest { have: Some(strange), wait_seconds: 30, ..Default::default() };
         let answer = member.client.sync(ask).await.unwrap();
         assert!(answer.settings.is_some() && answer.ray_token.is_some());
     }
@@ -65,7 +58,7 @@ async fn the_newest_wait_of_a_node_wins() {
     let have = member.client.sync(v1::SyncRequest::default()).await.unwrap().version;
     let wait = || {
         let client = member.client.clone();
-        let ask = v1::SyncRequest { have, wait_seconds: 20, report: None, heads_applied: None };
+        let ask = v1::SyncRequest { have, wait_seconds: 20, ..Default::default() };
         tokio::spawn(async move { word(client.sync(ask).await) })
     };
     let older = wait();

@@ -18,7 +18,7 @@ use crate::{
     refusal::Refusal,
     store::{
         Authority, Caller, EnrollAsk, EnrollPlan, Enrolled, LeafAsk, LeafKind, NodeRevoked,
-        RenewPlan, Signed, Store, StoreError,
+        RenewPlan, Revoking, Signed, Store, StoreError,
         records::{
             AuditKind, AuditRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
             NodeRecord, TokenRecord,
@@ -33,6 +33,7 @@ pub(super) const MINUTE_MS: i64 = 60 * 1_000;
 pub(super) const HOUR_MS: i64 = 60 * MINUTE_MS;
 pub(super) const LEAF_LIFE_MS: i64 = 6 * HOUR_MS;
 pub(super) const IDENTITY_LIFE_MS: i64 = 30 * 24 * HOUR_MS;
+pub(super) const LEASE_MS: i64 = 24 * HOUR_MS;
 pub(super) const SECRET: [u8; 32] = [7; 32];
 
 pub(super) struct Ca {
@@ -177,7 +178,8 @@ impl Ca {
 
     pub(super) async fn revoke_keeping(&self, ms: i64, node: &str, keep: bool) -> NodeRevoked {
         let (actor, reason) = ("uid:0".to_owned(), "stolen".to_owned());
-        self.store.revoke_node(at(ms), actor, c1(), name(node), reason, keep).await.unwrap()
+        let revoking = Revoking { reason, keep_token: keep, ..Revoking::default() };
+        self.store.revoke_node(at(ms), actor, c1(), name(node), revoking).await.unwrap()
     }
 
     pub(super) async fn forget(&self, ms: i64, node: &str) -> Result<(), StoreError> {
@@ -313,6 +315,7 @@ pub(super) fn cluster(name: &str) -> ClusterRecord {
         cluster: name.to_owned(),
         settings: Some(v1::Settings {
             leaf_life_seconds: LEAF_LIFE_MS / 1_000,
+            lease_seconds: LEASE_MS / 1_000,
             ..v1::Settings::default()
         }),
         created_ms: START_MS,

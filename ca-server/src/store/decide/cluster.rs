@@ -2,7 +2,7 @@
 
 use raymtls_proto::{identity::ClusterId, v1};
 
-use super::event;
+use super::{event, member};
 use crate::{
     refusal::Refusal,
     store::{
@@ -93,6 +93,10 @@ pub fn set(
     record.settings = Some(after.clone());
     record.settings_version = record.next_version();
     put(view, &record);
+    if before.trust_ranges != after.trust_ranges {
+        member::tell_all(view, cluster)?;
+        record = get(view, cluster)?;
+    }
     view.audit(AuditRecord {
         detail: format!("{after:?}"),
         ..event(actor, AuditKind::ClusterSet, cluster.as_str(), "")

@@ -6,7 +6,7 @@ use raymtls_proto::{
     v1,
 };
 
-use super::{check_key_use, check_not_ended, cluster, event, member, put_certificate};
+use super::{block, check_key_use, check_not_ended, cluster, event, member, put_certificate};
 use crate::{
     policy,
     refusal::Refusal,
@@ -76,7 +76,7 @@ pub fn enroll(
         if node.holds_exclusively() {
             take_address(view, ask, &node, &address)?;
         }
-        member::lift(view, cluster, &address)?;
+        block::lift(view, cluster, &address)?;
     }
     member::tell(view, &mut node)?;
     view.put(layout::node(cluster, binding.name.as_str()), &node);
@@ -97,8 +97,9 @@ pub fn enroll(
     Ok(Enrolled { settings, node, identity })
 }
 
-/// Makes the node the holder of an address. A live one that only claimed it is on record as its loser:
-/// its next leaf is refused until it enrols without it.
+/// Makes the node the holder of an address. Another that had it has lost it, and counts as a member
+/// at it no more. A live one, which only claimed it, is on record as its loser: its next leaf is
+/// refused until it enrols without it.
 fn take_address(
     view: &mut View<'_>,
     ask: &EnrollAsk,
@@ -113,7 +114,23 @@ fn take_address(
             ..event(&format!("token:{}", ask.token), AuditKind::AddressLost, &node.cluster, &loser)
         });
     }
-    view.put_raw(layout::holder(&node.cluster, address), node.name.as_bytes().to_vec());
+    let key = layout::holder(&node.cluster, address);
+    if let Some(before) = view.get_raw(&key)?.filter(|holder| holder != node.name.as_bytes()) {
+        lose(view, &node.cluster, &String::from_utf8_lossy(&before), address)?;
+    }
+    view.put_raw(key, node.name.as_bytes().to_vec());
+    Ok(())
+}
+
+fn lose(view: &mut View<'_>, cluster: &str, loser: &str, address: &str) -> Result<(), StoreError> {
+    let Some(mut loser) = view.get::<NodeRecord>(&layout::node(cluster, loser))? else {
+        return Ok(());
+    };
+    for bound in loser.addresses.iter_mut().filter(|bound| bound.address == address) {
+        bound.lost = true;
+    }
+    member::tell(view, &mut loser)?;
+    view.put(layout::node(cluster, &loser.name), &loser);
     Ok(())
 }
 
@@ -263,6 +280,7 @@ fn node_record(
     let address = |address: &NodeAddress| AddressRecord {
         address: address.to_string(),
         proved: ask.source == Some(*address),
+        lost: false,
     };
     let member_version = before.as_ref().map_or(0, |before| before.member_version);
     let (leaf_keys, earlier_token_ids) = before.map_or_else(Default::default, earlier);

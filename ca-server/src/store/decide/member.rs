@@ -1,20 +1,21 @@
 //! Members: what the agents of a cluster must know of its nodes. Each node has one entry, at the
 //! version of the cluster at which it changed last, so that what changed since a version is one scan,
-//! and a page of it is a smaller version.
+//! and a page of it ends at a smaller version.
 
 use raymtls_proto::{identity::ClusterId, v1};
 
-use super::{cluster, event, identity::put};
+use super::{block, cluster, event, identity::put};
 use crate::store::{
-    MemberPage, StoreError, layout,
-    records::{AuditKind, BlockRecord, ClusterRecord, MemberRecord, NodeRecord, NodeStatus},
+    CONTACT_COARSE_MS, MemberPage, StoreError, layout,
+    records::{AddressRecord, AuditKind, ClusterRecord, MemberRecord, NodeRecord, NodeStatus},
     view::View,
 };
 
 /// Nodes of one cluster looked at in one decision.
 const NODES_MAX: usize = 1_000_000;
-/// Addresses of one cluster cut off at once, at most.
-const BLOCKS_MAX: usize = 100_000;
+/// How long it is remembered that a name is gone, for agents that were away: one that was away for
+/// longer is told everything anew.
+const GONE_KEPT_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// Tells the node's peers what it is now. The caller writes the node.
 ///
@@ -50,35 +51,82 @@ fn tell_state(
         view.delete(layout::member(&node.cluster, node.member_version));
     }
     node.member_version = version;
+    let trusted = cluster.settings().trust_ranges;
+    let counts = |bound: &&AddressRecord| !bound.lost && (bound.proved || trusted);
+    let addresses = node.addresses.iter().filter(counts);
     let entry = MemberRecord {
         name: node.name.clone(),
         role: node.role,
         state: state.into(),
-        addresses: node.addresses.clone(),
+        addresses: addresses.map(|bound| bound.address.clone()).collect(),
+        told_ms: view.now_ms(),
     };
     view.put(layout::member(&node.cluster, version), &entry);
     Ok(())
 }
 
-/// Takes the nodes out of the member set that were silent for longer than the lease. Returns how many.
+/// Tells the peers of every live node anew: which of its addresses count was set otherwise.
+///
+/// # Errors
+/// No such cluster.
+pub(super) fn tell_all(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
+    for (_, mut node) in nodes(view, cluster)? {
+        if node.node_status() == NodeStatus::Live {
+            tell(view, &mut node)?;
+            put(view, &node);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the nodes out of the member set that were silent for longer than the lease, and forgets what
+/// nobody needs to be told any more. Returns how many lapsed.
 ///
 /// # Errors
 /// No such cluster.
 pub fn lapse(view: &mut View<'_>, cluster: &ClusterId) -> Result<u32, StoreError> {
-    let lease_ms = cluster::get(view, cluster)?.settings().lease_seconds * 1_000;
-    let nodes = view.scan::<NodeRecord>(&layout::nodes(cluster.as_str()), None, NODES_MAX)?;
+    let record = cluster::get(view, cluster)?;
+    // Contacts are put on record that coarsely.
+    let lease_ms = record.settings().lease_seconds * 1_000 + CONTACT_COARSE_MS;
     let mut lapsed = 0;
-    for (_, mut node) in nodes {
-        let member = node.node_status() == NodeStatus::Live && node.lapsed_ms == 0;
-        if member && node.is_out_of_lease(view.now_ms(), view.started_ms(), lease_ms) {
+    for (_, mut node) in nodes(view, cluster)? {
+        if node.node_status() != NodeStatus::Live || node.lapsed_ms != 0 {
+            continue;
+        }
+        if node.is_out_of_lease(view.now_ms(), view.started_ms(), lease_ms) {
             node.lapsed_ms = view.now_ms();
-            tell(view, &mut node)?;
-            put(view, &node);
             view.audit(event("ca", AuditKind::MemberLapsed, &node.cluster, &node.name));
             lapsed += 1;
+        } else if node.member_version != 0 {
+            continue;
         }
+        // One that an earlier release enrolled was never told.
+        tell(view, &mut node)?;
+        put(view, &node);
     }
+    block::expire(view, cluster)?;
+    drop_gone(view, cluster)?;
     Ok(lapsed)
+}
+
+fn drop_gone(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
+    let prefix = layout::members(cluster.as_str());
+    let rows = view.scan::<MemberRecord>(&prefix, None, NODES_MAX)?;
+    let old = |entry: &MemberRecord| {
+        entry.state() != v1::MemberState::Member
+            && entry.state() != v1::MemberState::Lapsed
+            && view.now_ms() - entry.told_ms > GONE_KEPT_MS
+    };
+    let gone: Vec<Vec<u8>> =
+        rows.into_iter().filter(|(_, entry)| old(entry)).map(|(key, _)| key).collect();
+    let Some(newest) = gone.last().and_then(|key| version_in(key, &prefix)) else { return Ok(()) };
+    let mut record = cluster::get(view, cluster)?;
+    record.members_from = record.members_from.max(newest);
+    cluster::put(view, &record);
+    for key in gone {
+        view.delete(key);
+    }
+    Ok(())
 }
 
 /// Up to `limit` changes after a version, oldest first.
@@ -95,65 +143,25 @@ pub fn since(
     let prefix = layout::members(cluster.as_str());
     let from = layout::member(cluster.as_str(), after);
     let mut rows = view.scan::<MemberRecord>(&prefix, Some(&from), limit + 1)?;
-    let ended = rows.len() <= limit;
+    let more = rows.len() > limit;
     rows.truncate(limit);
-    let last = rows.last().map(|(key, _)| &key[prefix.len()..]);
-    let last = last.and_then(|rest| rest.try_into().ok()).map(u64::from_be_bytes);
+    let last = rows.last().and_then(|(key, _)| version_in(key, &prefix));
     Ok(MemberPage {
-        up_to: last.filter(|_| !ended).unwrap_or(version),
+        up_to: last.filter(|_| more).unwrap_or(version),
+        more,
         entries: rows.into_iter().map(|(_, entry)| entry).collect(),
     })
 }
 
-/// The addresses to cut off.
-///
-/// # Errors
-/// No such cluster; more of them than agents could take.
-pub fn blocks(
-    view: &View<'_>,
-    cluster: &ClusterId,
-) -> Result<Vec<(String, BlockRecord)>, StoreError> {
-    cluster::get(view, cluster)?;
-    let prefix = layout::blocks(cluster.as_str());
-    let rows = view.scan::<BlockRecord>(&prefix, None, BLOCKS_MAX + 1)?;
-    if rows.len() > BLOCKS_MAX {
-        let text = format!("more than {BLOCKS_MAX} blocked addresses in cluster {cluster}");
-        return Err(StoreError::Unavailable(text));
-    }
-    Ok(rows
-        .into_iter()
-        .filter(|(_, block)| !block.lifted && block.until_ms > view.now_ms())
-        .map(|(key, block)| (String::from_utf8_lossy(&key[prefix.len()..]).into_owned(), block))
-        .collect())
+fn version_in(key: &[u8], prefix: &[u8]) -> Option<u64> {
+    key[prefix.len()..].try_into().ok().map(u64::from_be_bytes)
 }
 
-/// Ends the block of an address that was certified to another node since; tokens older than the
-/// revocation stay barred from it.
-///
-/// # Errors
-/// No such cluster.
-pub(super) fn lift(view: &mut View<'_>, cluster: &str, address: &str) -> Result<(), StoreError> {
-    let key = layout::block(cluster, address);
-    let Some(mut block) = view.get::<BlockRecord>(&key)?.filter(|block| !block.lifted) else {
-        return Ok(());
-    };
-    block.lifted = true;
-    view.put(key, &block);
-    blocks_changed(view, cluster)
+fn nodes(view: &View<'_>, cluster: &ClusterId) -> Result<Vec<(Vec<u8>, NodeRecord)>, StoreError> {
+    view.scan(&layout::nodes(cluster.as_str()), None, NODES_MAX)
 }
 
-/// The list of blocks is another one.
-///
-/// # Errors
-/// No such cluster.
-pub(super) fn blocks_changed(view: &mut View<'_>, cluster: &str) -> Result<(), StoreError> {
-    let mut record = by_name(view, cluster)?;
-    record.blocks_version = record.next_version();
-    cluster::put(view, &record);
-    Ok(())
-}
-
-fn by_name(view: &View<'_>, cluster: &str) -> Result<ClusterRecord, StoreError> {
+pub(super) fn by_name(view: &View<'_>, cluster: &str) -> Result<ClusterRecord, StoreError> {
     let id: ClusterId = cluster.parse().map_err(|_| StoreError::Damaged {
         key: cluster.to_owned(),
         why: "it is no name of a cluster".to_owned(),

@@ -2,6 +2,7 @@
 //! what is asked, and now. Backends run these; none decides for itself.
 
 pub mod audit;
+pub mod block;
 pub mod certificate;
 pub mod cluster;
 pub mod enroll;

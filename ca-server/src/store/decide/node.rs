@@ -8,8 +8,8 @@ use raymtls_proto::{
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    cluster,
-    enroll::{live_holder, release_addresses},
+    block, cluster,
+    enroll::release_addresses,
     event,
     identity::{put, require},
     member, record_page,
@@ -17,10 +17,10 @@ use super::{
 use crate::{
     refusal::Refusal,
     store::{
-        Caller, NodeRevoked, Page, StoreError, layout,
+        Blocked, Caller, NodeRevoked, Page, Revoking, StoreError, layout,
         records::{
-            AuditKind, AuditRecord, BlockRecord, CertificateRecord, NodeRecord, NodeStatus,
-            RevocationRecord, TokenRecord,
+            AuditKind, AuditRecord, CertificateRecord, NodeRecord, NodeStatus, RevocationRecord,
+            TokenRecord,
         },
         view::View,
     },
@@ -53,27 +53,31 @@ pub fn revoke(
     actor: &str,
     cluster: &ClusterId,
     name: &NodeName,
-    reason: &str,
-    keep_token: bool,
+    revoking: &Revoking,
 ) -> Result<NodeRevoked, StoreError> {
+    let Revoking { reason, keep_token, reach } = revoking;
     let mut node = get(view, cluster, name)?;
     if node.node_status() == NodeStatus::Revoked {
-        return Ok(NodeRevoked { node, certificates: 0, token_uses_voided: 0 });
+        let version = cluster::get(view, cluster)?.version;
+        let blocked = Blocked::default();
+        return Ok(NodeRevoked { node, certificates: 0, token_uses_voided: 0, blocked, version });
     }
     node.status = NodeStatus::Revoked.into();
     node.revoked_ms = view.now_ms();
-    node.revoked_reason = reason.to_owned();
+    node.revoked_reason.clone_from(reason);
     member::tell(view, &mut node)?;
     put(view, &node);
     release_addresses(view, &node)?;
-    block_addresses(view, &node)?;
+    let leaf_end_ms = latest_leaf_end(view, &node)?;
+    let blocked = block::block(view, &node, leaf_end_ms, reach)?;
     let certificates = revoke_certificates(view, cluster, &node)?;
-    let token_uses_voided = if keep_token { 0 } else { void_tokens(view, actor, &node)? };
+    let token_uses_voided = if *keep_token { 0 } else { void_tokens(view, actor, &node)? };
     view.audit(AuditRecord {
-        detail: reason.to_owned(),
+        detail: reason.clone(),
         ..event(actor, AuditKind::NodeRevoked, cluster.as_str(), name.as_str())
     });
-    Ok(NodeRevoked { node, certificates, token_uses_voided })
+    let version = cluster::get(view, cluster)?.version;
+    Ok(NodeRevoked { node, certificates, token_uses_voided, blocked, version })
 }
 
 /// Forgets a node.
@@ -125,44 +129,6 @@ pub fn list(
 ) -> Result<Page<NodeRecord>, StoreError> {
     cluster::get(view, cluster)?;
     record_page(view, &layout::nodes(cluster.as_str()), cursor)
-}
-
-/// Blocks the addresses the node called from, for its peers and for older tokens, but never one that
-/// another live node has. One it only claimed may be another machine's, which its own revocation must
-/// not shut out.
-fn block_addresses(view: &mut View<'_>, node: &NodeRecord) -> Result<(), StoreError> {
-    let until_ms = latest_leaf_end(view, node)?;
-    for bound in node.addresses.iter().filter(|bound| bound.proved) {
-        if address_of_another(view, node, &bound.address)? {
-            continue;
-        }
-        let block = BlockRecord {
-            node: node.name.clone(),
-            revoked_ms: node.revoked_ms,
-            until_ms,
-            lifted: false,
-        };
-        view.put(layout::block(&node.cluster, &bound.address), &block);
-    }
-    member::blocks_changed(view, &node.cluster)
-}
-
-fn address_of_another(
-    view: &View<'_>,
-    node: &NodeRecord,
-    address: &str,
-) -> Result<bool, StoreError> {
-    if live_holder(view, &node.cluster, address)?.is_some() {
-        return Ok(true);
-    }
-    // Shared addresses have no holder on record: look at every node.
-    let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, ROWS_MAX)?;
-    Ok(nodes.iter().any(|(_, other)| {
-        other.name != node.name
-            && other.node_status() == NodeStatus::Live
-            && !other.is_absent(view.now_ms(), view.started_ms())
-            && other.addresses.iter().any(|bound| bound.address == address)
-    }))
 }
 
 /// When the last Ray leaf ever issued under the name ends. The node's own record knows only the

@@ -20,7 +20,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::store::{
-    StoreError, layout,
+    ClusterVersion, StoreError, layout,
     records::{AuditHead, ClusterRecord},
     view::{Engine, View, Writes},
 };
@@ -55,32 +55,38 @@ pub(super) enum Message {
 /// What the thread and the store it works for share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    versions: Mutex<HashMap<String, watch::Sender<u64>>>,
+    versions: Mutex<HashMap<String, watch::Sender<ClusterVersion>>>,
     pub(super) counters: Counters,
 }
 
 impl Shared {
     /// The channel of a cluster's version; made on demand.
-    pub(super) fn watch(&self, cluster: &str) -> watch::Receiver<u64> {
+    pub(super) fn watch(&self, cluster: &str) -> watch::Receiver<ClusterVersion> {
         self.channel(cluster, |channel| channel.subscribe())
     }
 
     /// Wakes whoever waits for a cluster, if its version moved.
-    pub(super) fn publish(&self, cluster: &str, version: u64) {
-        self.channel(cluster, |channel| {
+    pub(super) fn publish(&self, cluster: &ClusterRecord) {
+        let version =
+            ClusterVersion { newest: cluster.version, pressing: cluster.pressing_version() };
+        self.channel(&cluster.cluster, |channel| {
             channel.send_if_modified(|seen| std::mem::replace(seen, version) != version)
         });
     }
 
-    fn channel<T>(&self, cluster: &str, act: impl FnOnce(&watch::Sender<u64>) -> T) -> T {
+    fn channel<T>(
+        &self,
+        cluster: &str,
+        act: impl FnOnce(&watch::Sender<ClusterVersion>) -> T,
+    ) -> T {
         let mut versions = self.versions();
         if let Some(channel) = versions.get(cluster) {
             return act(channel);
         }
-        act(versions.entry(cluster.to_owned()).or_insert_with(|| watch::Sender::new(0)))
+        act(versions.entry(cluster.to_owned()).or_insert_with(|| watch::Sender::default()))
     }
 
-    fn versions(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<u64>>> {
+    fn versions(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<ClusterVersion>>> {
         self.versions.lock().expect("no code panics while it holds the versions")
     }
 }
@@ -188,7 +194,7 @@ impl Writer<'_> {
             if let Some(value) = value {
                 let cluster = ClusterRecord::decode(value.as_slice())
                     .map_err(|e| format!("a cluster was written that does not decode: {e}"))?;
-                self.shared.publish(&cluster.cluster, cluster.version);
+                self.shared.publish(&cluster);
             }
         }
         Ok(())
