@@ -11,7 +11,9 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{client::CallLimits, state::Pauses, statedir::read_if_there};
+use crate::{
+    client::CallLimits, isolation::table::Kernel, state::Pauses, statedir::read_if_there,
+};
 
 /// The configuration file that is read where none is named, if it is there.
 pub const CONFIG_PATH: &str = "/etc/ray-mtls/agent.toml";
@@ -144,6 +146,7 @@ impl Partial {
             http_listen: parse_listen(&http_listen)?,
             limits: CallLimits::default(),
             pauses: Pauses::default(),
+            isolation: IsolationConfig::default(),
             tick: TICK,
         })
     }
@@ -192,8 +195,37 @@ pub struct Config {
     pub limits: CallLimits,
     /// Pauses that are longer than a backoff.
     pub pauses: Pauses,
+    /// How the kernel's table is reached, and the pauses around it.
+    pub isolation: IsolationConfig,
     /// Longest sleep of the loop.
     pub tick: Duration,
+}
+
+/// How the kernel's table is reached, and the pauses around it. No setting of an operator.
+#[derive(Clone, Debug)]
+pub struct IsolationConfig {
+    /// The programs.
+    pub kernel: Kernel,
+    /// The CA must be reached so soon after the first load of `enforce`.
+    pub trial_time: Duration,
+    /// After a first `enforce` that failed and a contact with the CA: until it is tried again, at most.
+    pub retrial_pause: Duration,
+    /// How long `exec` waits for the table and for the heads, in all.
+    pub exec_wait: Duration,
+    /// How often counters are read.
+    pub count_pause: Duration,
+}
+
+impl Default for IsolationConfig {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::default(),
+            trial_time: Duration::from_secs(30),
+            retrial_pause: Duration::from_secs(600),
+            exec_wait: Duration::from_secs(10),
+            count_pause: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Config {
@@ -210,6 +242,7 @@ impl Config {
             http_listen: None,
             limits: CallLimits::default(),
             pauses: Pauses::default(),
+            isolation: IsolationConfig::default(),
             tick: Duration::from_millis(20),
         }
     }

@@ -103,12 +103,17 @@ async fn answer(stream: TcpStream, router: Router, headers_time_max: Duration) {
     }
 }
 
-/// Ready means that what starts now finds a valid leaf, and Ray's token unless it is off.
+/// Ready means that what starts now finds a valid leaf, Ray's token unless it is off, and a table
+/// where isolation is enforced.
 async fn ready(State(shared): State<Shared>) -> (StatusCode, String) {
-    let (is_ready, until) = {
+    let (is_ready, is_isolated, until) = {
         let status = shared.status.borrow();
-        (status.is_ready(), status.files_work_until)
+        (status.is_ready(), status.isolation.is_ready(), status.files_work_until)
     };
+    if until.is_some() && !is_isolated {
+        let text = "isolation is enforced and its table is not loaded\n".to_owned();
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
     if until.is_some() && !is_ready {
         let text = "Ray's token is not there yet\n".to_owned();
         return (StatusCode::SERVICE_UNAVAILABLE, text);
@@ -130,6 +135,11 @@ async fn metrics(State(shared): State<Shared>) -> ([(&'static str, &'static str)
 struct FolderLabel {
     key_folder: String,
     current: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabel {
+    mode: String,
 }
 
 /// Written anew for each scrape: a key folder that is gone leaves no series behind.
@@ -169,6 +179,32 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     if let Some(skew) = status.clock_skew_seconds {
         gauge("clock_skew_seconds", "Seconds this host's clock is ahead of the CA's", skew);
     }
+    let isolation = &status.isolation;
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    gauge("isolation_members", "Hosts of the cluster in the table", count(isolation.members));
+    gauge("isolation_blocked", "Addresses that are cut off", count(isolation.blocked));
+    gauge(
+        "isolation_problem",
+        "1 if isolation is not what the settings say",
+        i64::from(isolation.problem.is_some()),
+    );
+    if let Some(at) = isolation.loaded_at {
+        gauge("isolation_loaded_timestamp_seconds", "When the table was loaded last", at.unix());
+    }
+    let applied = status.applied.as_deref().and_then(|version| version.split_once('/'));
+    if let Some(counter) = applied.and_then(|(_, counter)| counter.parse().ok()) {
+        gauge("applied_version", "Version of the cluster's history applied here", counter);
+    }
+    let modes = Family::<ModeLabel, Gauge>::default();
+    for mode in ["off", "audit", "enforce"] {
+        let label = ModeLabel { mode: mode.to_owned() };
+        modes.get_or_create(&label).set((isolation.in_force == mode).into());
+    }
+    registry.register("isolation_in_force", "1 for what the table does", modes);
+    let refused = ConstCounter::new(isolation.refused_packets);
+    registry.register("isolation_refused_packets", "Packets from whoever may not reach a port", refused);
+    let blocked = ConstCounter::new(isolation.blocked_packets);
+    registry.register("isolation_blocked_packets", "Packets from or to blocked addresses", blocked);
     let counter = ConstCounter::new(status.renewals);
     registry.register("renewals", "Certificates fetched since the start", counter);
     registry.register("scrapes", "Times these metrics were read", ConstCounter::new(scrapes));

@@ -23,6 +23,7 @@ fn line(status: &Status) -> String {
     let standing = &status.standing;
     match &status.files_work_until {
         None => format!("{standing}; no valid leaf"),
+        Some(_) if !status.isolation.is_ready() => format!("{standing}; no isolation table yet"),
         Some(_) if !status.is_ready() => format!("{standing}; no Ray token yet"),
         Some(until) => format!("{standing}; files work until {until}"),
     }

@@ -6,13 +6,16 @@
 //! | `identity.pem` | identity key and chain, one file, so that the pair cannot mismatch |
 //! | `enroll.key`, `renew.key` | a key made before it was sent; the next try uses it again |
 //! | `node.toml` | names, addresses, endpoints, control roots |
-//! | `sync.pb` | the last settings, trust bundle and control CRL |
+//! | `sync.pb` | the last settings, members, blocks, trust bundle and control CRL |
+//! | `isolation.json` | whether a table was loaded and enforced, where the CA was |
 //! | `status.json` | what the daemon last said of itself; no secret |
 //! | `lock` | held by the one daemon or enrolment at work |
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read},
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -24,6 +27,7 @@ use raymtls_proto::{
     v1,
 };
 use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -35,8 +39,15 @@ pub use crate::{memory::Memory, nodefile::NodeFile};
 pub(crate) const IDENTITY: &str = "identity.pem";
 
 /// All files of the folder that are replaced.
-const FILES: [&str; 6] =
-    [IDENTITY, "enroll.key", "renew.key", "node.toml", "sync.pb", "status.json"];
+const FILES: [&str; 7] = [
+    IDENTITY,
+    "enroll.key",
+    "renew.key",
+    "node.toml",
+    "sync.pb",
+    "isolation.json",
+    "status.json",
+];
 
 /// Longest file read back, in bytes: a bundle may hold many CRLs.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
@@ -317,11 +328,41 @@ impl StateDir {
         Ok(durable::replace(&self.0.join("sync.pb"), &memory.encode(), Access::PRIVATE)?)
     }
 
+    /// What isolation did on this host; damaged or missing, nothing is known of it.
+    #[must_use]
+    pub fn isolation(&self) -> IsolationRecord {
+        let bytes = read_if_there(&self.0.join("isolation.json")).ok().flatten();
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Keeps what isolation did.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn put_isolation(&self, record: &IsolationRecord) -> Result<(), StateError> {
+        let text = serde_json::to_vec(record).expect("a record is valid JSON");
+        Ok(durable::replace(&self.0.join("isolation.json"), &text, Access::PRIVATE)?)
+    }
+
     /// Where the daemon's status stands when the daemon is gone.
     #[must_use]
     pub fn status_path(&self) -> PathBuf {
         self.0.join("status.json")
     }
+}
+
+/// What isolation did on this host, kept across restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IsolationRecord {
+    /// The cluster it is about.
+    pub cluster: String,
+    /// The CA was reached through a table that drops: no later load opens the door.
+    pub enforced: bool,
+    /// This agent loaded the cluster's table, and did not remove it.
+    pub table: bool,
+    /// Where the CA's endpoints were found last.
+    pub ca: BTreeSet<IpAddr>,
 }
 
 /// What a key waits for.

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use crate::{
     caclock::{SKEW_REPORTED, skew_text},
     failure::Failure,
+    isolation::status::IsolationStatus,
     moment::Moment,
 };
 
@@ -65,15 +66,21 @@ pub struct Status {
     /// absent before its first answer.
     #[serde(default)]
     pub clock_skew_seconds: Option<i64>,
+    /// Who may reach Ray's ports of this host.
+    #[serde(default)]
+    pub isolation: IsolationStatus,
     /// What is wrong and does not stop the agent.
     pub problems: Vec<String>,
 }
 
 impl Status {
-    /// Whether what starts now finds all it needs: a valid leaf, and Ray's token unless it is off.
+    /// Whether what starts now finds all it needs: a valid leaf, Ray's token unless it is off, and a
+    /// table where isolation is enforced.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.files_work_until.is_some() && self.has_ray_token != Some(false)
+        self.files_work_until.is_some()
+            && self.has_ray_token != Some(false)
+            && self.isolation.is_ready()
     }
 }
 
@@ -170,8 +177,14 @@ pub fn check(status: &Status, now: OffsetDateTime) -> Result<(), Failure> {
     if status.files_work_until.is_none_or(|until| until.time() <= now) {
         return Err(Failure::Failed("there is no valid leaf: see `CA` and `problem`".to_owned()));
     }
-    if !status.is_ready() {
+    if status.has_ray_token == Some(false) {
         return Err(Failure::Failed("Ray's token is missing: see `CA` and `problem`".to_owned()));
+    }
+    if let Some(problem) = &status.isolation.problem {
+        return Err(Failure::Failed(format!("isolation: {problem}")));
+    }
+    if !status.isolation.is_ready() {
+        return Err(Failure::Failed("isolation: the table is not loaded yet".to_owned()));
     }
     Ok(())
 }
@@ -234,6 +247,10 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
             settings.mode, settings.isolation
         );
         line("settings", &text);
+    }
+    line("isolation", &status.isolation.line(status.applied.as_deref(), now));
+    if let Some(problem) = &status.isolation.problem {
+        line("ISOLATION PROBLEM", problem);
     }
     let split = match status.two_key_split.holds {
         Some(true) => "holds",

@@ -18,7 +18,7 @@ LOCAL_PORTS=/proc/sys/net/ipv4
 
 CLUSTER="" ROLE="" PORTS=$HERE/ports/default.tsv
 VERDICT=drop DRY_RUN=no
-MEMBERS=() ADMINS=() SCRAPERS=() DRIVERS=() BLOCKED=() CA=()
+MEMBERS=() ADMINS=() SCRAPERS=() DRIVERS=() BLOCKED=() CUT=() CA=()
 NOT_BLOCKED=0
 
 usage() {
@@ -36,6 +36,7 @@ A LIST is addresses separated by commas, or a file with one a line (# begins a c
   --scraper-ranges LIST   who may reach the metrics ports
   --driver-ranges LIST    who may reach Ray Client
   --blocked LIST          whom to cut off at once, in both directions, established or not
+  --blocked-all-traffic LIST  the same on every port, not on the cluster's alone
   --ca LIST               addresses of the CA: never blocked
   --ports FILE            the port plan; default $PORTS
   --audit                 count what would be refused, refuse nothing
@@ -49,7 +50,7 @@ examples
 
 The table is gone after a reboot: run apply from a unit that starts before Ray does.
 
-Exit codes: 0 done, 1 failed, also where an address of --blocked could not be blocked, 64 wrong usage.
+Exit codes: 0 done, 1 failed, also where an address to block could not be blocked, 64 wrong usage.
 TEXT
 }
 
@@ -82,6 +83,7 @@ arguments() {
       --scraper-ranges) list SCRAPERS "$1" "$2" ;;
       --driver-ranges) list DRIVERS "$1" "$2" ;;
       --blocked) list BLOCKED "$1" "$2" ;;
+      --blocked-all-traffic) list CUT "$1" "$2" ;;
       --ca) list CA "$1" "$2" ;;
       *) misuse "unknown option $1; --help lists the options" ;;
     esac
@@ -115,7 +117,8 @@ apply() {
   nft --check --file "$file" || die "nft does not take the table for $CLUSTER: what it says above names the line; nothing was changed"
   nft --file "$file" || die "nft could not load the table for $CLUSTER; nothing was changed"
   printf 'table %s: %s, %s, %d members, %d blocked; guards %s\n' "$(table_name)" "$ROLE" \
-    "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" "${#BLOCKED[@]}" \
+    "$([ "$VERDICT" = drop ] && echo enforce || echo 'audit, refuses nothing')" "${#MEMBERS[@]}" \
+    "$((${#BLOCKED[@]} + ${#CUT[@]}))" \
     "$(ports_of any "$ROLE")"
   note_dialled_from
   all_are_blocked
@@ -193,7 +196,7 @@ list() {
   for item in "${into[@]}"; do
     is_address "$item" || misuse "$option: '$item' is no address, and no file of that name is here"
     case $option in
-      --members | --blocked | --ca) [[ $item != */* ]] || misuse "$option: $item is a range; single addresses only" ;;
+      --members | --blocked* | --ca) [[ $item != */* ]] || misuse "$option: $item is a range; single addresses only" ;;
       *) [[ $item != */0 ]] || misuse "$option: $item is everybody; name the ranges" ;;
     esac
   done
@@ -288,14 +291,22 @@ gateways() { { ip -4 route show default; ip -6 route show default; } 2>/dev/null
 
 # A block is never a weapon: it leaves out members, admins, the CA and what this host needs, and says so.
 keep_the_innocent() {
-  ((${#BLOCKED[@]})) || return 0
-  local address bits range kept=()
+  ((${#BLOCKED[@]} + ${#CUT[@]})) || return 0
+  local address
   local -A why=()
   for address in "${MEMBERS[@]}"; do key "$address"; why[$KEY]="a member"; done
   for address in "${CA[@]}"; do key "$address"; why[$KEY]="the CA"; done
   for address in $(gateways); do key "$address"; why[$KEY]="this host's gateway"; done
   for address in $(own_addresses); do key "$address"; why[$KEY]="this host"; done
-  for address in "${BLOCKED[@]}"; do
+  keep_the_guilty BLOCKED
+  keep_the_guilty CUT
+}
+
+# keep_the_guilty NAME: takes out of the list NAME whom why, the admin ranges or loopback protect.
+keep_the_guilty() {
+  local -n listed=$1
+  local address bits range kept=()
+  for address in "${listed[@]}"; do
     key "$address"
     to_bits "$address"
     bits=$BITS
@@ -311,14 +322,14 @@ keep_the_innocent() {
       kept+=("$address")
     fi
   done
-  NOT_BLOCKED=$((${#BLOCKED[@]} - ${#kept[@]}))
-  BLOCKED=("${kept[@]}")
+  NOT_BLOCKED=$((NOT_BLOCKED + ${#listed[@]} - ${#kept[@]}))
+  listed=("${kept[@]}")
 }
 
 # Whoever asked for a block and got none must not read success; the others of the list are blocked.
 all_are_blocked() {
   ((NOT_BLOCKED == 0)) ||
-    die "$NOT_BLOCKED of $((NOT_BLOCKED + ${#BLOCKED[@]})) addresses of --blocked are not blocked: take them out of the list that is named above, such as --members, and run this again"
+    die "$NOT_BLOCKED of $((NOT_BLOCKED + ${#BLOCKED[@]} + ${#CUT[@]})) addresses of --blocked are not blocked: take them out of the list that is named above, such as --members, and run this again"
 }
 
 # key ADDRESS: in KEY, equal for equal addresses.
@@ -378,7 +389,8 @@ render_clear() {
 
 # render [BLOCKED_PACKETS REFUSED_PACKETS]: the table as nft loads it. Three chains:
 # - blocked_in, blocked_out (raw, before connection tracking): nothing passes between this host and a
-#   blocked address on a port of the cluster at either end, established or not;
+#   blocked address on a port of the cluster at either end, established or not; nothing at all between it
+#   and an address of the sets cut4 and cut6;
 # - arriving (before destination NAT, so a port that a container runtime publishes is seen as it was
 #   dialled): who may reach a guarded port of this host;
 # - published (forward): the same for a port that is published under another number, whichever side the
@@ -392,6 +404,7 @@ render() {
   set_of cluster_ports inet_service "flags interval" "$(ports_of any cluster)"
   set_of guarded_ports inet_service "flags interval" "$(ports_of any "$ROLE")"
   hosts blocked "" "${BLOCKED[@]}"
+  hosts cut "" "${CUT[@]}"
   callers members member "${MEMBERS[@]}"
   callers admins admin "${ADMINS[@]}"
   callers scrapers scraper "${SCRAPERS[@]}"
@@ -445,6 +458,9 @@ set_of() {
 raw_chain() {
   local family port
   printf '\tchain %s {\n\t\ttype filter hook %s priority raw; policy accept;\n' "$1" "$2"
+  for family in ip:cut4 ip6:cut6; do
+    printf '\t\t%s %s @%s %s\n' "${family%:*}" "$3" "${family#*:}" "$4"
+  done
   for family in ip:blocked4 ip6:blocked6; do
     for port in dport sport; do
       printf '\t\t%s %s @%s meta l4proto { tcp, udp } th %s @cluster_ports %s\n' \

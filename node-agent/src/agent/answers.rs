@@ -19,14 +19,14 @@ impl Agent {
     pub(super) async fn answer(&mut self, ask: Ask) -> Answer {
         match ask {
             Ask::Status => Answer::Status(Box::new(self.view())),
-            Ask::ExecFolder => self.exec_folder().await,
+            Ask::ExecFolder => self.exec_folder(None).await,
             Ask::Renew => self.renew_all().await,
             Ask::Leave => self.leave().await,
         }
     }
 
-    /// A new key folder, or the newest valid one and why.
-    async fn exec_folder(&mut self) -> Answer {
+    /// A new key folder, or the newest valid one and why. `not_seen` is what its isolation lacks.
+    pub(super) async fn exec_folder(&mut self, not_seen: Option<String>) -> Answer {
         // Whether Ray would be protected in a mode of the future is not ours to guess.
         let mode_known = |s: &v1::Settings| v1::Mode::try_from(s.mode).is_ok();
         if self.memory.settings().is_some_and(|settings| !mode_known(settings)) {
@@ -69,6 +69,8 @@ impl Agent {
         };
         let env = self.tls.env_for(number, self.with_token());
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
+        let notes: Vec<String> = note.into_iter().chain(not_seen).collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
         Answer::ExecFolder(ExecFolder { env, note })
     }
 

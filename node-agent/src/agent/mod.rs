@@ -3,13 +3,21 @@
 //! await lies before the writes of an act, so that stopping never cuts a write in two.
 
 mod answers;
+mod execs;
+mod isolation;
 pub(crate) mod issue;
 mod outcome;
 mod skew;
 mod sync;
 mod view;
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use raymtls_proto::{clock::Clock, reason::Reaction, v1};
 use thiserror::Error;
@@ -27,7 +35,9 @@ use crate::{
     config::Config,
     failure::Failure,
     hooks::{Event as HookEvent, Hooks},
-    http, keyfolder,
+    http,
+    isolation::{Counters, table::TableError},
+    keyfolder,
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
     moment::Moment,
@@ -149,6 +159,10 @@ enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
     /// A Sync ended; the number says which one, the moment when its answer came.
     Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
+    /// What the table counted; no table, no counters.
+    Counted(Result<Option<Counters>, TableError>),
+    /// Where the CA's endpoints are, and whether each of them was found.
+    Resolved(BTreeSet<IpAddr>, bool),
 }
 
 /// The agent of one node.
@@ -176,6 +190,12 @@ pub struct Agent {
     folder_made_at: Option<Instant>,
     client: Option<Connected>,
     sync: sync::Waiting,
+    isolation: isolation::Isolation,
+    askers: Vec<execs::Asker>,
+    /// The version at which this node saw itself as a member.
+    seen_at: Option<v1::SyncVersion>,
+    /// What all live heads have applied, as the CA said last.
+    heads_applied: Option<v1::SyncVersion>,
     hooks: Hooks,
     renewals: u64,
     problems: Vec<String>,
@@ -253,6 +273,10 @@ impl Agent {
             folder_made_at: None,
             client: None,
             sync: sync::Waiting::default(),
+            isolation: isolation::Isolation::default(),
+            askers: Vec::new(),
+            seen_at: None,
+            heads_applied: None,
             hooks: Hooks::none(),
             renewals: 0,
             problems: Vec::new(),
@@ -268,6 +292,7 @@ impl Agent {
             _lock: lock,
         };
         agent.reconcile()?;
+        agent.note_membership(&Memory::default());
         agent.publish();
         Ok(agent)
     }
@@ -290,13 +315,18 @@ impl Agent {
     /// The socket cannot be had.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
         let mut beside = JoinSet::new();
-        self.start_beside(&mut beside).await?;
         let mut stop = pin!(stop);
+        // Before anybody can ask, and before the service manager starts what needs this.
+        self.begin_isolation().await;
+        self.start_beside(&mut beside).await?;
+        notify::status(&self.view());
         loop {
             self.publish();
             let now = self.clock.now();
             self.reconsider(now);
             let step = async {
+                self.tend_isolation().await;
+                self.answer_askers().await;
                 match state::next_action(now, &self.look(now)) {
                     Action::Wait(until) => self.wait(now, until).await,
                     Action::IdentityOver => self.identity_over(),
@@ -447,14 +477,20 @@ impl Agent {
     /// Waits for a message, for the moment, or for the next look at the clock.
     async fn wait(&mut self, now: OffsetDateTime, until: OffsetDateTime) {
         let left = Duration::try_from(until - now).unwrap_or_default().min(self.config.tick);
+        let left = self.askers_wait().map_or(left, |wait| wait.min(left));
         let event = tokio::time::timeout(left, self.events.recv()).await;
         match event {
+            Ok(Some(Event::Asked(Ask::ExecFolder, reply))) => self.asked_for_files(reply),
             Ok(Some(Event::Asked(ask, reply))) => {
                 let answer = self.answer(ask).await;
                 self.publish();
                 let _ = reply.send(answer);
             }
-            Ok(Some(Event::Synced(number, came, result))) => self.synced(number, came, *result),
+            Ok(Some(Event::Synced(number, came, result))) => {
+                self.synced(number, came, *result).await;
+            }
+            Ok(Some(Event::Counted(counted))) => self.counted(counted).await,
+            Ok(Some(Event::Resolved(found, all))) => self.resolved(found, all).await,
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }

@@ -45,6 +45,7 @@ impl Agent {
         if self.contact.reachable == Some(false) {
             tracing::info!("the CA answers again");
         }
+        self.isolation_heard();
         self.failures = 0;
         self.calls_not_before = None;
         self.held.retain(|_, held| !held.away);
@@ -69,7 +70,11 @@ impl Agent {
     /// Decides what is held back and until when. `leave` is no call the loop makes by itself.
     pub(super) fn failed(&mut self, call: Option<Call>, error: &ActError) {
         if let ActError::Call(answer) = error {
-            self.contact.reachable = Some(matches!(answer, CallError::Refused { .. }));
+            let refused = matches!(answer, CallError::Refused { .. });
+            self.contact.reachable = Some(refused);
+            if refused {
+                self.isolation_heard();
+            }
         }
         match scope(error) {
             Scope::Call(besides) => {

@@ -21,6 +21,10 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 const SYNC_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// Most time between two Syncs where the first one brought something or waited for it.
 const SYNC_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Syncs that follow an answer without a pause, in a row; a snapshot of all members has some pages.
+const AT_ONCE_MAX: u32 = 20;
+/// How long it takes until there is one more.
+const AT_ONCE_EACH: Duration = Duration::from_secs(2);
 /// So many times in a row another call takes the place of ours before it is called an agent.
 const SUPERSEDED_MAX: u32 = 3;
 
@@ -35,6 +39,41 @@ pub(super) struct Waiting {
     superseded: u32,
     /// It was said that the CA asks for an act nobody here knows.
     unknown_act_said: bool,
+    /// This call asked for everything.
+    asked_all: bool,
+    /// The CA was asked for everything and named no members: it is of an earlier release.
+    no_members_told: bool,
+    at_once: AtOnce,
+}
+
+/// Syncs that follow an answer without a pause: so many, and one more now and then. The CA counts the
+/// Syncs of each node, and one that is refused would come late.
+#[derive(Debug, Default)]
+struct AtOnce {
+    spent: u32,
+    since: Option<Instant>,
+}
+
+impl AtOnce {
+    fn take(&mut self) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let earned = since.elapsed().as_secs() / AT_ONCE_EACH.as_secs();
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+        if earned >= self.spent {
+            *self = Self { spent: 0, since: Some(Instant::now()) };
+        }
+        let is_free = self.spent < AT_ONCE_MAX.saturating_add(earned);
+        self.spent += u32::from(is_free);
+        is_free
+    }
+}
+
+/// When the next Sync follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It acknowledges, or fetches the next page.
+    AtOnce,
+    AfterPause,
 }
 
 impl Waiting {
@@ -65,6 +104,10 @@ impl Agent {
         let client = self.client()?;
         let answers = self.contact.reachable == Some(true);
         let wait = match self.standing {
+            // The last page and the first contact of a trial are not waited for.
+            Standing::Enrolled if self.memory.is_filling() || self.isolation.is_on_trial() => {
+                Duration::ZERO
+            }
             Standing::Enrolled if answers => self.config.limits.sync_wait,
             // Only asks whether the CA is there, or serves this node again.
             Standing::Enrolled
@@ -73,6 +116,7 @@ impl Agent {
             | Standing::Left => Duration::ZERO,
         };
         let request = self.sync_request(wait);
+        self.sync.asked_all = request.have.is_none();
         self.sync.number += 1;
         self.sync.started = Some(Instant::now());
         let (number, events) = (self.sync.number, self.event_sender.clone());
@@ -88,13 +132,14 @@ impl Agent {
     pub(crate) async fn sync_once(&mut self) -> Result<(), ActError> {
         let request = self.sync_request(Duration::ZERO);
         let asked = self.clock.elapsed();
+        self.sync.asked_all = request.have.is_none();
         let answer = self.client()?.sync(request).await?;
         self.hear_time(answer.server_time_unix, self.clock.elapsed().saturating_sub(asked));
         self.answered();
-        self.apply(&answer)
+        self.apply(&answer).await.map(drop)
     }
 
-    pub(super) fn synced(
+    pub(super) async fn synced(
         &mut self,
         number: u64,
         came: Instant,
@@ -111,8 +156,9 @@ impl Agent {
                 self.answered();
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
-                match self.apply(&answer) {
-                    Ok(()) => self.pause(Call::Sync, pause),
+                match self.apply(&answer).await {
+                    Ok(Next::AtOnce) if self.sync.at_once.take() => {}
+                    Ok(Next::AtOnce | Next::AfterPause) => self.pause(Call::Sync, pause),
                     Err(error) => self.failed(Some(Call::Sync), &error),
                 }
             }
@@ -140,13 +186,17 @@ impl Agent {
 
     fn sync_request(&self, wait: Duration) -> v1::SyncRequest {
         // Without the token's file the whole is wanted again, whatever version we remember.
-        let complete = !self.with_token() || self.tls.has_token();
+        let has_token = !self.with_token() || self.tls.has_token();
+        let pages_follow = self.memory.is_filling();
+        let knows_members =
+            self.memory.knows_members() || pages_follow || self.sync.no_members_told;
+        let complete = has_token && knows_members;
         v1::SyncRequest {
             report: Some(self.report()),
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
-            heads_applied: None,
-            continues: false,
+            heads_applied: self.heads_wanted(),
+            continues: pages_follow,
         }
     }
 
@@ -163,20 +213,43 @@ impl Agent {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             key_folders: self.folders.iter().map(folder).collect(),
             node_time_unix: self.clock.now().unix_timestamp(),
-            isolation: None,
+            isolation: Some(self.isolation_report()),
         }
     }
 
-    /// With isolation off there is nothing to load: what was received is applied.
-    pub(super) fn applied(&self) -> Option<v1::SyncVersion> {
-        let settings = self.memory.settings()?;
-        let off = settings.isolation() == v1::Isolation::Off;
-        self.memory.version().filter(|_| off)
+    /// All of it or nothing: where a step fails, the next Sync asks for the same again. The table
+    /// comes first: it is what others wait for, and it needs no file.
+    async fn apply(&mut self, answer: &v1::SyncResponse) -> Result<Next, ActError> {
+        self.judge(answer)?;
+        let mut memory = self.memory.clone();
+        let was_filling = memory.is_filling();
+        memory.merge(answer);
+        match &answer.members {
+            Some(page) if page.snapshot || !page.members.is_empty() => {}
+            // No page follows.
+            Some(_) | None => memory.end_snapshot(),
+        }
+        let news = answer.settings.is_some() || answer.blocks.is_some();
+        if news || !memory.is_filling() {
+            self.enforce(&memory).await;
+        }
+        self.heads_applied = answer.heads_applied.or(self.heads_applied);
+        self.sync.no_members_told |= self.sync.asked_all && answer.members.is_none();
+        let pages_follow = memory.is_filling();
+        let advanced = answer.version != self.memory.version();
+        let before = self.memory.clone();
+        self.keep_answer(answer, memory, was_filling)?;
+        self.note_membership(&before);
+        let at_once = pages_follow || (news && advanced) || self.isolation.is_on_trial();
+        Ok(if at_once { Next::AtOnce } else { Next::AfterPause })
     }
 
-    /// All of it or nothing: where a step fails, the next Sync asks for the same again.
-    fn apply(&mut self, answer: &v1::SyncResponse) -> Result<(), ActError> {
-        self.judge(answer)?;
+    fn keep_answer(
+        &mut self,
+        answer: &v1::SyncResponse,
+        memory: Memory,
+        was_filling: bool,
+    ) -> Result<(), ActError> {
         if let Some(bundle) = &answer.bundle {
             self.write_bundle(bundle)?;
         }
@@ -187,8 +260,6 @@ impl Agent {
         for unknown in answer.settings.iter().flat_map(super::view::unknown) {
             tracing::warn!("{unknown}");
         }
-        let mut memory = self.memory.clone();
-        memory.merge(answer);
         if let Some(current) = self.current {
             self.tls.put_env(current, with_token(&memory))?;
         }
@@ -201,7 +272,8 @@ impl Agent {
             self.client = None;
         }
         let same = answer.version == self.memory.version();
-        if same && answer.settings.is_none() && answer.directives.is_empty() {
+        let nothing_new = answer.settings.is_none() && answer.members.is_none() && !was_filling;
+        if same && nothing_new && answer.directives.is_empty() {
             self.memory = memory;
             return Ok(());
         }

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use super::{Agent, AgentFolder, skew};
 use crate::{
+    isolation::status::IsolationStatus,
     keyfolder::FOLDERS_MAX,
     moment::Moment,
     notify,
@@ -51,6 +52,14 @@ impl Agent {
         status.problems.extend(self.time_not_believed());
         status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
+        status.isolation = self.isolation_status();
+        status.problems.extend(self.lease_ends(now).map(|at| {
+            let at = Moment::from(at);
+            format!(
+                "the CA was not heard for half a lease: other nodes take this one out of their tables \
+                 at {at}, and refuse it from then on"
+            )
+        }));
         status
     }
 
@@ -64,7 +73,9 @@ impl Agent {
         if same {
             return;
         }
-        notify::status(&status);
+        if self.is_on_duty() {
+            notify::status(&status);
+        }
         let text = serde_json::to_vec_pretty(&status).expect("a status is valid JSON");
         if let Err(error) = durable::replace(&self.state.status_path(), &text, Access::PUBLIC) {
             tracing::warn!(%error, "the status file cannot be written");
@@ -116,10 +127,6 @@ impl Agent {
         if settings.mode() == v1::Mode::Tunnel {
             all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
         }
-        if matches!(settings.isolation(), v1::Isolation::Audit | v1::Isolation::Enforce) {
-            let name = isolation_word(settings.isolation());
-            all.push(format!("isolation is {name}: this release loads no rules"));
-        }
         all
     }
 }
@@ -136,7 +143,7 @@ pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
         .then(|| text("mode", settings.mode, "files are kept, `exec` refuses"));
     let isolation = v1::Isolation::try_from(settings.isolation)
         .is_err()
-        .then(|| text("isolation", settings.isolation, "this release loads no rules"));
+        .then(|| text("isolation", settings.isolation, "the last table stays"));
     mode.into_iter().chain(isolation).collect()
 }
 
@@ -168,6 +175,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         two_key_split: SplitStatus { holds: None, why: String::new() },
         renewals: 0,
         clock_skew_seconds: None,
+        isolation: IsolationStatus::default(),
         problems: Vec::new(),
     }
 }
@@ -194,7 +202,7 @@ fn settings_status(settings: &v1::Settings) -> SettingsStatus {
     }
 }
 
-fn isolation_word(isolation: v1::Isolation) -> &'static str {
+pub(super) fn isolation_word(isolation: v1::Isolation) -> &'static str {
     match isolation {
         v1::Isolation::Off => "off",
         v1::Isolation::Audit => "audit",

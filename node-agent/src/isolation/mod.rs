@@ -1,11 +1,15 @@
 //! Isolation: who may open a connection to Ray's ports of this host, as an nftables table of the
-//! cluster's own. [`Policy`] is what to enforce, `ruleset` its text; both are pure.
+//! cluster's own. [`Policy`] is what to enforce, `ruleset` its text, `trial` how the first one
+//! is tried; all three are pure.
 
+pub mod host;
 mod policy;
 mod ruleset;
+pub mod status;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 
 pub use policy::{Policy, Protected, Verdict};
 pub use ruleset::{Counters, clear, render, table_name};

@@ -5,10 +5,12 @@ use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 use raymtls_proto::{
-    identity::ClusterId,
+    identity::{ClusterId, Role},
     ports::{self, Caller, PORTS, Row},
     v1,
 };
+
+use crate::statedir::Memory;
 
 /// What happens to a packet that no rule lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +34,10 @@ pub struct Policy {
     pub members: BTreeSet<IpAddr>,
     /// Addresses of enrolled drivers.
     pub drivers: BTreeSet<IpAddr>,
-    /// Addresses of revoked nodes, as the CA lists them.
+    /// Addresses of revoked nodes, as the CA lists them: cut off on the cluster's ports.
     pub blocked: BTreeSet<IpAddr>,
+    /// The same, to be cut off on every port.
+    pub blocked_entirely: BTreeSet<IpAddr>,
     /// What no block may hit, whatever the CA lists.
     pub protected: Protected,
     /// What a packet that no rule lets through meets.
@@ -52,14 +56,56 @@ pub struct Protected {
 }
 
 impl Policy {
+    /// A policy of these settings, without anybody in it.
+    #[must_use]
+    pub fn of(cluster: &ClusterId, role: Role, settings: v1::Settings, verdict: Verdict) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            role: role.to_proto(),
+            settings,
+            members: BTreeSet::new(),
+            drivers: BTreeSet::new(),
+            blocked: BTreeSet::new(),
+            blocked_entirely: BTreeSet::new(),
+            protected: Protected::default(),
+            verdict,
+        }
+    }
+
+    /// Takes over who is a member and who is blocked.
+    pub fn people(&mut self, memory: &Memory) {
+        for (_, peer) in memory.members() {
+            match peer.role {
+                Role::Head | Role::Worker => self.members.extend(&peer.addresses),
+                Role::Driver => self.drivers.extend(&peer.addresses),
+            }
+        }
+        for block in memory.blocks() {
+            let set =
+                if block.all_traffic { &mut self.blocked_entirely } else { &mut self.blocked };
+            set.insert(block.address);
+        }
+    }
+
     /// The addresses to cut off: those the CA lists, but neither a live member, nor what the host
     /// needs, nor an operator. The CA subtracts the same by its own knowledge; this is the second
     /// lock, and the only one that knows this host's routes.
     #[must_use]
     pub fn blocked(&self) -> BTreeSet<IpAddr> {
+        self.guilty(&self.blocked)
+    }
+
+    /// The same of those to be cut off on every port.
+    #[must_use]
+    pub fn blocked_entirely(&self) -> BTreeSet<IpAddr> {
+        self.guilty(&self.blocked_entirely)
+    }
+
+    fn guilty(&self, listed: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         let admins = ranges(&self.settings.admin_ranges);
-        let members: BTreeSet<IpAddr> = self.members.iter().map(IpAddr::to_canonical).collect();
-        self.blocked
+        let enrolled = self.members.iter().chain(&self.drivers);
+        let members: BTreeSet<IpAddr> = enrolled.map(IpAddr::to_canonical).collect();
+        listed
             .iter()
             .map(IpAddr::to_canonical)
             .filter(|address| {
@@ -116,8 +162,11 @@ impl Policy {
 
 impl Protected {
     fn holds(&self, address: IpAddr) -> bool {
+        let mut needed = [&self.ca, &self.gateways, &self.own].into_iter().flatten();
         address.is_loopback()
-            || [&self.ca, &self.gateways, &self.own].iter().any(|set| set.contains(&address))
+            || address.is_unspecified()
+            || address.is_multicast()
+            || needed.any(|own| own.to_canonical() == address)
     }
 }
 

@@ -3,7 +3,8 @@
 //! The table drops on the cluster's Ray ports only, so that nothing else on the host can be locked
 //! out by it. Three chains:
 //! - `blocked_in`, `blocked_out` (raw hook, before connection tracking): nothing passes between this
-//!   host and a blocked address on a port of the cluster at either end, established or not.
+//!   host and a blocked address on a port of the cluster at either end, established or not; nothing at
+//!   all between it and an address of the sets `cut4` and `cut6`.
 //! - `arriving` (before destination NAT, so that a port which a container runtime publishes under its
 //!   own number is seen as it was dialled): who may reach a guarded port of this host.
 //! - `published` (forward): the same, for a port that is published under another number.
@@ -69,6 +70,7 @@ fn write_table(out: &mut String, policy: &Policy, counted: Counters) -> fmt::Res
     write_ports(out, "cluster_ports", &policy.cluster_ports())?;
     write_ports(out, "guarded_ports", &policy.guarded_ports())?;
     write_hosts(out, "blocked", &policy.blocked())?;
+    write_hosts(out, "cut", &policy.blocked_entirely())?;
     for caller in Caller::ALL {
         write_networks(out, set_of(caller), &policy.networks_of(caller))?;
         write_ports(out, &format!("{}_ports", set_of(caller)), &policy.ports_of(caller))?;
@@ -98,6 +100,9 @@ fn write_raw_chain(out: &mut String, policy: &Policy, direction: Direction) -> f
     };
     writeln!(out, "\tchain {chain} {{")?;
     writeln!(out, "\t\ttype filter hook {hook} priority raw; policy accept;")?;
+    for (family, set) in [("ip", "cut4"), ("ip6", "cut6")] {
+        writeln!(out, "\t\t{family} {side} @{set} {end}")?;
+    }
     for (family, set) in [("ip", "blocked4"), ("ip6", "blocked6")] {
         for port in ["dport", "sport"] {
             writeln!(

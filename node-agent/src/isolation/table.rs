@@ -1,7 +1,9 @@
 //! The table in the kernel: loads a ruleset, reads what it counted, closes sockets. It runs `nft` and
 //! `ss` with a bounded time and an empty environment, and decides nothing.
 
-use std::{collections::BTreeSet, net::IpAddr, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeSet, net::IpAddr, ops::RangeInclusive, process::Stdio, time::Duration,
+};
 
 use raymtls_proto::identity::ClusterId;
 use serde::Deserialize;
@@ -44,91 +46,138 @@ pub enum TableError {
     #[error("{0} may not change the firewall: the agent needs the capability NET_ADMIN")]
     NotPermitted(&'static str),
     /// It did not end in time.
-    #[error("{0} did not end within {RUN_TIME_MAX:?} and was killed")]
-    TooSlow(&'static str),
+    #[error("{0} did not end within {1:?} and was killed")]
+    TooSlow(&'static str, Duration),
     /// It said something else than JSON of the known shape.
     #[error("nft said what this release does not understand: {0}")]
     Form(String),
 }
 
-/// Loads a ruleset in one transaction: all of it is in force afterwards, or nothing changed.
-///
-/// # Errors
-/// See [`TableError`].
-pub async fn load(ruleset: &str) -> Result<(), TableError> {
-    run("nft", &["-f", "-"], ruleset.as_bytes()).await.map(drop)
+/// The kernel's packet filter and sockets, reached by `nft` and `ss`.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Where the two programs are looked for: folders, with colons between them.
+    pub program_path: String,
+    /// How long one run of them may take.
+    pub time_max: Duration,
 }
 
-/// What the cluster's table counted; `None` if there is no table.
-///
-/// # Errors
-/// See [`TableError`].
-pub async fn counters(cluster: &ClusterId) -> Result<Option<Counters>, TableError> {
-    let table = table_name(cluster);
-    let arguments = ["-j", "list", "counters", "table", "inet", &table];
-    match run("nft", &arguments, b"").await {
-        Ok(json) => parse_counters(&json).map(Some),
-        Err(TableError::Failed { said, .. }) if said.contains("No such file") => Ok(None),
-        Err(error) => Err(error),
+impl Default for Kernel {
+    fn default() -> Self {
+        Self { program_path: PATH.to_owned(), time_max: RUN_TIME_MAX }
     }
 }
 
-/// Closes this host's established TCP sockets with these addresses, whatever their ports: the table
-/// stops the packets, this tells the programs at once. Returns how many were closed.
-///
-/// # Errors
-/// See [`TableError`].
-pub async fn cut(addresses: &BTreeSet<IpAddr>) -> Result<usize, TableError> {
-    let addresses: Vec<String> = addresses.iter().map(|address| format!("dst {address}")).collect();
-    let mut closed = 0;
-    for chunk in addresses.chunks(CUT_CHUNK) {
-        let said = run("ss", &["-HtKn", &chunk.join(" or ")], b"").await?;
-        closed += said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+impl Kernel {
+    /// Loads a ruleset in one transaction: all of it is in force afterwards, or nothing changed.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    pub async fn load(&self, ruleset: &str) -> Result<(), TableError> {
+        self.run("nft", &["-f", "-"], ruleset.as_bytes()).await.map(drop)
     }
-    Ok(closed)
-}
 
-async fn run(
-    program: &'static str,
-    arguments: &[&str],
-    input: &[u8],
-) -> Result<Vec<u8>, TableError> {
-    let io = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => TableError::Missing(program),
-        _ => TableError::Io { program, source },
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", PATH)
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(io)?;
-    let mut stdin = child.stdin.take().expect("the child was given a pipe");
-    let talk = async {
-        // Both at once: a program that answers before it has read everything stops neither.
-        let write = async {
-            let written = stdin.write_all(input).await;
-            drop(stdin);
-            written
+    /// What the cluster's table counted; `None` if there is no table.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    pub async fn counters(&self, cluster: &ClusterId) -> Result<Option<Counters>, TableError> {
+        let table = table_name(cluster);
+        let arguments = ["-j", "list", "counters", "table", "inet", &table];
+        match self.run("nft", &arguments, b"").await {
+            Ok(json) => parse_counters(&json),
+            Err(TableError::Failed { said, .. }) if said.contains("No such file") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Closes this host's established TCP sockets with these addresses on these ports, at either end;
+    /// without ports, all of them. The table stops the packets, this tells the programs at once.
+    /// Returns how many were closed.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    pub async fn cut(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+        ports: Option<&[RangeInclusive<u16>]>,
+    ) -> Result<usize, TableError> {
+        if ports.is_some_and(<[_]>::is_empty) {
+            return Ok(0);
+        }
+        let addresses: Vec<&IpAddr> = addresses.iter().collect();
+        let mut closed = 0;
+        for chunk in addresses.chunks(CUT_CHUNK) {
+            let said = self.run("ss", &["-HtKn", &filter(chunk, ports)], b"").await?;
+            closed += said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+        }
+        Ok(closed)
+    }
+
+    async fn run(
+        &self,
+        program: &'static str,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> Result<Vec<u8>, TableError> {
+        let io = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => TableError::Missing(program),
+            _ => TableError::Io { program, source },
         };
-        let (written, ended) = tokio::join!(write, child.wait_with_output());
-        let ended = ended.map_err(io)?;
-        if ended.status.success() {
-            written.map_err(io)?;
-            return Ok(ended.stdout);
-        }
-        let said = excerpt(&ended.stderr);
-        if said.contains("Operation not permitted") {
-            return Err(TableError::NotPermitted(program));
-        }
-        Err(TableError::Failed { program, said })
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", &self.program_path)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(io)?;
+        let mut stdin = child.stdin.take().expect("the child was given a pipe");
+        let talk = async {
+            // Both at once: a program that answers before it has read everything stops neither.
+            let write = async {
+                let written = stdin.write_all(input).await;
+                drop(stdin);
+                written
+            };
+            let (written, ended) = tokio::join!(write, child.wait_with_output());
+            let ended = ended.map_err(io)?;
+            if ended.status.success() {
+                written.map_err(io)?;
+                return Ok(ended.stdout);
+            }
+            let said = excerpt(&ended.stderr);
+            if said.contains("Operation not permitted") {
+                return Err(TableError::NotPermitted(program));
+            }
+            Err(TableError::Failed { program, said })
+        };
+        tokio::time::timeout(self.time_max, talk)
+            .await
+            .map_err(|_| TableError::TooSlow(program, self.time_max))?
+    }
+}
+
+/// A filter of ss(8): the address at the other end, and a port at either end.
+fn filter(addresses: &[&IpAddr], ports: Option<&[RangeInclusive<u16>]>) -> String {
+    let hosts: Vec<String> = addresses.iter().map(|address| format!("dst {address}")).collect();
+    let hosts = hosts.join(" or ");
+    let Some(ports) = ports else { return hosts };
+    let either_end = |range: &RangeInclusive<u16>| {
+        let (first, last) = (range.start(), range.end());
+        ["sport", "dport"].map(|end| {
+            if first == last {
+                format!("{end} = :{first}")
+            } else {
+                format!("( {end} >= :{first} and {end} <= :{last} )")
+            }
+        })
     };
-    tokio::time::timeout(RUN_TIME_MAX, talk).await.map_err(|_| TableError::TooSlow(program))?
+    let ports: Vec<String> = ports.iter().flat_map(either_end).collect();
+    format!("( {hosts} ) and ( {} )", ports.join(" or "))
 }
 
 fn excerpt(said: &[u8]) -> String {
@@ -136,14 +185,17 @@ fn excerpt(said: &[u8]) -> String {
     text.trim().chars().take(EXCERPT_LEN_MAX).collect()
 }
 
-fn parse_counters(json: &[u8]) -> Result<Counters, TableError> {
+/// `None` where the listing names no counter: some releases of nft say nothing of a missing table.
+fn parse_counters(json: &[u8]) -> Result<Option<Counters>, TableError> {
     let bad = |error: serde_json::Error| TableError::Form(error.to_string());
     let listing: Listing = serde_json::from_slice(json).map_err(bad)?;
     let packets = |name: &str| {
         let mut all = listing.nftables.iter().filter_map(|item| item.counter.as_ref());
         all.find(|counter| counter.name == name).map_or(0, |counter| counter.packets)
     };
-    Ok(Counters { blocked: packets("blocked"), refused: packets("refused") })
+    let has_any = listing.nftables.iter().any(|item| item.counter.is_some());
+    Ok(has_any
+        .then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
 }
 
 /// What `nft -j list counters` says (libnftables-json(5)), as far as it matters here.
@@ -175,20 +227,47 @@ mod tests {
             {"counter": {"family": "inet", "name": "refused", "table": "raymtls_c1", "handle": 2,
                          "packets": 12, "bytes": 0}}]}"#;
         let read = parse_counters(json).unwrap();
-        assert_eq!(read, Counters { blocked: 7, refused: 12 });
+        assert_eq!(read, Some(Counters { blocked: 7, refused: 12 }));
+        let none = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}]}"#;
+        assert_eq!(parse_counters(none).unwrap(), None);
         assert!(parse_counters(b"Error: syntax").is_err());
     }
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let error = run("no-such-program-of-ours", &[], b"").await.unwrap_err();
+        let kernel = Kernel::default();
+        let error = kernel.run("no-such-program-of-ours", &[], b"").await.unwrap_err();
         assert!(error.to_string().contains("no-such-program-of-ours is not installed"), "{error}");
     }
 
     #[tokio::test]
     async fn what_a_program_said_is_in_the_error() {
-        let error = run("sh", &["-c", "cat >/dev/null; echo no such rule >&2; exit 1"], b"x");
-        let error = error.await.unwrap_err();
+        let kernel = Kernel::default();
+        let said = ["-c", "cat >/dev/null; echo no such rule >&2; exit 1"];
+        let error = kernel.run("sh", &said, b"x").await.unwrap_err();
         assert!(error.to_string().contains("sh failed: no such rule"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_not_end_is_killed() {
+        let kernel = Kernel { time_max: Duration::from_millis(100), ..Kernel::default() };
+        let error = kernel.run("sleep", &["60"], b"").await.unwrap_err();
+        assert!(error.to_string().contains("sleep did not end within 100ms"), "{error}");
+    }
+
+    #[test]
+    fn only_the_cluster_s_ports_are_cut_unless_all_are() {
+        let addresses: [IpAddr; 2] = ["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()];
+        let addresses: Vec<&IpAddr> = addresses.iter().collect();
+        let hosts = "dst 10.0.0.9 or dst fd00::9";
+        assert_eq!(filter(&addresses, None), hosts);
+        assert_eq!(
+            filter(&addresses, Some(&[6_379..=6_379, 10_002..=10_101])),
+            format!(
+                "( {hosts} ) and ( sport = :6379 or dport = :6379 or \
+                 ( sport >= :10002 and sport <= :10101 ) or \
+                 ( dport >= :10002 and dport <= :10101 ) )"
+            )
+        );
     }
 }

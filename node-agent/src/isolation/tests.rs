@@ -34,6 +34,7 @@ fn policy(role: v1::Role, verdict: Verdict) -> Policy {
         members: addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1", "2001:db8::2"]),
         drivers: addresses(&["203.0.113.9"]),
         blocked: addresses(&["10.0.0.9", "2001:db8::9"]),
+        blocked_entirely: addresses(&["10.0.0.8", "2001:db8::8"]),
         protected: Protected {
             ca: addresses(&["10.0.0.250"]),
             gateways: addresses(&["10.0.0.254"]),
@@ -74,6 +75,7 @@ fn an_empty_cluster_renders_too() {
         members: BTreeSet::new(),
         drivers: BTreeSet::new(),
         blocked: BTreeSet::new(),
+        blocked_entirely: BTreeSet::new(),
         settings: v1::Settings::default(),
         ..policy(v1::Role::Worker, Verdict::Drop)
     };

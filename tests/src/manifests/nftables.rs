@@ -19,6 +19,7 @@ const ADMINS: [&str; 3] = ["192.0.2.0/28", "198.51.100.7", "2001:db8:a::/64"];
 const SCRAPERS: [&str; 1] = ["192.0.2.64"];
 const DRIVERS: [&str; 2] = ["203.0.113.0/24", "2001:db8:d::5"];
 const BLOCKED: [&str; 2] = ["10.0.0.9", "2001:db8::9"];
+const CUT: [&str; 2] = ["10.0.0.8", "2001:db8::8"];
 /// Named as blocked, and innocent: a member in another spelling, an admin, the CA, loopback.
 const INNOCENT: [&str; 5] = ["10.0.0.4", "2001:DB8:0::4", "192.0.2.3", "10.0.0.250", "127.0.0.1"];
 
@@ -50,6 +51,7 @@ fn policy(role: v1::Role, plan: v1::PortPlan, verdict: Verdict) -> Policy {
         members: addresses(&MEMBERS).into_iter().collect(),
         drivers: addresses(&[]).into_iter().collect(),
         blocked: addresses(&[&BLOCKED[..], &INNOCENT[..]].concat()).into_iter().collect(),
+        blocked_entirely: addresses(&[&CUT[..], &INNOCENT[..]].concat()).into_iter().collect(),
         protected: Protected {
             ca: addresses(&["10.0.0.250"]).into_iter().collect(),
             ..Protected::default()
@@ -84,8 +86,10 @@ fn the_script_writes_the_table_that_node_agent_writes() {
                 let (admins, scrapers, drivers) =
                     (ADMINS.join(","), SCRAPERS.join(","), DRIVERS.join(","));
                 let blocked = [&BLOCKED[..], &INNOCENT[..]].concat().join(",");
+                let cut = [&CUT[..], &INNOCENT[..]].concat().join(",");
                 let mut more = vec!["--admin-ranges", &admins, "--scraper-ranges", &scrapers];
                 more.extend(["--driver-ranges", &drivers, "--blocked", &blocked]);
+                more.extend(["--blocked-all-traffic", &cut]);
                 more.extend(["--ca", "10.0.0.250", "--ports", file.to_str().unwrap()]);
                 if verdict == Verdict::Count {
                     more.push("--audit");
