@@ -19,6 +19,8 @@ PREFIX = f"rmiso{os.getpid()}"
 PYTHON = sys.executable
 
 COMMAND_SECONDS_MAX = 60
+# So much of what a failed command said is shown.
+EXCERPT_MAX = 600
 # How long a connection that should open may take on a loaded machine; and one that should not, below the
 # second after which TCP sends a SYN again, so that it is one packet. Was it open all the same and only
 # slow, then fewer packets were refused than the counters must show.
@@ -45,7 +47,7 @@ def v6(host):
 def run(*command, text=None, check=True, **more):
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX, **more)
     if check and done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{(done.stdout + done.stderr)[:EXCERPT_MAX]}")
     return done
 
 
