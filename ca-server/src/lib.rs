@@ -16,6 +16,7 @@ pub mod contacts;
 pub mod crls;
 pub mod crowd;
 pub mod descriptors;
+pub mod directives;
 pub mod enroll;
 pub mod failpoint;
 pub mod grpc;

@@ -82,6 +82,9 @@ pub enum Refusal {
     /// Leaf key too old.
     #[error("the leaf key is older than one leaf life: ask again with a new key")]
     KeyTooOld,
+    /// Leaf key revoked.
+    #[error("the leaf key is revoked: ask again with a new key")]
+    KeyRevoked,
     /// CSR of no use.
     #[error("certificate request refused: {0}")]
     CsrInvalid(String),
@@ -199,6 +202,7 @@ impl Refusal {
             Self::NodeNameTaken(_) => Reason::NodeNameTaken,
             Self::AddressTaken { .. } => Reason::AddressTaken,
             Self::KeyTooOld => Reason::KeyTooOld,
+            Self::KeyRevoked => Reason::KeyRevoked,
             Self::CsrInvalid(_) => Reason::CsrInvalid,
             Self::NameNotAllowed(_) => Reason::NameNotAllowed,
             Self::AddressNotAllowed(_) => Reason::AddressNotAllowed,

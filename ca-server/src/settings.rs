@@ -155,9 +155,6 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
         Span::seconds(life),
         if settings.ends_unix == 0 { "; a shorter max-job shortens that" } else { "" }
     ));
-    if settings.isolation() != v1::Isolation::Off {
-        notes.push("isolation is not enforced by this release: agents ignore the setting".into());
-    }
     if settings.mode() == v1::Mode::Tunnel {
         notes.push("tunnel mode is not built yet: agents refuse to start Ray in it".into());
     }

@@ -11,6 +11,7 @@ use tracing::debug;
 use crate::{
     ca::Ca,
     contacts::is_at_least,
+    directives,
     identify::{admit, judged},
     limits::NodeCall,
     refusal::Refusal,
@@ -48,6 +49,7 @@ pub async fn sync(
     admit(ca, &caller, NodeCall::Sync).await?;
     let node = ca.store.identify(now, caller.clone()).await;
     let node = judged(ca, &caller, now, node)?;
+    let current = directives::current_leaf(request.report.as_ref());
     if let Some(report) = request.report.take() {
         check_report(&report)?;
         debug!(cluster = %caller.cluster, node = %caller.node, "report kept");
@@ -64,9 +66,12 @@ pub async fn sync(
         // After the marks: a revocation before them is seen here, a later one wakes this call.
         ca.store.still_stands(caller.clone()).await?;
         let cluster = ca.store.cluster(caller.cluster.clone()).await?;
-        let answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
+        let mut answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
+        let have = known(ca, &cluster, request.have);
+        let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
+        answer.directives = directives;
         let awaited = is_reached(request.heads_applied, answer.heads_applied);
-        if has_news(&answer) || awaited || tokio::time::Instant::now() >= deadline {
+        if has_news(&answer) || asked || awaited || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
         }
@@ -153,10 +158,7 @@ async fn changed_since(
 ) -> Result<v1::SyncResponse, StoreError> {
     let epoch = ca.store.epoch();
     let now = ca.clock.now();
-    let have = request
-        .have
-        .filter(|have| have.epoch == epoch && have.counter <= cluster.version)
-        .map_or(0, |have| have.counter);
+    let have = known(ca, cluster, request.have);
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: now.unix_timestamp(),
@@ -188,6 +190,13 @@ async fn changed_since(
     }
     answer.members = members(page, whole);
     Ok(answer)
+}
+
+/// The counter an agent knows the cluster as of; zero for another epoch or a version of the future.
+fn known(ca: &Ca, cluster: &ClusterRecord, have: Option<v1::SyncVersion>) -> u64 {
+    let epoch = ca.store.epoch();
+    have.filter(|have| have.epoch == epoch && have.counter <= cluster.version)
+        .map_or(0, |have| have.counter)
 }
 
 /// `None` where nothing is to be told.
@@ -232,7 +241,6 @@ fn has_news(answer: &v1::SyncResponse) -> bool {
         || answer.control_crl.is_some()
         || answer.blocks.is_some()
         || answer.members.is_some()
-        || !answer.directives.is_empty()
 }
 
 /// Counts a waiting call for as long as it waits, however it ends.

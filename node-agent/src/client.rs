@@ -3,6 +3,8 @@
 //! the server's certificate has been verified.
 
 use std::{
+    io,
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -24,7 +26,7 @@ use rustls::{
     pki_types::{CertificateDer, CertificateRevocationListDer, ServerName},
 };
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Code, Request, Status,
@@ -143,6 +145,8 @@ pub struct Target {
     pub control_roots: Vec<CertificateDer<'static>>,
     /// What was revoked under those roots; may be empty.
     pub control_crls: Vec<Vec<u8>>,
+    /// Address to dial from; `None` leaves it to the system.
+    pub source: Option<IpAddr>,
 }
 
 /// The one call made without an identity.
@@ -272,6 +276,16 @@ impl NodeClient {
     }
 }
 
+async fn connect(endpoint: &str, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(endpoint).await };
+    let mut addresses = lookup_host(endpoint).await?;
+    let address = addresses.find(|address| address.is_ipv4() == source.is_ipv4());
+    let address = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind((source, 0).into())?;
+    socket.connect(address).await
+}
+
 fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
@@ -283,6 +297,7 @@ fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
 struct Dialler(Arc<DiallerInner>);
 
 struct DiallerInner {
+    source: Option<IpAddr>,
     /// It has no identity and dials the enrolment port.
     enrols: bool,
     endpoints: Vec<String>,
@@ -330,6 +345,7 @@ impl Dialler {
         };
         let tls: Result<_, String> = clocks.iter().map(connector).collect();
         Ok(Self(Arc::new(DiallerInner {
+            source: target.source,
             enrols: identity.is_none(),
             endpoints: target.endpoints.clone(),
             server_name,
@@ -395,7 +411,7 @@ impl Dialler {
         let away =
             |why: String| DialFailure { text: format!("{endpoint}: {why}"), why: DialFault::Away };
         let dial = async {
-            let tcp = TcpStream::connect(endpoint).await.map_err(|e| away(e.to_string()))?;
+            let tcp = connect(endpoint, self.0.source).await.map_err(|e| away(e.to_string()))?;
             tcp.set_nodelay(true).map_err(|e| away(e.to_string()))?;
             let connect = tls.connect(self.0.server_name.clone(), tcp);
             connect.await.map_err(|e| {
@@ -509,7 +525,7 @@ pub(crate) fn server_verifier(
 
 /// Tells a handshake that failed because of who answered, or because of a clock, from one that the
 /// network broke.
-fn handshake_failure(endpoint: &str, error: &std::io::Error) -> DialFailure {
+fn handshake_failure(endpoint: &str, error: &io::Error) -> DialFailure {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (text, why) = match inner {
         Some(rustls::Error::InvalidCertificate(fault)) => match clock_fault(fault) {

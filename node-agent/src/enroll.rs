@@ -401,6 +401,7 @@ async fn obtain_identity(
         trust_domain: join.trust_domain.clone(),
         control_roots: join.control_roots.clone(),
         control_crls: Vec::new(),
+        source: None,
     };
     let mut client =
         EnrollmentClient::new(&target, options.limits, clock.clone()).map_err(Failure::config)?;
@@ -521,6 +522,7 @@ fn target_of(node: &NodeFile) -> Target {
         trust_domain: node.trust_domain.clone(),
         control_roots: node.control_roots.clone(),
         control_crls: Vec::new(),
+        source: None,
     }
 }
 

@@ -127,6 +127,8 @@ reasons! {
     AddressTaken = "ADDRESS_TAKEN", FailedPrecondition, Retry;
     /// The leaf key is older than one leaf life.
     KeyTooOld = "KEY_TOO_OLD", FailedPrecondition, NewKeyFolder;
+    /// An operator revoked the leaf key.
+    KeyRevoked = "KEY_REVOKED", FailedPrecondition, NewKeyFolder;
     /// Unparsable, badly signed, or asking for something.
     CsrInvalid = "CSR_INVALID", InvalidArgument, Stop;
     /// A name of no valid form, or none the token or the node allows.
@@ -207,6 +209,9 @@ impl Reason {
                  forget`; nodes that share a host's address want `--shared-address`"
             }
             Self::KeyTooOld => "nothing: what starts next serves the new key",
+            Self::KeyRevoked => {
+                "start again what still serves the old key: Ray accepts it until its leaf ends"
+            }
             Self::CsrInvalid | Self::KeyNotAllowed => {
                 "use `node-agent` of this release; a request made by another program must hold a \
                  P-256 key, an empty subject and no extension"

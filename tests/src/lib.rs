@@ -18,7 +18,9 @@ pub mod fuzz;
 pub mod held;
 pub mod judge;
 pub mod manifests;
+pub mod peers;
 pub mod programs;
+pub mod socket;
 pub mod wire;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -263,6 +265,7 @@ impl Deployment {
             trust_domain: TRUST_DOMAIN.parse().unwrap(),
             control_roots: vec![control.root_der.clone().into()],
             control_crls: Vec::new(),
+            source: None,
         }
     }
 

@@ -1,9 +1,14 @@
-//! Certificates: listing and showing.
+//! Certificates: listing, showing, revoking those of one key.
 
 use raymtls_proto::{serial::Serial, v1};
+use tracing::info;
 
-use super::{Operator, clusters, convert};
-use crate::{ca::Ca, refusal::Refusal, store::StoreError};
+use super::{Operator, clusters, convert, revocation};
+use crate::{
+    ca::Ca,
+    refusal::Refusal,
+    store::{Authority, StoreError},
+};
 
 /// Certificates of a cluster or of one of its nodes.
 ///
@@ -36,11 +41,54 @@ pub async fn show(
 ) -> Result<v1::Certificate, StoreError> {
     let scope = (!request.cluster.is_empty()).then_some(request.cluster.as_str());
     operator.require(v1::AdminRole::Viewer, scope)?;
-    let serial =
-        Serial::from_slice(&request.serial).map_err(|e| Refusal::RequestInvalid(format!("{e}")))?;
+    let serial = serial(&request.serial)?;
     let record = ca.store.certificate(serial).await?;
     if scope.is_some_and(|cluster| record.cluster != cluster) {
         return Err(Refusal::CertificateNotFound(serial).into());
     }
     Ok(convert::certificate(record))
+}
+
+/// Revokes the key of a Ray leaf, and signs the CRLs that say so. It blocks no address.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn revoke(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::RevokeCertificateRequest,
+) -> Result<v1::RevokeCertificateResponse, StoreError> {
+    operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
+    let reason = revocation::reason(&request.reason)?;
+    let cluster = clusters::id(&request.cluster)?;
+    let serial = serial(&request.serial)?;
+    let (now, actor) = (ca.clock.now(), operator.actor.clone());
+    let revoked = ca.store.revoke_leaf(now, actor, cluster.clone(), serial, reason.clone()).await?;
+    let change = revocation::newest_change(ca, &cluster, now).await?;
+    info!(%cluster, node = revoked.node, %serial, actor = operator.actor, reason, "key revoked");
+    let mut notes = revocation::sign_crls(ca, &[Authority::Cluster(cluster)]).await;
+    if revoked.not_after_ms != 0 {
+        notes.push(format!(
+            "Ray checks no CRL: its processes accept the leaf until {}; no address is blocked, and \
+             node {} stays a member: `ca-admin node revoke` cuts it off",
+            revocation::moment(revoked.not_after_ms),
+            revoked.node
+        ));
+        notes.push(format!(
+            "node {} starts a new key folder; what runs there serves the old leaf until it is \
+             started again",
+            revoked.node
+        ));
+    }
+    Ok(v1::RevokeCertificateResponse {
+        serials: revoked.serials,
+        node: revoked.node,
+        not_after_unix: revoked.not_after_ms / 1_000,
+        change: Some(change),
+        notes,
+    })
+}
+
+fn serial(bytes: &[u8]) -> Result<Serial, Refusal> {
+    Serial::from_slice(bytes).map_err(|e| Refusal::RequestInvalid(format!("{e}")))
 }

@@ -8,7 +8,7 @@ use raymtls_proto::{
 };
 use tracing::info;
 
-use super::{Operator, convert};
+use super::{Operator, convert, readiness};
 use crate::{
     ca::{Ca, CaError},
     keys::{authority, random},
@@ -91,6 +91,8 @@ pub async fn set(
                 .to_owned(),
         );
     }
+    let (was, will_be) = (before.isolation(), after.isolation());
+    notes.extend(readiness::notes(ca, &cluster, was, will_be).await?);
     if !request.dry_run {
         let (now, actor) = (ca.clock.now(), operator.actor.clone());
         ca.store.set_cluster(now, actor, cluster.clone(), before.clone(), after.clone()).await?;

@@ -66,15 +66,22 @@ pub fn node_state(
     }
 }
 
-/// A node with what the running server knows of it.
+/// A node with what the running server knows of it, in a cluster with this lease.
 #[must_use]
 pub fn node(
     node: NodeRecord,
     last: LastContact,
     started: OffsetDateTime,
     now: OffsetDateTime,
+    lease_seconds: i64,
 ) -> v1::Node {
     let state = node_state(&node, &last, started, now);
+    let heard_ms = node.contact_ms.max(last.at.map_or(0, unix_ms)).max(unix_ms(started));
+    let lease_until_unix = match node.node_status() {
+        NodeStatus::Live if node.lapsed_ms != 0 => node.lapsed_ms / 1_000,
+        NodeStatus::Live if !node.once => (heard_ms / 1_000).saturating_add(lease_seconds),
+        NodeStatus::Live | NodeStatus::Left | NodeStatus::Revoked | NodeStatus::Unspecified => 0,
+    };
     let contact = last.at.map_or(node.contact_ms / 1_000, OffsetDateTime::unix_timestamp);
     let leaf_not_after_unix = node.leaf_not_after_ms() / 1_000;
     let identity = node.current().clone();
@@ -100,6 +107,8 @@ pub fn node(
         report: last.report,
         leaf_not_after_unix,
         once: node.once,
+        earlier_token_ids: node.earlier_token_ids,
+        lease_until_unix,
     }
 }
 

@@ -1,9 +1,12 @@
 //! What an operator asks for: who may, and one file a noun.
 
+pub mod applied;
 pub mod certificates;
 pub mod clusters;
 pub mod convert;
 pub mod nodes;
+pub mod readiness;
+pub mod revocation;
 pub mod tokens;
 
 use raymtls_proto::v1::AdminRole;

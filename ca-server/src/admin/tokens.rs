@@ -2,20 +2,24 @@
 
 use raymtls_proto::{
     address::AddressRange,
-    identity::{DnsName, NodeName, Role},
+    identity::{ClusterId, DnsName, NodeName, Role},
     v1,
 };
 use secrecy::ExposeSecret;
 use tracing::info;
 
-use super::{Operator, clusters, convert};
+use super::{Operator, clusters, convert, revocation};
 use crate::{
     ca::Ca,
     keys::random,
     policy::NAMES_MAX,
     refusal::Refusal,
     settings,
-    store::{Authority, StoreError, records::TokenRecord, unix_ms},
+    store::{
+        Authority, Reach, Revoking, StoreError,
+        records::{NodeRecord, NodeStatus, TokenRecord},
+        unix_ms,
+    },
 };
 
 /// Longest life of a token.
@@ -77,7 +81,8 @@ pub async fn list(
     })
 }
 
-/// Revokes a token: no use is spent from here on.
+/// Revokes a token: no use is spent from here on. With its nodes: those too that enrolled with it, one
+/// decision each, so that where one fails the same call goes on with the rest.
 ///
 /// # Errors
 /// A refusal, or the store's failure.
@@ -87,16 +92,66 @@ pub async fn revoke(
     request: v1::RevokeTokenRequest,
 ) -> Result<v1::RevokeTokenResponse, StoreError> {
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
+    let reason =
+        if request.with_nodes { revocation::reason(&request.reason)? } else { String::new() };
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
     let id = request
         .id
         .parse()
         .map_err(|_| Refusal::RequestInvalid("a token's id is 16 hexadecimal digits".to_owned()))?;
-    let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
+    // First of all: nobody enrols with it while its nodes are gone through.
+    let token = ca.store.revoke_token(now, operator.actor.clone(), cluster.clone(), id).await?;
     info!(token = request.id, actor = operator.actor, "token revoked");
-    let token = Some(convert::token(token, now));
-    Ok(v1::RevokeTokenResponse { token, ..v1::RevokeTokenResponse::default() })
+    let mut answer = v1::RevokeTokenResponse {
+        token: Some(convert::token(token, now)),
+        ..v1::RevokeTokenResponse::default()
+    };
+    if request.with_nodes {
+        answer.nodes = revoke_nodes(ca, operator, &cluster, &request.id, &reason).await?;
+    }
+    if !answer.nodes.is_empty() {
+        answer.change = Some(revocation::newest_change(ca, &cluster, now).await?);
+        answer.notes =
+            revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
+    }
+    Ok(answer)
+}
+
+/// Revokes every node that enrolled with a token, also those that enrolled again with another since.
+async fn revoke_nodes(
+    ca: &Ca,
+    operator: &Operator,
+    cluster: &ClusterId,
+    token_id: &str,
+    reason: &str,
+) -> Result<Vec<String>, StoreError> {
+    let (mut revoked, mut page) = (Vec::new(), String::new());
+    loop {
+        let nodes = ca.store.nodes(cluster.clone(), page).await?;
+        for node in nodes.rows.iter().filter(|node| is_of(node, token_id)) {
+            let name = node.name.parse().map_err(|_| Refusal::Internal)?;
+            let (now, actor) = (ca.clock.now(), operator.actor.clone());
+            let revoking = Revoking {
+                reason: reason.to_owned(),
+                keep_token: false,
+                reach: Reach { all_traffic: false, ca: ca.endpoints.addresses() },
+            };
+            ca.store.revoke_node(now, actor, cluster.clone(), name, revoking).await?;
+            info!(node = node.name, token = token_id, actor = operator.actor, "node revoked");
+            revoked.push(node.name.clone());
+        }
+        if nodes.next.is_empty() {
+            return Ok(revoked);
+        }
+        page = nodes.next;
+    }
+}
+
+fn is_of(node: &NodeRecord, token_id: &str) -> bool {
+    let enrolled_with_it =
+        node.token_id == token_id || node.earlier_token_ids.iter().any(|id| id == token_id);
+    enrolled_with_it && node.node_status() != NodeStatus::Revoked
 }
 
 /// What a request wants of a token, checked.

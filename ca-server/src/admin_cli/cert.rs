@@ -1,4 +1,4 @@
-//! `ca-admin cert`: list, show. The facts are read from the certificate itself, by the parser the
+//! `ca-admin cert`: list, show, revoke. The facts are read from the certificate itself, by the parser the
 //! agents use.
 
 use clap::{Args, Subcommand};
@@ -14,9 +14,11 @@ use time::OffsetDateTime;
 
 use super::{
     client::{self, Client},
+    consent::Consent,
     failure::Failure,
     moment::Moment,
-    output::{Screen, Table, View, or_dash},
+    node::reason,
+    output::{Screen, Table, View, or_dash, printable},
 };
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +47,33 @@ Examples:
   ca-admin cert show --cluster c1 019ab697e80007070707070707070707
   ca-admin cert show --cluster c1 019ab697e80007070707070707070707 --pem")]
     Show(Show),
+
+    /// Revokes the key of a Ray leaf: all its certificates go on the CRL, and its node makes a new key.
+    #[command(after_help = "\
+It blocks no address, and the node stays a member: use `node revoke` to cut a host off. An identity is
+not revoked by itself: revoke its node.
+
+Examples:
+  ca-admin cert revoke --cluster c1 019ab697e80007070707070707070707 --reason 'key in a backup'
+  ca-admin cert revoke --cluster c1 019ab697e80007070707070707070707 --reason drill --yes")]
+    Revoke(Revoke),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    /// Name of the cluster.
+    #[arg(long)]
+    cluster: ClusterId,
+
+    /// Serial number of any certificate of the key.
+    serial: Serial,
+
+    /// Why: stands in the audit log.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: String,
+
+    #[command(flatten)]
+    consent: Consent,
 }
 
 #[derive(Debug, Args)]
@@ -66,6 +95,7 @@ pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Res
     match verb {
         Verb::List { cluster, node } => list(&cluster, node.as_ref(), client, screen).await,
         Verb::Show(args) => show(&args, client, screen).await,
+        Verb::Revoke(args) => revoke(args, client, screen).await,
     }
 }
 
@@ -99,6 +129,52 @@ async fn show(args: &Show, client: &Client, screen: &mut Screen) -> Result<(), F
     Ok(screen.show(&CertificateView::new(&certificate, args.pem)?)?)
 }
 
+async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let (cluster, serial) = (args.cluster.to_string(), args.serial.as_bytes().to_vec());
+    let asked = v1::GetCertificateRequest { cluster: cluster.clone(), serial: serial.clone() };
+    let certificate = RecordView::new(&admin.get_certificate(asked).await?.into_inner());
+    args.consent.ask(&certificate.revocation_plan(screen.now()), screen).await?;
+    let request = v1::RevokeCertificateRequest { cluster, serial, reason: args.reason };
+    let answer = admin.revoke_certificate(request).await?.into_inner();
+    Ok(screen.show(&RevokedView::new(&answer))?)
+}
+
+/// What came of a revocation.
+#[derive(Debug, Serialize)]
+struct RevokedView {
+    node: String,
+    serials: Vec<String>,
+    /// Until when Ray accepts them.
+    not_after: Moment,
+    notes: Vec<String>,
+}
+
+impl RevokedView {
+    fn new(answer: &v1::RevokeCertificateResponse) -> Self {
+        let serial = |bytes: &Vec<u8>| Serial::from_slice(bytes).ok().map(|s| s.to_string());
+        Self {
+            node: answer.node.clone(),
+            serials: answer.serials.iter().filter_map(serial).collect(),
+            not_after: Moment::from_unix(answer.not_after_unix),
+            notes: answer.notes.clone(),
+        }
+    }
+}
+
+impl View for RevokedView {
+    fn text(&self, _now: OffsetDateTime) -> String {
+        let mut text = printable(&format!("the key is revoked; its node is {}", self.node)) + "\n";
+        for serial in &self.serials {
+            text.push_str(&format!("  on the CRL: {serial}\n"));
+        }
+        for note in &self.notes {
+            text.push_str(&format!("  note: {}\n", printable(note)));
+        }
+        text
+    }
+}
+
 /// What the CA's record says of a certificate.
 #[derive(Debug, Serialize)]
 struct RecordView {
@@ -126,6 +202,18 @@ impl RecordView {
             revoked: Moment::from_unix(certificate.revoked_unix),
             revoked_reason: certificate.revoked_reason.clone(),
         }
+    }
+
+    fn revocation_plan(&self, now: OffsetDateTime) -> Vec<String> {
+        vec![
+            format!("the key of {} {} will be revoked:", self.kind, self.serial),
+            "  all its certificates go on the CRL, and it gets no other".to_owned(),
+            format!("  node {} starts a new key folder; no address is blocked", self.node),
+            format!(
+                "  Ray checks no CRL: its processes accept this one until {}",
+                self.not_after.human(now)
+            ),
+        ]
     }
 
     fn revoked_words(&self, now: OffsetDateTime) -> String {

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead};
 
 use clap::Args;
+use raymtls_proto::identity::NodeName;
 
 use super::{failure::Failure, output::Screen};
 
@@ -33,16 +34,72 @@ impl Consent {
                     .to_owned(),
             ));
         }
-        screen.prompt("type yes to do it: ")?;
-        // Off the runtime's thread, so that the connection is served while the person thinks.
-        let answer = tokio::task::spawn_blocking(|| read_answer(io::stdin().lock()))
-            .await
-            .map_err(|e| Failure::Failed(format!("cannot read the answer: {e}")))??;
-        if is_yes(&answer) {
+        if is_yes(&asked("type yes to do it: ", screen).await?) {
             return Ok(());
         }
         Err(Failure::Failed("nothing was changed: the answer was not yes".to_owned()))
     }
+
+    /// The same where the named heads are among the nodes to be thrown out: each wants its name typed
+    /// again, and a yes alone is not enough.
+    pub(super) async fn ask_for_heads(
+        self,
+        plan: &[String],
+        heads: &[String],
+        confirmed: &ConfirmedHeads,
+        screen: &mut Screen,
+    ) -> Result<(), Failure> {
+        if let Some(other) = confirmed.names.iter().find(|n| !heads.iter().any(|h| h == n.as_str()))
+        {
+            let text = format!(
+                "nothing was changed: --confirm-head {other} names no head that would be revoked"
+            );
+            return Err(Failure::Usage(text));
+        }
+        let unconfirmed: Vec<_> = heads
+            .iter()
+            .filter(|head| !confirmed.names.iter().any(|n| n.as_str() == *head))
+            .collect();
+        if unconfirmed.is_empty() {
+            return self.ask(plan, screen).await;
+        }
+        for line in plan {
+            screen.say(line)?;
+        }
+        if self.yes || !screen.has_terminal() {
+            let flags: Vec<_> = unconfirmed.iter().map(|h| format!("--confirm-head {h}")).collect();
+            return Err(Failure::Usage(format!(
+                "nothing was changed: this cuts off a head, and with it its cluster; agree to that \
+                 by its name: {}",
+                flags.join(" ")
+            )));
+        }
+        for head in unconfirmed {
+            let question = format!("{head} is a head: type its name to revoke it: ");
+            if asked(&question, screen).await?.trim() != head {
+                let text = "nothing was changed: the answer was not the head's name";
+                return Err(Failure::Failed(text.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The option of every command that may throw a head out.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ConfirmedHeads {
+    /// Name of the head, once more: its cluster does not work without it.
+    #[arg(long = "confirm-head", value_name = "NAME")]
+    names: Vec<NodeName>,
+}
+
+async fn asked(question: &str, screen: &mut Screen) -> Result<String, Failure> {
+    screen.prompt(question)?;
+    // Off the runtime's thread, so that the connection is served while the person thinks.
+    let answer = tokio::task::spawn_blocking(|| read_answer(io::stdin().lock()))
+        .await
+        .map_err(|e| Failure::Failed(format!("cannot read the answer: {e}")))??;
+    Ok(answer)
 }
 
 fn read_answer(input: impl BufRead) -> io::Result<String> {

@@ -21,19 +21,23 @@ use self::{
     output::{Format, Screen},
 };
 
+mod applied;
 mod cert;
 mod client;
 mod cluster;
 mod consent;
+mod drain;
 mod duration;
 mod failure;
 mod moment;
 mod node;
 mod output;
+mod revoke;
 mod settings;
 #[cfg(test)]
 mod stories;
 mod token;
+mod token_revoke;
 
 /// What was typed.
 #[derive(Debug, Parser)]
@@ -176,6 +180,11 @@ mod tests {
             "node list --cluster c1",
             "node show --cluster c1 n1",
             "node revoke --cluster c1 n1 --reason stolen --keep-token --yes",
+            "node revoke --cluster c1 h --reason x --all-traffic --confirm-head h --wait 0 --yes",
+            "node revoke --cluster c1 n1 --reason x --drain --ray-address head.ray:6379",
+            "node reinstate --cluster c1 n1 --yes",
+            "token revoke --cluster c1 0123456789abcdef --with-nodes --reason x --confirm-head h",
+            "cert revoke --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --reason x --yes",
             "node forget --cluster c1 n1",
             "cert list --cluster c1 --node n1",
             "cert show --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --pem",
@@ -209,6 +218,11 @@ mod tests {
             ("token create --cluster c1 --role head --replace --out j", "replaces whom"),
             ("token revoke --cluster c1 0123", "short id"),
             ("node revoke --cluster c1 n1", "no reason"),
+            ("node revoke --cluster c1 n1 --reason x --wait 121", "longer than the CA waits"),
+            ("node revoke --cluster c1 n1 --reason x --ray-address h:1", "an address for nothing"),
+            ("token revoke --cluster c1 0123456789abcdef --with-nodes", "no reason"),
+            ("token revoke --cluster c1 0123456789abcdef --reason x", "a reason for nothing"),
+            ("cert revoke --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f", "no reason"),
             ("node list", "no cluster"),
             ("cert show --cluster c1 abc", "short serial"),
         ] {

@@ -6,7 +6,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::form
 use super::duration;
 
 /// A moment, or none: messages say zero for one that has not come. In JSON RFC 3339 or null.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(Option<OffsetDateTime>);
 
 impl Moment {
@@ -22,6 +22,10 @@ impl Moment {
 
     pub(super) fn is_none(self) -> bool {
         self.0.is_none()
+    }
+
+    pub(super) fn is_after(self, now: OffsetDateTime) -> bool {
+        self.0.is_some_and(|moment| moment > now)
     }
 
     /// Date and time in UTC and how far away that is; `-` for none.

@@ -1,4 +1,4 @@
-//! `ca-admin node`: list, show, revoke, forget.
+//! `ca-admin node`: list, show, take back, forget. Revoking is in `revoke`.
 
 use clap::{Args, Subcommand};
 use raymtls_proto::{
@@ -11,11 +11,13 @@ use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
+    applied,
     client::{self, Client},
     consent::Consent,
     failure::Failure,
     moment::Moment,
     output::{Screen, Table, View, or_dash, printable, yes_no},
+    revoke,
 };
 use crate::refusal::Refusal;
 
@@ -42,14 +44,34 @@ Examples:
   ca-admin -o json node show --cluster c1 worker-7")]
     Show(Which),
 
-    /// Revokes a node: no renewal, no leaf, no enrolment under its name or from its addresses.
+    /// Revokes a node: no renewal, no leaf, no enrolment under its name or from its addresses; its
+    /// peers cut it off.
     #[command(after_help = "\
-Ray itself checks no CRL: the answer says until when Ray still accepts the node's leaf.
+Under isolation `enforce` the agents of its peers drop its packets and close its connections; a line
+comes as each of them says so. Ray itself checks no CRL: the answer says until when, and where, the leaf
+still works. Exit code 1: the revocation stands, but some peer did not acknowledge it in time.
 
 Examples:
   ca-admin node revoke --cluster c1 worker-7 --reason 'stolen disk'
-  ca-admin node revoke --cluster c1 worker-7 --reason drill --keep-token --yes")]
-    Revoke(Revoke),
+  ca-admin node revoke --cluster c1 worker-7 --reason drill --keep-token --wait 0 --yes
+  ca-admin node revoke --cluster c1 head --reason 'stolen disk' --confirm-head head --all-traffic --yes
+  ca-admin node revoke --cluster c1 worker-7 --reason 'stolen disk' --drain --ray-address head.ray:6379")]
+    Revoke(revoke::Revoke),
+
+    /// Takes a revoked node back: it may enrol again, and its addresses are cut off no more.
+    #[command(after_help = "\
+Its certificates stay revoked, and tokens made before stay barred from its addresses: make a new one.
+
+Examples:
+  ca-admin node reinstate --cluster c1 worker-7
+  ca-admin node reinstate --cluster c1 worker-7 --yes")]
+    Reinstate {
+        #[command(flatten)]
+        which: Which,
+
+        #[command(flatten)]
+        consent: Consent,
+    },
 
     /// Forgets a node, so that its name and addresses are free.
     #[command(after_help = "\
@@ -71,27 +93,10 @@ Examples:
 pub(super) struct Which {
     /// Name of the cluster.
     #[arg(long)]
-    cluster: ClusterId,
+    pub(super) cluster: ClusterId,
 
     /// Name of the node.
-    name: NodeName,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Revoke {
-    #[command(flatten)]
-    which: Which,
-
-    /// Why: stands in the audit log, and the node is told it too.
-    #[arg(long, value_name = "TEXT", value_parser = reason)]
-    reason: String,
-
-    /// Leave the unused uses of the node's token as they are.
-    #[arg(long)]
-    keep_token: bool,
-
-    #[command(flatten)]
-    consent: Consent,
+    pub(super) name: NodeName,
 }
 
 /// Does one verb.
@@ -99,7 +104,8 @@ pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Res
     match verb {
         Verb::List { cluster } => list(&cluster, client, screen).await,
         Verb::Show(which) => show(&which, client, screen).await,
-        Verb::Revoke(args) => revoke(args, client, screen).await,
+        Verb::Revoke(args) => revoke::run(args, client, screen).await,
+        Verb::Reinstate { which, consent } => reinstate(&which, consent, client, screen).await,
         Verb::Forget { which, consent } => forget(&which, consent, client, screen).await,
     }
 }
@@ -120,20 +126,22 @@ async fn show(which: &Which, client: &Client, screen: &mut Screen) -> Result<(),
     Ok(screen.show(&NodeView::new(&node))?)
 }
 
-async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+async fn reinstate(
+    which: &Which,
+    consent: Consent,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
     let mut admin = client.connect().await?;
-    let node = admin.get_node(args.which.to_get()).await?.into_inner();
-    let plan = NodeView::new(&node).revocation_plan(args.keep_token, screen.now());
-    args.consent.ask(&plan, screen).await?;
-    let request = v1::RevokeNodeRequest {
-        cluster: args.which.cluster.to_string(),
-        name: args.which.name.to_string(),
-        reason: args.reason,
-        keep_token: args.keep_token,
-        all_traffic: false,
+    let node = admin.get_node(which.to_get()).await?.into_inner();
+    let plan = NodeView::new(&node).reinstatement_plan(screen.now());
+    consent.ask(&plan, screen).await?;
+    let request = v1::ReinstateNodeRequest {
+        cluster: which.cluster.to_string(),
+        name: which.name.to_string(),
     };
-    let answer = admin.revoke_node(request).await?.into_inner();
-    Ok(screen.show(&RevokedView::new(&answer))?)
+    let answer = admin.reinstate_node(request).await?.into_inner();
+    Ok(screen.show(&ReinstatedView::new(&answer))?)
 }
 
 async fn forget(
@@ -172,12 +180,12 @@ fn must_be_forgettable(node: &v1::Node, now: OffsetDateTime) -> Result<(), Failu
 }
 
 impl Which {
-    fn to_get(&self) -> v1::GetNodeRequest {
+    pub(super) fn to_get(&self) -> v1::GetNodeRequest {
         v1::GetNodeRequest { cluster: self.cluster.to_string(), name: self.name.to_string() }
     }
 }
 
-fn reason(text: &str) -> Result<String, String> {
+pub(super) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() || text.len() > REASON_LEN_MAX || text.chars().any(char::is_control) {
         return Err(format!("write a line of 1 to {REASON_LEN_MAX} bytes"));
@@ -186,22 +194,24 @@ fn reason(text: &str) -> Result<String, String> {
 }
 
 #[derive(Debug, Serialize)]
-struct NodeView {
-    cluster: String,
-    name: String,
-    role: &'static str,
+pub(super) struct NodeView {
+    pub(super) cluster: String,
+    pub(super) name: String,
+    pub(super) role: &'static str,
     /// The machine keeps no identity: it is heard of once.
     once: bool,
-    state: &'static str,
+    pub(super) state: &'static str,
     addresses: Vec<AddressView>,
     dns_names: Vec<String>,
     shared_address: bool,
-    token: String,
+    pub(super) token: String,
     enrolled: Moment,
     last_contact: Moment,
+    /// When it stops being a member unless it is heard of.
+    lease_until: Moment,
     identity_serial: String,
     identity_not_after: Moment,
-    leaf_not_after: Moment,
+    pub(super) leaf_not_after: Moment,
     revoked: Moment,
     revoked_reason: String,
     /// What the node's agent says of itself; nobody has checked it.
@@ -220,7 +230,19 @@ struct ClaimsView {
     node_time: Moment,
     received_counter: u64,
     applied_counter: u64,
+    isolation: Option<IsolationView>,
     key_folders: Vec<KeyFolderView>,
+}
+
+/// What the node's table does, as its agent says.
+#[derive(Debug, Serialize)]
+struct IsolationView {
+    in_force: &'static str,
+    problem: String,
+    blocked_packets: u64,
+    refused_packets: u64,
+    sockets_closed: u32,
+    loaded: Moment,
 }
 
 #[derive(Debug, Serialize)]
@@ -232,7 +254,7 @@ struct KeyFolderView {
 }
 
 impl NodeView {
-    fn new(node: &v1::Node) -> Self {
+    pub(super) fn new(node: &v1::Node) -> Self {
         Self {
             cluster: node.cluster.clone(),
             name: node.name.clone(),
@@ -249,6 +271,7 @@ impl NodeView {
             token: node.token_id.clone(),
             enrolled: Moment::from_unix(node.enrolled_unix),
             last_contact: Moment::from_unix(node.last_contact_unix),
+            lease_until: Moment::from_unix(node.lease_until_unix),
             identity_serial: serial(&node.identity_serial),
             identity_not_after: Moment::from_unix(node.identity_not_after_unix),
             leaf_not_after: Moment::from_unix(node.leaf_not_after_unix),
@@ -258,7 +281,11 @@ impl NodeView {
         }
     }
 
-    fn address_list(&self) -> String {
+    pub(super) fn address_words(&self) -> Vec<String> {
+        self.addresses.iter().map(|bound| bound.address.clone()).collect()
+    }
+
+    pub(super) fn address_list(&self) -> String {
         let words = self.addresses.iter().map(|a| a.address.as_str()).collect::<Vec<_>>();
         or_dash(&words.join(","))
     }
@@ -278,29 +305,39 @@ impl NodeView {
         self.last_contact.human(now)
     }
 
-    fn revocation_plan(&self, keep_token: bool, now: OffsetDateTime) -> Vec<String> {
-        let mut plan = vec![
-            format!(
-                "{} {} of cluster {} ({}, addresses {}) will be revoked:",
-                self.role,
-                self.name,
-                self.cluster,
-                self.state,
-                self.address_list()
-            ),
-            "  its identity and its leaves go on the CRL; it gets no renewal and no leaf"
-                .to_owned(),
-            "  no machine enrols under its name or from its addresses with a token made before now"
-                .to_owned(),
-        ];
-        plan.push(if keep_token {
-            format!("  the unused uses of its token {} stay good", self.token)
+    /// Of a node that is silent; the others' lease begins anew with each call.
+    fn lease_words(&self, now: OffsetDateTime) -> String {
+        if self.lease_until.is_none() || self.state != "absent" {
+            "-".to_owned()
+        } else if self.lease_until.is_after(now) {
+            format!("until {}", self.lease_until.human(now))
         } else {
-            format!("  the unused uses of its token {} become void", self.token)
-        });
-        if !self.leaf_not_after.is_none() {
+            format!("over since {}", self.lease_until.human(now))
+        }
+    }
+
+    /// What it is, in a line's beginning.
+    pub(super) fn introduction(&self) -> String {
+        format!(
+            "{} {} of cluster {} ({}, addresses {})",
+            self.role,
+            self.name,
+            self.cluster,
+            self.state,
+            self.address_list()
+        )
+    }
+
+    fn reinstatement_plan(&self, now: OffsetDateTime) -> Vec<String> {
+        let mut plan = vec![
+            format!("{} will be taken back:", self.introduction()),
+            "  its peers cut its addresses off no more; it may enrol again, with a new token"
+                .to_owned(),
+            "  its certificates stay revoked".to_owned(),
+        ];
+        if self.leaf_not_after.is_after(now) {
             plan.push(format!(
-                "  Ray checks no CRL: its processes accept the node's leaf until {}",
+                "  whoever has its old leaf key speaks Ray until {}, from where the network lets it",
                 self.leaf_not_after.human(now)
             ));
         }
@@ -309,27 +346,67 @@ impl NodeView {
 
     fn forgetting_plan(&self, now: OffsetDateTime) -> Vec<String> {
         vec![
-            format!(
-                "{} {} of cluster {} ({}, addresses {}) will be forgotten:",
-                self.role,
-                self.name,
-                self.cluster,
-                self.state,
-                self.address_list()
-            ),
+            format!("{} will be forgotten:", self.introduction()),
             "  its identity is worth nothing any more; its name and addresses are free".to_owned(),
             format!("  last contact: {}", self.last_contact_words(now)),
         ]
     }
 }
 
+impl IsolationView {
+    fn new(report: &v1::IsolationReport) -> Self {
+        Self {
+            in_force: applied::in_force(report.in_force),
+            problem: report.problem.clone(),
+            blocked_packets: report.blocked_packets,
+            refused_packets: report.refused_packets,
+            sockets_closed: report.sockets_closed,
+            loaded: Moment::from_unix(report.loaded_unix),
+        }
+    }
+
+    /// In one word, marked where something is wrong.
+    fn word(&self) -> String {
+        let mark = if self.problem.is_empty() { "" } else { " (problem)" };
+        format!("{}{mark}", self.in_force)
+    }
+
+    fn lines(&self, now: OffsetDateTime) -> Vec<String> {
+        let mut lines = vec![
+            format!("{}, table loaded {}", self.in_force, self.loaded.human(now)),
+            format!(
+                "{} packets blocked, {} refused, {} sockets closed last",
+                self.blocked_packets, self.refused_packets, self.sockets_closed
+            ),
+        ];
+        if !self.problem.is_empty() {
+            lines.push(format!("problem: {}", self.problem));
+        }
+        lines
+    }
+}
+
 impl ClaimsView {
+    fn lag(&self) -> u64 {
+        self.received_counter.saturating_sub(self.applied_counter)
+    }
+
+    /// What it has in force, and how many versions its table lags behind.
+    fn isolation_words(&self) -> String {
+        let word = self.isolation.as_ref().map_or_else(|| "-".to_owned(), IsolationView::word);
+        match self.lag() {
+            0 => word,
+            lag => format!("{word} (lags {lag})"),
+        }
+    }
+
     fn new(report: &v1::Report) -> Self {
         Self {
             agent_version: report.agent_version.clone(),
             node_time: Moment::from_unix(report.node_time_unix),
             received_counter: report.received.unwrap_or_default().counter,
             applied_counter: report.applied.unwrap_or_default().counter,
+            isolation: report.isolation.as_ref().map(IsolationView::new),
             key_folders: report
                 .key_folders
                 .iter()
@@ -348,6 +425,9 @@ impl ClaimsView {
         table.fact("says: its time", self.node_time.human(now));
         let (received, applied) = (self.received_counter, self.applied_counter);
         table.fact("says: version", format!("{received} received, {applied} applied"));
+        if let Some(isolation) = &self.isolation {
+            table.facts("says: isolation", &isolation.lines(now));
+        }
         let folders = self.key_folders.iter().map(|folder| {
             let current = if folder.current { ", current" } else { "" };
             format!(
@@ -381,6 +461,7 @@ impl View for NodeView {
         table.fact("token", &self.token);
         table.fact("enrolled", self.enrolled.human(now));
         table.fact("last contact", self.last_contact_words(now));
+        table.fact("lease", self.lease_words(now));
         table.fact("identity", &self.identity_serial);
         table.fact("identity until", self.identity_until(now));
         table.fact("last leaf until", self.leaf_not_after.human(now));
@@ -409,6 +490,8 @@ impl View for NodeList {
             "LAST-CONTACT",
             "IDENTITY-UNTIL",
             "LEAF-UNTIL",
+            "ISOLATION",
+            "LEASE",
         ]);
         for view in &self.nodes {
             table.row([
@@ -419,6 +502,8 @@ impl View for NodeList {
                 view.last_contact_words(now),
                 view.identity_until(now),
                 view.leaf_not_after.human(now),
+                view.claims.as_ref().map_or_else(|| "-".to_owned(), ClaimsView::isolation_words),
+                view.lease_words(now),
             ]);
         }
         table.to_string()
@@ -426,34 +511,25 @@ impl View for NodeList {
 }
 
 #[derive(Debug, Serialize)]
-struct RevokedView {
+struct ReinstatedView {
     node: NodeView,
-    certificates_revoked: u32,
-    token_uses_voided: u32,
     notes: Vec<String>,
 }
 
-impl RevokedView {
-    fn new(answer: &v1::RevokeNodeResponse) -> Self {
+impl ReinstatedView {
+    fn new(answer: &v1::ReinstateNodeResponse) -> Self {
         Self {
             node: NodeView::new(&answer.node.clone().unwrap_or_default()),
-            certificates_revoked: answer.certificates_revoked,
-            token_uses_voided: answer.token_uses_voided,
             notes: answer.notes.clone(),
         }
     }
 }
 
-impl View for RevokedView {
+impl View for ReinstatedView {
     fn text(&self, _now: OffsetDateTime) -> String {
-        let mut text = printable(&format!(
-            "node {} of cluster {} is {}",
-            self.node.name, self.node.cluster, self.node.state
-        ));
-        text.push_str(&format!(
-            "\n  certificates put on the CRL: {}\n  uses of its token made void: {}\n",
-            self.certificates_revoked, self.token_uses_voided
-        ));
+        let (name, cluster) = (&self.node.name, &self.node.cluster);
+        let mut text = printable(&format!("node {name} of cluster {cluster} is taken back"));
+        text.push('\n');
         for note in &self.notes {
             text.push_str(&format!("  note: {}\n", printable(note)));
         }
@@ -516,16 +592,6 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_says_until_when_ray_accepts_the_leaf() {
-        let plan = NodeView::new(&node()).revocation_plan(false, now()).join("\n");
-        assert!(plan.contains("worker worker-7 of cluster c1"), "{plan}");
-        assert!(plan.contains("until 2025-11-25 16:00:00Z (in 1d)"), "{plan}");
-        assert!(plan.contains("token 0123456789abcdef become void"), "{plan}");
-        let kept = NodeView::new(&node()).revocation_plan(true, now()).join("\n");
-        assert!(kept.contains("token 0123456789abcdef stay good"), "{kept}");
-    }
-
-    #[test]
     fn claims_are_marked_and_harmless() {
         let text = NodeView::new(&node()).text(now());
         assert!(text.contains("says: agent"), "{text}");
@@ -546,6 +612,38 @@ mod tests {
         let list = NodeList { nodes: vec![NodeView::new(&node())] };
         let text = list.text(now());
         assert!(text.contains("not since the CA started") && !text.contains("1970"), "{text}");
+    }
+
+    #[test]
+    fn isolation_and_the_lease_of_a_silent_node_are_shown() {
+        let report = |in_force: v1::Isolation, problem: &str| v1::Report {
+            received: Some(v1::SyncVersion { epoch: 1, counter: 9 }),
+            applied: Some(v1::SyncVersion { epoch: 1, counter: 7 }),
+            isolation: Some(v1::IsolationReport {
+                in_force: in_force.into(),
+                problem: problem.to_owned(),
+                refused_packets: 4,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let enforced =
+            v1::Node { report: Some(report(v1::Isolation::Enforce, "nft: no such")), ..node() };
+        let silent = |seconds: i64| v1::Node {
+            state: v1::NodeState::Absent.into(),
+            lease_until_unix: 1_764_000_000 + seconds,
+            ..node()
+        };
+        let nodes = [enforced.clone(), silent(3_600), silent(-60)];
+        let list = NodeList { nodes: nodes.iter().map(NodeView::new).collect() }.text(now());
+        let lines: Vec<_> = list.lines().collect();
+        assert!(lines[1].contains("enforce (problem) (lags 2)"), "{list}");
+        assert!(lines[2].ends_with("until 2025-11-24 17:00:00Z (in 1h)"), "{list}");
+        assert!(lines[3].ends_with("over since 2025-11-24 15:59:00Z (1m ago)"), "{list}");
+        let shown = NodeView::new(&enforced).text(now());
+        for part in ["enforce, table loaded -", "0 packets blocked, 4 refused", "problem: nft"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
     }
 
     #[test]

@@ -73,6 +73,18 @@ impl Screen {
         self.out.flush()
     }
 
+    /// A part of an answer that comes in parts: printed as it comes for people, and for programs
+    /// only with the whole.
+    pub(super) fn part(&mut self, text: &str) -> io::Result<()> {
+        match self.format {
+            Format::Table => {
+                self.out.write_all(text.as_bytes())?;
+                self.out.flush()
+            }
+            Format::Json => Ok(()),
+        }
+    }
+
     /// One line beside the answer.
     pub(super) fn say(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.err, "{}", printable(line))

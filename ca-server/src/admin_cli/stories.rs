@@ -21,12 +21,16 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
+mod revoke;
+
 use super::{CommandLine, act, output::Screen, report};
 
 /// A CA that writes down what it is asked to change.
 #[derive(Clone, Default)]
 struct Played {
     changes: Arc<Mutex<Vec<String>>>,
+    /// What the nodes say of each change.
+    applied: Arc<Mutex<Vec<v1::Applied>>>,
 }
 
 impl Played {
@@ -128,27 +132,38 @@ impl AdminService for Played {
 
     async fn revoke_token(
         &self,
-        _: Request<v1::RevokeTokenRequest>,
+        request: Request<v1::RevokeTokenRequest>,
     ) -> Answer<v1::RevokeTokenResponse> {
-        self.note("revoke token");
-        Ok(Response::new(v1::RevokeTokenResponse::default()))
+        let with_nodes = request.get_ref().with_nodes;
+        self.note(if with_nodes { "revoke token with nodes" } else { "revoke token" });
+        Ok(Response::new(v1::RevokeTokenResponse {
+            nodes: if with_nodes { vec!["n1".to_owned(), "h2".to_owned()] } else { vec![] },
+            change: with_nodes.then(v1::Change::default),
+            ..v1::RevokeTokenResponse::default()
+        }))
     }
 
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,
     ) -> Answer<v1::ListNodesResponse> {
-        let (name, next_page) = match request.get_ref().page.as_str() {
-            "" => ("n1", "second"),
-            _ => ("n2", ""),
+        let token_id = "0123456789abcdef".to_owned();
+        let (nodes, next_page) = match request.get_ref().page.as_str() {
+            "" => (vec![v1::Node { token_id, ..node("n1") }], "second"),
+            "second" if request.get_ref().cluster == "heads" => {
+                let (role, earlier_token_ids) = (v1::Role::Head.into(), vec![token_id]);
+                (vec![v1::Node { role, earlier_token_ids, ..node("h2") }, node("n3")], "")
+            }
+            _ => (vec![node("n2")], ""),
         };
         let next_page = next_page.to_owned();
-        Ok(Response::new(v1::ListNodesResponse { nodes: vec![node(name)], next_page }))
+        Ok(Response::new(v1::ListNodesResponse { nodes, next_page }))
     }
 
     async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Answer<v1::Node> {
         match request.get_ref().name.as_str() {
             "n1" => Ok(Response::new(node("n1"))),
+            "h1" => Ok(Response::new(v1::Node { role: v1::Role::Head.into(), ..node("h1") })),
             "r1" => Ok(Response::new(v1::Node {
                 state: v1::NodeState::Revoked.into(),
                 leaf_not_after_unix: 253_402_300_799,
@@ -165,11 +180,18 @@ impl AdminService for Played {
         self.note(&format!("revoke node: {}", request.get_ref().reason));
         let state = v1::NodeState::Revoked.into();
         Ok(Response::new(v1::RevokeNodeResponse {
-            node: Some(v1::Node { state, ..node("n1") }),
+            node: Some(v1::Node {
+                state,
+                leaf_not_after_unix: 1_764_000_000 + 86_400,
+                addresses: vec![v1::NodeAddress { address: "10.0.0.7".to_owned(), proved: true }],
+                ..node(&request.get_ref().name)
+            }),
             certificates_revoked: 2,
             token_uses_voided: 1,
             notes: vec!["Ray accepts its leaf until 2026-01-01".to_owned()],
-            ..Default::default()
+            blocked_addresses: vec!["10.0.0.7".to_owned()],
+            spared_addresses: vec!["10.0.0.8: also live node w2's".to_owned()],
+            change: Some(v1::Change::default()),
         }))
     }
 
@@ -183,9 +205,13 @@ impl AdminService for Played {
 
     async fn reinstate_node(
         &self,
-        _: Request<v1::ReinstateNodeRequest>,
+        request: Request<v1::ReinstateNodeRequest>,
     ) -> Answer<v1::ReinstateNodeResponse> {
-        not_played()
+        self.note("reinstate node");
+        let state = v1::NodeState::Left.into();
+        let node = Some(v1::Node { state, ..node(&request.get_ref().name) });
+        let notes = vec!["enrol it again".to_owned()];
+        Ok(Response::new(v1::ReinstateNodeResponse { node, notes, change: None }))
     }
 
     type WatchAppliedStream =
@@ -195,14 +221,21 @@ impl AdminService for Played {
         &self,
         _: Request<v1::WatchAppliedRequest>,
     ) -> Answer<Self::WatchAppliedStream> {
-        not_played()
+        let applied = self.applied.lock().unwrap().clone();
+        Ok(Response::new(Box::pin(tokio_stream::iter(applied.into_iter().map(Ok)))))
     }
 
     async fn revoke_certificate(
         &self,
-        _: Request<v1::RevokeCertificateRequest>,
+        request: Request<v1::RevokeCertificateRequest>,
     ) -> Answer<v1::RevokeCertificateResponse> {
-        not_played()
+        self.note("revoke certificate");
+        Ok(Response::new(v1::RevokeCertificateResponse {
+            serials: vec![request.into_inner().serial],
+            node: "n1".to_owned(),
+            notes: vec!["no address is blocked".to_owned()],
+            ..Default::default()
+        }))
     }
 
     async fn list_certificates(
@@ -214,9 +247,12 @@ impl AdminService for Played {
 
     async fn get_certificate(
         &self,
-        _: Request<v1::GetCertificateRequest>,
+        request: Request<v1::GetCertificateRequest>,
     ) -> Answer<v1::Certificate> {
-        not_played()
+        let kind = v1::CertificateKind::RayNode.into();
+        let serial = request.into_inner().serial;
+        let node = "n1".to_owned();
+        Ok(Response::new(v1::Certificate { serial, kind, node, ..Default::default() }))
     }
 }
 
@@ -292,6 +328,9 @@ async fn without_a_terminal_and_without_yes_nothing_changes() {
         "token revoke --cluster c1 0123456789abcdef",
         "node revoke --cluster c1 n1 --reason drill",
         "node forget --cluster c1 n1",
+        "node reinstate --cluster c1 r1",
+        "token revoke --cluster c1 0123456789abcdef --with-nodes --reason drill",
+        "cert revoke --cluster c1 019ab697e80007070707070707070707 --reason drill",
     ] {
         let ended = stage.run(line).await;
         assert_eq!(ended.code, ExitCode::from(64), "{line}: {ended:?}");

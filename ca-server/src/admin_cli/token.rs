@@ -1,4 +1,4 @@
-//! `ca-admin token`: create, list, revoke. The secret goes from the CA's answer into the join file
+//! `ca-admin token`: create, list. Revoking is in `token_revoke`. The secret goes from the CA's answer into the join file
 //! and nowhere else.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use raymtls_proto::{
     durable::{self, Access},
     identity::{ClusterId, DnsName, NodeName, Role, TrustDomain},
     join::JoinFile,
-    token::{BootstrapToken, TokenId},
+    token::BootstrapToken,
     v1::{self, admin_service_client::AdminServiceClient},
 };
 use rustls::pki_types::CertificateDer;
@@ -20,11 +20,11 @@ use tonic::transport::Channel;
 
 use super::{
     client::{self, Client},
-    consent::Consent,
     duration::{self, Seconds},
     failure::Failure,
     moment::Moment,
     output::{Screen, Table, View, yes_no},
+    token_revoke,
 };
 
 #[derive(Debug, Subcommand)]
@@ -53,12 +53,16 @@ Examples:
         cluster: ClusterId,
     },
 
-    /// Makes a token worthless; the machines that enrolled with it stay.
+    /// Makes a token worthless; the machines that enrolled with it stay, unless --with-nodes.
     #[command(after_help = "\
+With --with-nodes every node that ever enrolled with the token is revoked, too, as `node revoke` does it;
+they are listed first.
+
 Examples:
   ca-admin token revoke --cluster c1 0123456789abcdef
-  ca-admin token revoke --cluster c1 0123456789abcdef --yes")]
-    Revoke(Revoke),
+  ca-admin token revoke --cluster c1 0123456789abcdef --yes
+  ca-admin token revoke --cluster c1 0123456789abcdef --with-nodes --reason 'leaked join file'")]
+    Revoke(token_revoke::Revoke),
 }
 
 #[derive(Debug, Args)]
@@ -112,25 +116,12 @@ pub(super) struct Create {
     out: PathBuf,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Revoke {
-    /// Name of the cluster.
-    #[arg(long)]
-    cluster: ClusterId,
-
-    /// Id of the token: the part before the dot.
-    id: TokenId,
-
-    #[command(flatten)]
-    consent: Consent,
-}
-
 /// Does one verb.
 pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
     match verb {
         Verb::Create(args) => create(&args, client, screen).await,
         Verb::List { cluster } => list(&cluster, client, screen).await,
-        Verb::Revoke(args) => revoke(args, client, screen).await,
+        Verb::Revoke(args) => token_revoke::run(args, client, screen).await,
     }
 }
 
@@ -161,23 +152,6 @@ async fn list(cluster: &ClusterId, client: &Client, screen: &mut Screen) -> Resu
     })
     .await?;
     Ok(screen.show(&TokenList { tokens: tokens.iter().map(TokenView::new).collect() })?)
-}
-
-async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
-    let plan = [format!(
-        "token {} of cluster {} will be revoked: no machine can enrol with it any more; those that \
-         have enrolled stay",
-        args.id, args.cluster
-    )];
-    let mut admin = client.connect().await?;
-    args.consent.ask(&plan, screen).await?;
-    let request = v1::RevokeTokenRequest {
-        cluster: args.cluster.to_string(),
-        id: args.id.to_string(),
-        ..v1::RevokeTokenRequest::default()
-    };
-    let answer = admin.revoke_token(request).await?.into_inner();
-    Ok(screen.show(&TokenView::new(&answer.token.unwrap_or_default()))?)
 }
 
 impl Create {
@@ -339,7 +313,7 @@ fn quoted(word: &str) -> String {
 
 /// A token without its secret.
 #[derive(Debug, Serialize)]
-struct TokenView {
+pub(super) struct TokenView {
     id: String,
     cluster: String,
     role: &'static str,
@@ -359,7 +333,7 @@ struct TokenView {
 }
 
 impl TokenView {
-    fn new(token: &v1::Token) -> Self {
+    pub(super) fn new(token: &v1::Token) -> Self {
         Self {
             id: token.id.clone(),
             cluster: token.cluster.clone(),
@@ -495,7 +469,7 @@ mod tests {
     fn answer() -> v1::CreateTokenResponse {
         let key = rcgen::KeyPair::generate().unwrap();
         let root = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        let token = BootstrapToken::new(TokenId::new([1; 8]), [2; 32]);
+        let token = BootstrapToken::new(raymtls_proto::token::TokenId::new([1; 8]), [2; 32]);
         v1::CreateTokenResponse {
             token: Some(v1::Token {
                 id: token.id().to_string(),

@@ -6,11 +6,13 @@ use raymtls_proto::v1::{
     self,
     admin_service_server::{AdminService, AdminServiceServer},
 };
+use tokio::sync::Semaphore;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, certificates, clusters, nodes, tokens},
+    admin::{Operator, applied, certificates, clusters, nodes, tokens},
     ca::Ca,
     store::StoreError,
 };
@@ -21,6 +23,7 @@ pub struct Admin {
     ca: Arc<Ca>,
     own_uid: u32,
     operator_group: bool,
+    watches: Arc<Semaphore>,
 }
 
 impl Admin {
@@ -28,7 +31,12 @@ impl Admin {
     #[must_use]
     pub fn server(ca: Arc<Ca>, operator_group: bool) -> AdminServiceServer<Self> {
         let own_uid = rustix::process::geteuid().as_raw();
-        let service = Self { ca, own_uid, operator_group };
+        let service = Self {
+            ca,
+            own_uid,
+            operator_group,
+            watches: Arc::new(Semaphore::new(applied::WATCHES_MAX)),
+        };
         AdminServiceServer::new(service).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
@@ -161,26 +169,28 @@ impl AdminService for Admin {
 
     async fn reinstate_node(
         &self,
-        _request: Request<v1::ReinstateNodeRequest>,
+        request: Request<v1::ReinstateNodeRequest>,
     ) -> Result<Response<v1::ReinstateNodeResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        call!(self, request, "ReinstateNode", nodes::reinstate)
     }
 
-    type WatchAppliedStream =
-        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::Applied, Status>> + Send>>;
+    type WatchAppliedStream = ReceiverStream<Result<v1::Applied, Status>>;
 
     async fn watch_applied(
         &self,
-        _request: Request<v1::WatchAppliedRequest>,
+        request: Request<v1::WatchAppliedRequest>,
     ) -> Result<Response<Self::WatchAppliedStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let operator = self.operator(&request);
+        let request = request.into_inner();
+        let answers = applied::watch(&self.ca, &operator, &self.watches, request).await;
+        self.answer("WatchApplied", &operator, answers.map(ReceiverStream::new))
     }
 
     async fn revoke_certificate(
         &self,
-        _request: Request<v1::RevokeCertificateRequest>,
+        request: Request<v1::RevokeCertificateRequest>,
     ) -> Result<Response<v1::RevokeCertificateResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        call!(self, request, "RevokeCertificate", certificates::revoke)
     }
 
     async fn list_certificates(

@@ -7,9 +7,11 @@ mod clusters;
 mod enrolment;
 mod fixture;
 mod identities;
+mod innocent;
 mod leaves;
 mod members;
 mod nodes;
+mod revocations;
 mod takeover;
 
 use time::OffsetDateTime;
@@ -125,6 +127,11 @@ suite! {
         a_node_has_a_bounded_number_of_certificates
         a_node_that_was_away_holds_its_address_again
         what_changed_while_the_leaf_was_signed_loses;
+    revocations:
+        a_revoked_leaf_key_gets_no_certificate_and_its_node_another
+        an_identity_is_not_revoked_without_its_node
+        a_forgotten_node_s_leaf_can_still_be_revoked
+        a_node_taken_back_enrols_with_a_new_token_and_none_of_its_old_keys;
     nodes:
         a_revoked_node_gets_nothing
         only_a_newer_token_may_use_a_revoked_address

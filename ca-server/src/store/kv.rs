@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Authority, Binding, Caller, ClusterVersion, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk,
-    LeafPlan, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed, Store,
-    StoreCounts, StoreError, decide, layout,
+    LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed,
+    Store, StoreCounts, StoreError, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
@@ -423,6 +423,33 @@ impl Store for KvStore {
     ) -> Result<NodeRevoked, StoreError> {
         self.decide(Some(now), move |view| {
             decide::node::revoke(view, &actor, &cluster, &node, &revoking)
+        })
+        .await
+    }
+
+    async fn revoke_leaf(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        serial: Serial,
+        reason: String,
+    ) -> Result<LeafRevoked, StoreError> {
+        self.decide(Some(now), move |view| {
+            decide::revoke_leaf::revoke(view, &actor, &cluster, &serial, &reason)
+        })
+        .await
+    }
+
+    async fn reinstate_node(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        node: NodeName,
+    ) -> Result<NodeRecord, StoreError> {
+        self.decide(Some(now), move |view| {
+            decide::reinstate::reinstate(view, &actor, &cluster, &node)
         })
         .await
     }

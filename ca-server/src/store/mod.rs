@@ -284,6 +284,17 @@ pub struct Revoking {
     pub reach: Reach,
 }
 
+/// What revoking the key of a Ray leaf did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafRevoked {
+    /// Serials of the key's unexpired certificates, all on the CRL now, newest first.
+    pub serials: Vec<Vec<u8>>,
+    /// The node they speak for.
+    pub node: String,
+    /// When the last of them ends; zero if none is left.
+    pub not_after_ms: i64,
+}
+
 /// A page of rows and where the next begins.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -509,6 +520,26 @@ pub trait Store: Debug + Send + Sync + 'static {
         node: NodeName,
         revoking: Revoking,
     ) -> Result<NodeRevoked, StoreError>;
+
+    /// Revokes the key of a Ray leaf: its certificates, and that it ever gets another. No address.
+    async fn revoke_leaf(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        serial: Serial,
+        reason: String,
+    ) -> Result<LeafRevoked, StoreError>;
+
+    /// Takes a revoked node back, as one that has left: it may enrol again with a new token, and its
+    /// addresses are cut off no more.
+    async fn reinstate_node(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        node: NodeName,
+    ) -> Result<NodeRecord, StoreError>;
 
     /// Forgets a node; refused while it is revoked and a leaf of it lives.
     async fn forget_node(

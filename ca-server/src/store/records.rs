@@ -124,6 +124,9 @@ pub struct ClusterRecord {
     /// here is not told.
     #[prost(uint64, tag = "14")]
     pub members_from: u64,
+    /// The keys of Ray leaves that were revoked without their node.
+    #[prost(uint64, tag = "20")]
+    pub keys_version: u64,
 }
 
 impl ClusterRecord {
@@ -142,6 +145,7 @@ impl ClusterRecord {
             self.ray_token_version,
             self.control_crl_version,
             self.blocks_version,
+            self.keys_version,
         ]
         .into_iter()
         .max()
@@ -565,6 +569,10 @@ pub enum AuditKind {
     MemberLapsed = 17,
     /// A node that had lapsed was heard of again.
     MemberReturned = 18,
+    /// A revoked node was taken back.
+    NodeReinstated = 19,
+    /// The key of a Ray leaf was revoked, with all its certificates.
+    LeafKeyRevoked = 20,
 }
 
 /// One record of the audit log. Its hash covers its bytes, and with them the hash before it.
@@ -625,4 +633,7 @@ pub struct KeyRecord {
     /// Its node.
     #[prost(string, tag = "3")]
     pub node: String,
+    /// When it was revoked: never certified again. Zero for never.
+    #[prost(int64, tag = "4")]
+    pub revoked_ms: i64,
 }

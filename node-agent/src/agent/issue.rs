@@ -4,7 +4,6 @@
 use raymtls_proto::{
     clock::{self, Clock},
     leaf::LeafFacts,
-    reason::Reason,
     v1,
 };
 use time::OffsetDateTime;
@@ -230,15 +229,14 @@ impl Agent {
     }
 
     fn note_key_too_old(&mut self, number: u32, error: &ActError) {
-        let ActError::Call(CallError::Refused { reason: Some(Reason::KeyTooOld), .. }) = error
-        else {
+        if !error.is_key_too_old() {
             return;
-        };
+        }
         self.answered();
         self.held.remove(&Call::RenewLeaf(number));
         if let Some(held) = self.folders.iter_mut().find(|f| f.folder.number == number) {
             held.key_too_old = true;
-            tracing::warn!(key_folder = %held.folder.name(), "its key is too old to be renewed");
+            tracing::warn!(key_folder = %held.folder.name(), %error, "its key is renewed no more");
         }
     }
 }

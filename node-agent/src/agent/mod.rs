@@ -508,6 +508,7 @@ impl Agent {
             trust_domain: self.node.trust_domain.clone(),
             control_roots: self.node.control_roots.clone(),
             control_crls: self.memory.control_crls().to_vec(),
+            source: None,
         };
         let (limits, judges) = (self.config.limits, self.clock.judges());
         let client = NodeClient::judged_by(&target, &self.identity, limits, &judges)?;

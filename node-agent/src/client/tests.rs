@@ -12,6 +12,7 @@ fn a_reason_in_the_answer_counts_before_a_dial_that_failed() {
         trust_domain: "ray.example".parse().unwrap(),
         control_roots: vec![root.cert.der().clone()],
         control_crls: Vec::new(),
+        source: None,
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let dialler = Dialler::new(&target, None, CallLimits::default(), &[clock]).unwrap();
@@ -31,6 +32,7 @@ async fn a_port_that_ends_an_enrolment_in_the_handshake_is_said_to_be_another() 
         trust_domain: "ray.example".parse().unwrap(),
         control_roots: vec![root.cert.der().clone()],
         control_crls: Vec::new(),
+        source: None,
     };
     tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -201,7 +201,7 @@ impl Shown for NodeRecord {
         let _ = self.current();
         let _ = self.known_role();
         let _ = self.holds_exclusively();
-        let _ = convert::node(self, LastContact::default(), now(), now());
+        let _ = convert::node(self, LastContact::default(), now(), now(), 86_400);
     }
 }
 

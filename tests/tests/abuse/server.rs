@@ -227,6 +227,7 @@ impl Server {
             trust_domain: self.join.trust_domain.clone(),
             control_roots: self.join.control_roots.clone(),
             control_crls: vec![],
+            source: None,
         }
     }
 }

@@ -116,6 +116,7 @@ impl Join {
             trust_domain: join.trust_domain.clone(),
             control_roots: join.control_roots.clone(),
             control_crls: vec![],
+            source: None,
         };
         Self {
             token: join.token.expose().expose_secret().to_owned(),

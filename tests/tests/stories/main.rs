@@ -20,6 +20,7 @@ mod issuers;
 mod members;
 mod newer_peers;
 mod operator;
+mod peers;
 mod property;
 mod races;
 mod renew;

@@ -9,7 +9,7 @@ use super::{
     enroll::live_holder,
     event,
     identity::{put, require},
-    put_certificate,
+    put_certificate, revoke_leaf,
 };
 use crate::{
     policy,
@@ -132,6 +132,9 @@ fn check_key(
     life_ms: i64,
 ) -> Result<(), StoreError> {
     check_key_use(view, &ask.key_hash, certificate_kind(ask.kind), &node.cluster, &node.name)?;
+    if revoke_leaf::is_revoked(view, &ask.key_hash)? {
+        return Err(Refusal::KeyRevoked.into());
+    }
     let now_ms = view.now_ms();
     let known = node.leaf_keys.iter().find(|key| key.key_hash == ask.key_hash);
     if known.is_some_and(|key| now_ms - key.first_issued_ms >= life_ms) {

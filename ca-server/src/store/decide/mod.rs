@@ -10,6 +10,8 @@ pub mod identity;
 pub mod leaf;
 pub mod member;
 pub mod node;
+pub mod reinstate;
+pub mod revoke_leaf;
 pub mod token;
 
 use raymtls_proto::{identity::ClusterId, v1};
@@ -82,7 +84,12 @@ fn put_certificate(
         revoked_reason: String::new(),
     };
     view.put(key, &record);
-    let used = KeyRecord { kind: kind.into(), cluster: cluster.to_string(), node: node.to_owned() };
+    let used = KeyRecord {
+        kind: kind.into(),
+        cluster: cluster.to_string(),
+        node: node.to_owned(),
+        revoked_ms: 0,
+    };
     // The same key again, as in each renewal of a leaf: nothing to write.
     if view.get(&layout::key(&record.key_hash))?.as_ref() != Some(&used) {
         view.put(layout::key(&record.key_hash), &used);

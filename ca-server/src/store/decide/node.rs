@@ -143,7 +143,7 @@ fn latest_leaf_end(view: &View<'_>, node: &NodeRecord) -> Result<i64, StoreError
     Ok(latest_ms)
 }
 
-fn certificates_of(
+pub(super) fn certificates_of(
     view: &View<'_>,
     node: &NodeRecord,
 ) -> Result<Vec<CertificateRecord>, StoreError> {

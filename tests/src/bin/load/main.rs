@@ -8,6 +8,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Parser, ValueEnum};
 
 mod cell;
+mod fleet;
 mod floor;
 mod machine;
 mod server;
@@ -34,6 +35,7 @@ Examples:
   target/release/load --seconds 10 --concurrency 1,64
   target/release/load --dir /mnt/disk       where the server's store lies decides the waiting times
   target/release/load -o json > figures.json
+  target/release/load --fleet 10000         a fleet that waits for news; about five minutes
 
 Takes about two minutes with the defaults: a row each for five kinds of call and three numbers of
 callers, after the floor. Nothing it starts listens beyond loopback, and nothing stays."
@@ -55,6 +57,10 @@ struct Args {
     /// Folder for the server's store; a folder inside it is made and removed again.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     dir: PathBuf,
+
+    /// Measure so many agents that wait in Sync instead: memory, idle CPU, a change, a restart, joins.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=20_000))]
+    fleet: Option<u32>,
 
     /// How the figures are printed; progress goes to the standard error.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
@@ -85,7 +91,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<usize, Failure> {
-    let Args { ca_server, seconds, concurrency, dir, output } = args;
+    let Args { ca_server, seconds, concurrency, dir, fleet, output } = args;
     let say = |text: String| match output {
         Output::Text => println!("{text}"),
         Output::Json => {}
@@ -98,12 +104,20 @@ async fn run(args: Args) -> Result<usize, Failure> {
     if cfg!(debug_assertions) {
         say("this is a debug build: its figures say little; use `cargo build --release`\n".into());
     }
+    if let Some(agents) = fleet {
+        let figures = fleet::measure(&binary, folder.path(), agents).await?;
+        match output {
+            Output::Text => say(figures.text()),
+            Output::Json => println!("{}", serde_json::to_string_pretty(&figures)?),
+        }
+        return Ok(figures.failed);
+    }
     eprintln!("measuring the floor");
     let path = folder.path().to_owned();
     let floor = tokio::task::spawn_blocking(move || floor::measure(&path)).await??;
     say(floor.text());
 
-    let mut server = Server::prepare(&binary, folder.path())?;
+    let mut server = Server::prepare(&binary, folder.path(), raymtls_tests::no_limits())?;
     let mut starts = Vec::new();
     for _ in 0..EMPTY_STARTS {
         starts.push(server.start().await?);

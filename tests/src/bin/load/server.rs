@@ -26,7 +26,7 @@ use tonic::transport::{Endpoint, Uri};
 
 use crate::{Failure, machine};
 
-const CLUSTER: &str = "load";
+pub(crate) const CLUSTER: &str = "load";
 const TRUST_DOMAIN: &str = "load.test";
 /// Where the callers say they are. No packet goes there.
 const RANGE: &str = "10.0.0.0/8";
@@ -55,6 +55,8 @@ pub(crate) struct Server {
     enrollment: SocketAddr,
     node: SocketAddr,
     http: SocketAddr,
+    /// The limits of its configuration.
+    limits: String,
     process: Option<Child>,
 }
 
@@ -77,7 +79,7 @@ pub(crate) fn beside_this_program() -> Result<PathBuf, Failure> {
 
 impl Server {
     /// Writes its configuration and runs `init`.
-    pub(crate) fn prepare(binary: &Path, folder: &Path) -> Result<Self, Failure> {
+    pub(crate) fn prepare(binary: &Path, folder: &Path, limits: String) -> Result<Self, Failure> {
         let [enrollment, node, http] = free_ports()?;
         let server = Self {
             binary: binary.to_owned(),
@@ -85,6 +87,7 @@ impl Server {
             enrollment,
             node,
             http,
+            limits,
             process: None,
         };
         durable::replace(&server.path("ca.toml"), server.config().as_bytes(), Access::PRIVATE)?;
@@ -189,6 +192,7 @@ impl Server {
                     .map(|der| CertificateDer::from(der.clone()))
                     .collect(),
                 control_crls: Vec::new(),
+                source: None,
             })
         };
         Ok(Ca {
@@ -199,7 +203,9 @@ impl Server {
         })
     }
 
-    async fn admin(&self) -> Result<AdminServiceClient<tonic::transport::Channel>, Failure> {
+    pub(crate) async fn admin(
+        &self,
+    ) -> Result<AdminServiceClient<tonic::transport::Channel>, Failure> {
         let socket = self.path("admin.sock");
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
@@ -235,7 +241,7 @@ impl Server {
              {limits}",
             kek = self.path("kek").display().to_string(),
             socket = self.path("admin.sock").display().to_string(),
-            limits = raymtls_tests::no_limits(),
+            limits = self.limits,
         )
     }
 

@@ -1,0 +1,159 @@
+//! `ca-admin node revoke`: says what will be done, does it, and shows who has cut the node off and where
+//! its leaf still works.
+
+use clap::Args;
+use raymtls_proto::v1;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{
+    applied::{self, Acknowledgements, Wait},
+    client::Client,
+    consent::{ConfirmedHeads, Consent},
+    drain::{Drain, Drained},
+    failure::Failure,
+    node::{NodeView, Which, reason},
+    output::{Screen, View, printable},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    which: Which,
+
+    /// Why: stands in the audit log, and the node is told it too.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: String,
+
+    /// Leave the unused uses of the node's token as they are.
+    #[arg(long)]
+    keep_token: bool,
+
+    /// Have it cut off on every port, not on the cluster's alone.
+    #[arg(long)]
+    all_traffic: bool,
+
+    #[command(flatten)]
+    heads: ConfirmedHeads,
+
+    #[command(flatten)]
+    wait: Wait,
+
+    #[command(flatten)]
+    drain: Drain,
+
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Does it.
+pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let node = NodeView::new(&admin.get_node(args.which.to_get()).await?.into_inner());
+    let heads: Vec<_> = (node.role == "head").then(|| node.name.clone()).into_iter().collect();
+    let plan = args.plan(&node, screen.now());
+    args.consent.ask_for_heads(&plan, &heads, &args.heads, screen).await?;
+    let request = v1::RevokeNodeRequest {
+        cluster: args.which.cluster.to_string(),
+        name: args.which.name.to_string(),
+        reason: args.reason,
+        keep_token: args.keep_token,
+        all_traffic: args.all_traffic,
+    };
+    let answer = admin.revoke_node(request).await?.into_inner();
+    let mut view = RevokedView::new(&answer);
+    screen.part(&view.opening())?;
+    let cluster = args.which.cluster.as_str();
+    let watched = applied::watch(&mut admin, cluster, answer.change, args.wait, screen).await;
+    // Whatever became of the watch, Ray is told: the node is off.
+    view.drain = args.drain.tell(&node.address_words()).await;
+    view.acknowledgements = Some(watched?);
+    screen.show(&view)?;
+    view.acknowledgements.as_ref().map_or(Ok(()), Acknowledgements::verdict)
+}
+
+impl Revoke {
+    fn plan(&self, node: &NodeView, now: OffsetDateTime) -> Vec<String> {
+        let mut plan = vec![
+            format!("{} will be revoked:", node.introduction()),
+            "  its identity and its leaves go on the CRL; it gets no renewal and no leaf"
+                .to_owned(),
+            "  no machine enrols under its name or from its addresses with a token made before now"
+                .to_owned(),
+        ];
+        plan.push(if self.keep_token {
+            format!("  the unused uses of its token {} stay good", node.token)
+        } else {
+            format!("  the unused uses of its token {} become void", node.token)
+        });
+        let ports = if self.all_traffic { "every port" } else { "the cluster's ports" };
+        plan.push(format!(
+            "  peers with isolation enforced cut it off on {ports} and close its connections"
+        ));
+        if !node.leaf_not_after.is_none() {
+            plan.push(format!(
+                "  Ray checks no CRL: its processes accept the node's leaf until {}",
+                node.leaf_not_after.human(now)
+            ));
+        }
+        if node.role == "head" {
+            plan.push(format!("  it is a head: without it cluster {} does not work", node.cluster));
+        }
+        plan
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct RevokedView {
+    node: NodeView,
+    certificates_revoked: u32,
+    token_uses_voided: u32,
+    blocked_addresses: Vec<String>,
+    spared_addresses: Vec<String>,
+    notes: Vec<String>,
+    #[serde(flatten)]
+    acknowledgements: Option<Acknowledgements>,
+    drain: Option<Drained>,
+}
+
+impl RevokedView {
+    fn new(answer: &v1::RevokeNodeResponse) -> Self {
+        Self {
+            node: NodeView::new(&answer.node.clone().unwrap_or_default()),
+            certificates_revoked: answer.certificates_revoked,
+            token_uses_voided: answer.token_uses_voided,
+            blocked_addresses: answer.blocked_addresses.clone(),
+            spared_addresses: answer.spared_addresses.clone(),
+            notes: answer.notes.clone(),
+            acknowledgements: None,
+            drain: None,
+        }
+    }
+
+    /// What is said before anybody is waited for.
+    fn opening(&self) -> String {
+        let mut text = printable(&format!(
+            "node {} of cluster {} is {}",
+            self.node.name, self.node.cluster, self.node.state
+        ));
+        text.push_str(&format!(
+            "\n  certificates put on the CRL: {}\n  uses of its token made void: {}\n",
+            self.certificates_revoked, self.token_uses_voided
+        ));
+        let lines = |what: &str, all: &[String]| {
+            all.iter().map(|one| format!("  {what}: {}\n", printable(one))).collect::<String>()
+        };
+        text.push_str(&lines("address to cut off", &self.blocked_addresses));
+        text.push_str(&lines("address left alone", &self.spared_addresses));
+        text + &lines("note", &self.notes)
+    }
+}
+
+impl View for RevokedView {
+    /// The end; the rest was printed as it came.
+    fn text(&self, now: OffsetDateTime) -> String {
+        let closing =
+            self.acknowledgements.as_ref().map(|all| all.closing(self.node.leaf_not_after, now));
+        closing.unwrap_or_default() + &self.drain.as_ref().map(Drained::text).unwrap_or_default()
+    }
+}
