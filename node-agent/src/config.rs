@@ -11,9 +11,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{
-    client::CallLimits, isolation::table::Kernel, state::Pauses, statedir::read_if_there,
-};
+use crate::{client::CallLimits, isolation::table::Kernel, state::Pauses, statedir::read_if_there};
 
 /// The configuration file that is read where none is named, if it is there.
 pub const CONFIG_PATH: &str = "/etc/ray-mtls/agent.toml";

@@ -202,7 +202,11 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     }
     registry.register("isolation_in_force", "1 for what the table does", modes);
     let refused = ConstCounter::new(isolation.refused_packets);
-    registry.register("isolation_refused_packets", "Packets from whoever may not reach a port", refused);
+    registry.register(
+        "isolation_refused_packets",
+        "Packets from whoever may not reach a port",
+        refused,
+    );
     let blocked = ConstCounter::new(isolation.blocked_packets);
     registry.register("isolation_blocked_packets", "Packets from or to blocked addresses", blocked);
     let counter = ConstCounter::new(status.renewals);

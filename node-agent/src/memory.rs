@@ -7,8 +7,7 @@ use std::sync::Arc;
 use prost::Message;
 use raymtls_proto::v1;
 
-pub use peers::{Blocked, Peer};
-use peers::{Blocks, Peers};
+use peers::{Blocked, Blocks, Peer, Peers};
 
 /// The last answer of the CA in each of its parts, without the Ray token, which lies in the TLS
 /// folder for Ray to read.
@@ -97,7 +96,7 @@ impl Memory {
     }
 
     /// Members by name.
-    pub fn members(&self) -> impl Iterator<Item = (&str, &Peer)> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &Peer)> {
         let blocks = Arc::clone(&self.blocks);
         let peers = self.peers.iter().flat_map(|peers| peers.iter());
         peers.filter_map(move |(name, peer, is_old)| {
@@ -107,13 +106,13 @@ impl Memory {
 
     /// One member.
     #[must_use]
-    pub fn member(&self, name: &str) -> Option<&Peer> {
+    pub(crate) fn member(&self, name: &str) -> Option<&Peer> {
         self.peers.as_ref()?.get(name)
     }
 
     /// Addresses to cut off.
     #[must_use]
-    pub fn blocks(&self) -> &[Blocked] {
+    pub(crate) fn blocks(&self) -> &[Blocked] {
         self.blocks.all()
     }
 

@@ -39,15 +39,8 @@ pub use crate::{memory::Memory, nodefile::NodeFile};
 pub(crate) const IDENTITY: &str = "identity.pem";
 
 /// All files of the folder that are replaced.
-const FILES: [&str; 7] = [
-    IDENTITY,
-    "enroll.key",
-    "renew.key",
-    "node.toml",
-    "sync.pb",
-    "isolation.json",
-    "status.json",
-];
+const FILES: [&str; 7] =
+    [IDENTITY, "enroll.key", "renew.key", "node.toml", "sync.pb", "isolation.json", "status.json"];
 
 /// Longest file read back, in bytes: a bundle may hold many CRLs.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;

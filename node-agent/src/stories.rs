@@ -4,6 +4,7 @@ mod callers;
 mod enrolment;
 mod failures;
 mod hostile;
+mod isolation;
 mod skew;
 
 use std::{

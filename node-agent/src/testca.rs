@@ -94,6 +94,15 @@ pub(crate) struct Knobs {
     pub(crate) bend_enrolment: Option<fn(&mut v1::EnrollResponse)>,
     pub(crate) bend_leaf: Option<fn(&mut v1::IssueLeafResponse)>,
     pub(crate) bend_sync: Option<fn(&mut v1::SyncResponse)>,
+    /// Absent: of a release that knows no members.
+    pub(crate) members: Option<Vec<v1::Member>>,
+    /// Members in one answer; the version must be larger than the number of pages.
+    pub(crate) page_len: usize,
+    pub(crate) blocks: Vec<v1::Block>,
+    pub(crate) heads_applied: Option<u64>,
+    pub(crate) lease_seconds: i64,
+    /// Takes no new connection.
+    pub(crate) deaf: bool,
 }
 
 pub(crate) struct TestCa {
@@ -112,6 +121,8 @@ pub(crate) struct TestCa {
     /// Times a leaf was asked for, refused or not.
     pub(crate) leaf_calls: AtomicUsize,
     pub(crate) syncs: AtomicUsize,
+    /// Each Sync's request and when it came.
+    pub(crate) requests: Mutex<Vec<(std::time::Instant, v1::SyncRequest)>>,
     /// Bytes of application data that reached the server after its handshakes.
     pub(crate) bytes: AtomicUsize,
 }
@@ -153,7 +164,14 @@ impl TestCa {
                 bend_enrolment: None,
                 bend_leaf: None,
                 bend_sync: None,
+                members: None,
+                page_len: usize::MAX,
+                blocks: Vec::new(),
+                heads_applied: None,
+                lease_seconds: 0,
+                deaf: false,
             }),
+            requests: Mutex::default(),
             domain: "ray.example".parse().unwrap(),
             control_root_der,
             cluster_root_der,
@@ -197,6 +215,9 @@ impl TestCa {
         tokio::spawn(router.serve_with_incoming(ReceiverStream::new(incoming)));
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
+            if self.with(|k| k.deaf) {
+                continue;
+            }
             let (ca, acceptor, sender) = (self.clone(), acceptor.clone(), sender.clone());
             tokio::spawn(async move {
                 let Ok(tls) = acceptor.accept(tcp).await else { return };
@@ -345,7 +366,38 @@ impl TestCa {
             mode,
             isolation: isolation.unwrap_or_else(|| v1::Isolation::Off.into()),
             ray_token,
+            port_plan: Some(raymtls_proto::ports::default_plan()),
+            lease_seconds: self.with(|k| k.lease_seconds),
             ..v1::Settings::default()
+        }
+    }
+
+    fn heads_are_at(&self, request: &v1::SyncRequest) -> bool {
+        let heads = self.with(|k| k.heads_applied);
+        request.heads_applied.is_some_and(|wanted| heads >= Some(wanted.counter))
+    }
+
+    /// Members page by page, each page but the last of a version of its own; blocks with the first.
+    fn add_members(&self, answer: &mut v1::SyncResponse, have: Option<v1::SyncVersion>) {
+        let (members, page_len, version, blocks) =
+            self.with(|k| (k.members.clone(), k.page_len, k.version, k.blocks.clone()));
+        let Some(members) = members else { return };
+        let pages: Vec<_> = members.chunks(page_len).collect();
+        let have = have.map(|have| have.counter);
+        if have == Some(version) {
+            return;
+        }
+        let page = have.and_then(|have| usize::try_from(have).ok()).filter(|h| *h < pages.len());
+        let snapshot = have.is_none();
+        let page = page.unwrap_or_default();
+        let members = pages.get(page).map(|page| page.to_vec()).unwrap_or_default();
+        answer.members = Some(v1::Members { snapshot, members });
+        if page == 0 {
+            answer.blocks = Some(v1::Blocks { blocks });
+        }
+        if page + 1 < pages.len() {
+            let counter = u64::try_from(page + 1).unwrap();
+            answer.version = Some(v1::SyncVersion { counter, ..self.version() });
         }
     }
 
@@ -421,8 +473,9 @@ impl NodeService for TestCa {
     ) -> Result<Response<v1::SyncResponse>, Status> {
         self.syncs.fetch_add(1, Ordering::SeqCst);
         let request = request.into_inner();
+        self.requests.lock().unwrap().push((std::time::Instant::now(), request.clone()));
         let mut left = request.wait_seconds * 100;
-        while request.have == Some(self.version()) && left > 0 {
+        while request.have == Some(self.version()) && left > 0 && !self.heads_are_at(&request) {
             self.node_refusal()?;
             tokio::time::sleep(Duration::from_millis(10)).await;
             left -= 1;
@@ -436,8 +489,12 @@ impl NodeService for TestCa {
             control_crl: Some(v1::ControlCrl { crls_der: self.with(|k| k.control_crls.clone()) }),
             directives: self.with(|k| k.directives.clone()),
             server_time_unix: self.clock.now().unix_timestamp(),
+            heads_applied: self
+                .with(|k| k.heads_applied)
+                .map(|counter| v1::SyncVersion { epoch: 7, counter }),
             ..Default::default()
         };
+        self.add_members(&mut answer, request.have);
         if let Some(bend) = self.with(|k| k.bend_sync) {
             bend(&mut answer);
         }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Who may open a connection to Ray's ports of this host: one nftables table for each cluster. In this
-# release node-agent loads no table, so every Ray host needs this script. Nobody tells it of a new member
-# or of a revoked one: run `apply` again with the new list.
+# Who may open a connection to Ray's ports of this host: one nftables table for each cluster. It is for
+# hosts whose node-agent loads none (no agent there, or isolation=off); under audit and enforce the agent
+# puts its own in the place of this one. Nobody tells this script of a new member or of a revoked one: run
+# `apply` again with the new list.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

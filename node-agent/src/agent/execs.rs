@@ -169,8 +169,16 @@ mod tests {
             ("all there", good, None),
             ("nothing is enforced", Facts { enforces: false, is_loaded: false, ..good }, None),
             ("no table", Facts { is_loaded: false, ..good }, Some(Missing::Table)),
-            ("no table on a head", Facts { is_loaded: false, is_head: true, ..good }, Some(Missing::Table)),
-            ("a head waits for no head", Facts { is_head: true, heads: None, seen: None, ..good }, None),
+            (
+                "no table on a head",
+                Facts { is_loaded: false, is_head: true, ..good },
+                Some(Missing::Table),
+            ),
+            (
+                "a head waits for no head",
+                Facts { is_head: true, heads: None, seen: None, ..good },
+                None,
+            ),
             ("no member", Facts { seen: None, ..good }, Some(Missing::Membership)),
             ("no head has said", Facts { heads: None, ..good }, Some(Missing::Heads)),
             ("a head is behind", Facts { heads: version(1, 4), ..good }, Some(Missing::Heads)),

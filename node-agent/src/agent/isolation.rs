@@ -308,7 +308,8 @@ impl Agent {
         };
         let dropped = before.filter(|before| before.verdict == Verdict::Drop);
         let fresh = |now: &BTreeSet<IpAddr>, of: fn(&Loaded) -> &BTreeSet<IpAddr>| {
-            let known = |address: &&IpAddr| dropped.as_ref().is_some_and(|l| of(l).contains(*address));
+            let known =
+                |address: &&IpAddr| dropped.as_ref().is_some_and(|l| of(l).contains(*address));
             now.iter().filter(|address| !known(address)).copied().collect::<BTreeSet<_>>()
         };
         let some = fresh(&blocked, |loaded| &loaded.blocked);
@@ -431,7 +432,8 @@ impl Agent {
 
     pub(super) fn isolation_status(&self) -> IsolationStatus {
         let isolation = &self.isolation;
-        let wanted = self.memory.settings().map_or("off", |s| super::view::isolation_word(s.isolation()));
+        let wanted =
+            self.memory.settings().map_or("off", |s| super::view::isolation_word(s.isolation()));
         let loaded = isolation.loaded.as_ref();
         IsolationStatus {
             wanted: wanted.to_owned(),
@@ -453,7 +455,8 @@ impl Agent {
         let lease = time::Duration::seconds(settings.lease_seconds);
         let guarded = matches!(settings.isolation(), v1::Isolation::Audit | v1::Isolation::Enforce);
         let kept = self.memory.server_time_unix();
-        let kept = raymtls_proto::clock::from_unix(kept).filter(|at| *at > OffsetDateTime::UNIX_EPOCH);
+        let kept =
+            raymtls_proto::clock::from_unix(kept).filter(|at| *at > OffsetDateTime::UNIX_EPOCH);
         let heard = self.contact.last_contact.map(crate::moment::Moment::time).or(kept)?;
         let half_over = now >= heard.checked_add(lease / 2)?;
         (guarded && lease.is_positive() && half_over).then(|| heard.checked_add(lease)).flatten()

@@ -157,7 +157,9 @@ impl Agent {
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
                 match self.apply(&answer).await {
-                    Ok(Next::AtOnce) if self.sync.at_once.take() => {}
+                    Ok(Next::AtOnce) if self.sync.at_once.take() => {
+                        self.held.remove(&Call::Sync);
+                    }
                     Ok(Next::AtOnce | Next::AfterPause) => self.pause(Call::Sync, pause),
                     Err(error) => self.failed(Some(Call::Sync), &error),
                 }
@@ -240,7 +242,9 @@ impl Agent {
         let before = self.memory.clone();
         self.keep_answer(answer, memory, was_filling)?;
         self.note_membership(&before);
-        let at_once = pages_follow || (news && advanced) || self.isolation.is_on_trial();
+        // Somebody may wait for the word that a node is cut off, or that the table is as wanted.
+        let awaited = answer.blocks.is_some() || (news && self.isolation.in_force().is_some());
+        let at_once = pages_follow || (awaited && advanced) || self.isolation.is_on_trial();
         Ok(if at_once { Next::AtOnce } else { Next::AfterPause })
     }
 

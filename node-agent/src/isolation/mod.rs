@@ -3,6 +3,8 @@
 //! is tried; all three are pure.
 
 pub mod host;
+#[cfg(test)]
+mod netns;
 mod policy;
 mod ruleset;
 pub mod status;

@@ -58,7 +58,7 @@ pub enum TableError {
 pub struct Kernel {
     /// Where the two programs are looked for: folders, with colons between them.
     pub program_path: String,
-    /// How long one run of them may take.
+    /// How long one run of them may take, and all runs that close sockets.
     pub time_max: Duration,
 }
 
@@ -106,6 +106,16 @@ impl Kernel {
             return Ok(0);
         }
         let addresses: Vec<&IpAddr> = addresses.iter().collect();
+        let cutting = self.cut_all(&addresses, ports);
+        let late = |_| TableError::TooSlow("ss", self.time_max);
+        tokio::time::timeout(self.time_max, cutting).await.map_err(late)?
+    }
+
+    async fn cut_all(
+        &self,
+        addresses: &[&IpAddr],
+        ports: Option<&[RangeInclusive<u16>]>,
+    ) -> Result<usize, TableError> {
         let mut closed = 0;
         for chunk in addresses.chunks(CUT_CHUNK) {
             let said = self.run("ss", &["-HtKn", &filter(chunk, ports)], b"").await?;
@@ -194,8 +204,7 @@ fn parse_counters(json: &[u8]) -> Result<Option<Counters>, TableError> {
         all.find(|counter| counter.name == name).map_or(0, |counter| counter.packets)
     };
     let has_any = listing.nftables.iter().any(|item| item.counter.is_some());
-    Ok(has_any
-        .then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
+    Ok(has_any.then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
 }
 
 /// What `nft -j list counters` says (libnftables-json(5)), as far as it matters here.

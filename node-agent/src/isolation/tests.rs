@@ -3,12 +3,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
+use proptest::prelude::*;
 use raymtls_proto::{
+    identity::Role,
     ports::{self, Caller, Port},
     v1,
 };
 
 use super::*;
+use crate::statedir::Memory;
 
 fn addresses(texts: &[&str]) -> BTreeSet<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -126,4 +129,134 @@ fn each_port_of_the_plan_is_guarded_where_it_listens() {
 fn clearing_names_one_cluster_alone() {
     let text = clear(&"c1".parse().unwrap());
     assert_eq!(text, "table inet raymtls_c1\ndelete table inet raymtls_c1\n");
+}
+
+/// Each way in which a block could hit the innocent, from what the CA says to the set that drops.
+#[test]
+fn a_block_that_would_hit_the_innocent_is_left_out() {
+    let member = |name: &str, role: v1::Role, addresses: &[&str]| v1::Member {
+        name: name.to_owned(),
+        role: role.into(),
+        state: v1::MemberState::Member.into(),
+        addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
+    };
+    let members = vec![
+        member("head", v1::Role::Head, &["10.0.0.1", "2001:db8::1"]),
+        member("n2", v1::Role::Worker, &["::ffff:10.0.0.2", "198.51.100.7"]),
+        member("d1", v1::Role::Driver, &["203.0.113.9"]),
+    ];
+    for (name, address, is_blocked) in [
+        ("a stranger", "10.0.0.9", true),
+        ("a stranger over IPv6", "2001:db8::9", true),
+        ("a stranger in IPv6 clothes", "::ffff:10.0.0.9", true),
+        ("the head's address, certified by a bad node", "10.0.0.1", false),
+        ("the head's address over IPv6", "2001:db8::1", false),
+        ("the head's address in IPv6 clothes", "::ffff:10.0.0.1", false),
+        ("an address that a new node has now", "10.0.0.2", false),
+        ("a NAT address that a member shares", "198.51.100.7", false),
+        ("an enrolled driver", "203.0.113.9", false),
+        ("this host", "10.0.0.40", false),
+        ("this host in IPv6 clothes", "::ffff:10.0.0.40", false),
+        ("the gateway", "10.0.0.254", false),
+        ("the gateway over IPv6", "2001:db8::fe", false),
+        ("the CA", "10.0.0.250", false),
+        ("the CA, found by its mapped address", "10.0.0.251", false),
+        ("an operator", "192.0.2.3", false),
+        ("an operator in IPv6 clothes", "::ffff:192.0.2.3", false),
+        ("loopback", "127.0.0.7", false),
+        ("loopback over IPv6", "::1", false),
+        ("loopback in IPv6 clothes", "::ffff:127.0.0.1", false),
+        ("no address", "0.0.0.0", false),
+        ("a group", "224.0.0.1", false),
+    ] {
+        for all_traffic in [false, true] {
+            let block = v1::Block {
+                address: address.to_owned(),
+                node: "bad".to_owned(),
+                until_unix: 0,
+                all_traffic,
+            };
+            let mut memory = Memory::default();
+            memory.merge(&v1::SyncResponse {
+                members: Some(v1::Members { snapshot: true, members: members.clone() }),
+                blocks: Some(v1::Blocks { blocks: vec![block] }),
+                ..v1::SyncResponse::default()
+            });
+            let settings = policy(v1::Role::Worker, Verdict::Drop).settings;
+            let cluster = "c1".parse().unwrap();
+            let mut policy = Policy::of(&cluster, Role::Worker, settings, Verdict::Drop);
+            policy.people(&memory);
+            policy.protected = Protected {
+                ca: addresses(&["10.0.0.250", "::ffff:10.0.0.251"]),
+                gateways: addresses(&["10.0.0.254", "2001:db8::fe"]),
+                own: addresses(&["10.0.0.40"]),
+            };
+            let (some, all) = (policy.blocked(), policy.blocked_entirely());
+            let (hit, other) = if all_traffic { (all, some) } else { (some, all) };
+            assert_eq!(hit.len(), usize::from(is_blocked), "{name}, all traffic {all_traffic}");
+            assert!(other.is_empty(), "{name}");
+        }
+    }
+}
+
+/// The addresses of a set in a rendered table.
+fn set_of(text: &str, name: &str) -> BTreeSet<IpAddr> {
+    let set = text.split(&format!("\tset {name} {{\n")).nth(1).unwrap();
+    let set = set.split("\t}\n").next().unwrap();
+    let Some(elements) = set.split("elements = { ").nth(1) else { return BTreeSet::new() };
+    elements.split(" }").next().unwrap().split(", ").map(|a| a.parse().unwrap()).collect()
+}
+
+proptest! {
+    /// From few addresses, so that lists meet: in every spelling, in every list.
+    #[test]
+    fn no_set_that_drops_ever_holds_the_innocent(
+        members in addresses_of_few(),
+        drivers in addresses_of_few(),
+        blocked in addresses_of_few(),
+        entirely in addresses_of_few(),
+        needed in addresses_of_few(),
+        audit in any::<bool>(),
+    ) {
+        let verdict = if audit { Verdict::Count } else { Verdict::Drop };
+        let third = |n: usize| needed.iter().skip(n).step_by(3).copied().collect();
+        let policy = Policy {
+            members,
+            drivers,
+            blocked,
+            blocked_entirely: entirely,
+            protected: Protected { ca: third(0), gateways: third(1), own: third(2) },
+            ..policy(v1::Role::Worker, verdict)
+        };
+        let text = render(&policy, Counters::default());
+        let dropped: BTreeSet<IpAddr> = ["blocked4", "blocked6", "cut4", "cut6"]
+            .iter()
+            .flat_map(|name| set_of(&text, name))
+            .collect();
+        let innocent = policy.members.iter().chain(&policy.drivers).chain(&needed);
+        for address in innocent {
+            prop_assert!(!dropped.contains(&address.to_canonical()), "{address}");
+        }
+        // And whoever is not innocent is there.
+        let innocent: BTreeSet<IpAddr> = policy
+            .members.iter().chain(&policy.drivers).chain(&needed)
+            .map(IpAddr::to_canonical)
+            .collect();
+        for address in policy.blocked.iter().chain(&policy.blocked_entirely) {
+            let address = address.to_canonical();
+            prop_assert!(innocent.contains(&address) || dropped.contains(&address), "{address}");
+        }
+    }
+}
+
+fn addresses_of_few() -> impl Strategy<Value = BTreeSet<IpAddr>> {
+    let one = (0_u8..12, 0_u8..3).prop_map(|(last, kind)| {
+        let v4 = std::net::Ipv4Addr::new(10, 9, 0, last);
+        match kind {
+            0 => IpAddr::V4(v4),
+            1 => IpAddr::V6(v4.to_ipv6_mapped()),
+            _ => format!("2001:db8:9::{last:x}").parse().unwrap(),
+        }
+    });
+    proptest::collection::btree_set(one, 0..10)
 }

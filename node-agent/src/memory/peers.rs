@@ -20,24 +20,24 @@ pub(super) const ADDRESSES_MAX: usize = 16;
 
 /// A member, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// What it is for.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Those that may stand in a set of addresses, without IPv4-mapped forms.
-    pub addresses: BTreeSet<IpAddr>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 /// An address to cut off, without IPv4-mapped forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
+pub(crate) struct Blocked {
     /// The address.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// The revoked node.
-    pub node: String,
+    pub(crate) node: String,
     /// When the block ends by itself.
     until_unix: i64,
     /// On every port.
-    pub all_traffic: bool,
+    pub(crate) all_traffic: bool,
 }
 
 /// All members.
@@ -303,10 +303,8 @@ mod tests {
         let wanted = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse::<IpAddr>().unwrap());
         assert_eq!(of("a"), BTreeSet::from(wanted));
         assert_eq!(of("many").len(), ADDRESSES_MAX);
-        let blocks = ["10.0.0.9", "no address", ""].map(|address| v1::Block {
-            address: address.to_owned(),
-            ..v1::Block::default()
-        });
+        let blocks = ["10.0.0.9", "no address", ""]
+            .map(|address| v1::Block { address: address.to_owned(), ..v1::Block::default() });
         memory.merge(&v1::SyncResponse {
             blocks: Some(v1::Blocks { blocks: blocks.to_vec() }),
             ..v1::SyncResponse::default()
@@ -317,7 +315,8 @@ mod tests {
     #[test]
     fn there_is_a_most_of_everything() {
         let mut memory = Memory::default();
-        let members = (0..MEMBERS_MAX + 10).map(|i| member(&format!("n{i}"), Member, &["10.0.0.1"]));
+        let members =
+            (0..MEMBERS_MAX + 10).map(|i| member(&format!("n{i}"), Member, &["10.0.0.1"]));
         memory.merge(&page(true, members.collect()));
         assert_eq!(memory.members().count(), MEMBERS_MAX);
         // One that is known may still change, and leave.

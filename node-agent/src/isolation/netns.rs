@@ -1,0 +1,169 @@
+//! The kernel's side of it, in a network namespace that the test makes and removes: what is loaded
+//! drops, counts on over a reload, and closes the sockets it says it closes. Needs root.
+
+use std::{
+    collections::BTreeSet,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, TcpListener, TcpStream},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use raymtls_proto::{
+    durable::{self, Access},
+    identity::{ClusterId, Role},
+    ports, v1,
+};
+
+use super::{Counters, Policy, Verdict, clear, render, table::Kernel};
+
+const OWN: &str = "10.77.0.1";
+const BAD: &str = "10.77.0.9";
+
+/// A namespace whose loopback has two addresses.
+struct Namespace(String);
+
+impl Namespace {
+    fn make() -> Self {
+        let namespace = Self(format!("raymtls-agent-{}", std::process::id()));
+        ip(&["netns", "add", &namespace.0]);
+        let inside = ["-n", namespace.0.as_str()];
+        for words in [
+            &["link", "set", "lo", "up"][..],
+            &["addr", "add", "10.77.0.1/32", "dev", "lo"],
+            &["addr", "add", "10.77.0.9/32", "dev", "lo"],
+        ] {
+            ip(&[&inside, words].concat());
+        }
+        namespace
+    }
+
+    /// Programs that run in it.
+    fn kernel(&self, folder: &std::path::Path) -> Kernel {
+        for program in ["nft", "ss"] {
+            let path = folder.join(program);
+            let text = format!(
+                "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nexec ip netns exec {} {program} \"$@\"\n",
+                self.0
+            );
+            durable::create(&path, text.as_bytes(), Access::PUBLIC).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Kernel { program_path: folder.display().to_string(), ..Kernel::default() }
+    }
+
+    /// Runs in it, in a thread of its own.
+    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        let entered = std::thread::spawn(move || {
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(file.as_fd(), network).unwrap();
+            work()
+        });
+        entered.join().unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.0]);
+    }
+}
+
+fn ip(words: &[&str]) {
+    let output = Command::new("ip").args(words).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn policy(members: usize, blocked: &[&str], entirely: &[&str]) -> Policy {
+    let settings =
+        v1::Settings { port_plan: Some(ports::default_plan()), ..v1::Settings::default() };
+    let cluster: ClusterId = "c1".parse().unwrap();
+    let addresses = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect();
+    let member = |i: usize| IpAddr::from([10, 80, (i / 100) as u8, (i % 100 * 2) as u8]);
+    let mut policy = Policy::of(&cluster, Role::Head, settings, Verdict::Drop);
+    policy.members = (0..members).map(member).collect();
+    policy.blocked = addresses(blocked);
+    policy.blocked_entirely = addresses(entirely);
+    policy
+}
+
+/// A connection from the host to the bad address, both ends.
+fn connection(port: u16) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((BAD, port)).unwrap();
+    let here = TcpStream::connect((BAD, port)).unwrap();
+    assert_eq!(here.local_addr().unwrap().ip(), OWN.parse::<IpAddr>().unwrap());
+    (here, listener.accept().unwrap().0)
+}
+
+/// Whether what is written on one end comes out at the other.
+fn works((mut here, mut there): (&TcpStream, &TcpStream)) -> bool {
+    there.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+    let mut byte = [0];
+    here.write_all(b"x").is_ok() && there.read_exact(&mut byte).is_ok()
+}
+
+#[tokio::test]
+async fn a_block_ends_connections_on_the_cluster_s_ports_or_on_all() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: nothing shown");
+        return;
+    }
+    let namespace = Namespace::make();
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = namespace.kernel(folder.path());
+    let cluster: ClusterId = "c1".parse().unwrap();
+    assert_eq!(kernel.counters(&cluster).await.unwrap(), None);
+    kernel.load(&render(&policy(3, &[], &[]), Counters::default())).await.unwrap();
+    assert_eq!(kernel.counters(&cluster).await.unwrap(), Some(Counters::default()));
+    // The source is chosen by hand where the route would take the destination's address.
+    ip(&[
+        "-n",
+        &namespace.0,
+        "route",
+        "replace",
+        "local",
+        BAD,
+        "dev",
+        "lo",
+        "src",
+        OWN,
+        "table",
+        "local",
+    ]);
+    let [ray, worker, other] = namespace.inside(|| [6_379, 10_050, 7_777].map(connection));
+    let pair = |c: &(TcpStream, TcpStream)| works((&c.0, &c.1));
+    assert!(pair(&ray) && pair(&worker) && pair(&other));
+
+    kernel.load(&render(&policy(3, &[BAD], &[]), Counters::default())).await.unwrap();
+    assert!(!pair(&ray) && !pair(&worker) && pair(&other));
+    let counted = kernel.counters(&cluster).await.unwrap().unwrap();
+    assert!(counted.blocked >= 2, "{counted:?}");
+    let bad: BTreeSet<IpAddr> = [BAD.parse().unwrap()].into();
+    let cluster_ports = policy(3, &[], &[]).cluster_ports();
+    assert_eq!(kernel.cut(&bad, Some(&cluster_ports)).await.unwrap(), 2);
+    for cut in [&ray, &worker] {
+        let error = (&cut.0).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
+    }
+    assert!(pair(&other));
+
+    kernel.load(&render(&policy(3, &[], &[BAD]), counted)).await.unwrap();
+    assert!(!pair(&other));
+    assert_eq!(kernel.cut(&bad, None).await.unwrap(), 1);
+    let more = kernel.counters(&cluster).await.unwrap().unwrap();
+    assert!(more.blocked > counted.blocked, "{more:?} after {counted:?}");
+
+    let many = render(&policy(10_000, &[BAD], &[]), more);
+    let began = Instant::now();
+    kernel.load(&many).await.unwrap();
+    let loaded = began.elapsed();
+    let counting = Instant::now();
+    kernel.counters(&cluster).await.unwrap().unwrap();
+    eprintln!("10,000 members: loaded in {loaded:?}, counters in {:?}", counting.elapsed());
+    assert!(loaded < Duration::from_secs(5), "{loaded:?}");
+    kernel.load(&clear(&cluster)).await.unwrap();
+    kernel.load(&clear(&cluster)).await.unwrap();
+    assert_eq!(kernel.counters(&cluster).await.unwrap(), None);
+}
