@@ -44,7 +44,7 @@ async def listen(ports):
     async def serve(reader, writer):
         try:
             writer.write(b"+")
-            while data := await reader.read(64):
+            while (data := await reader.read(64)) and not writer.is_closing():
                 writer.write(data)
         except OSError:
             pass
