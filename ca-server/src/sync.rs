@@ -29,8 +29,9 @@ const KEY_FOLDERS_MAX: usize = 64;
 const REPORT_TEXT_LEN_MAX: usize = 64;
 /// Characters of what keeps a node from isolating itself, at most.
 const PROBLEM_LEN_MAX: usize = 500;
-/// How long a change of the members waits for others.
+/// How long a change of the members waits for others; and longer, for each call that waits.
 const MEMBERS_TOGETHER: Duration = Duration::from_millis(500);
+const EACH_WAITING: Duration = Duration::from_micros(250);
 /// Members told in one answer.
 const MEMBERS_PAGE: usize = 5_000;
 /// Bytes of a serial in a report, at most (RFC 5280 4.1.2.2).
@@ -64,8 +65,7 @@ pub async fn sync(
         let seen = *changes.borrow_and_update();
         heads.mark_unchanged();
         // After the marks: a revocation before them is seen here, a later one wakes this call.
-        ca.store.still_stands(caller.clone()).await?;
-        let cluster = ca.store.cluster(caller.cluster.clone()).await?;
+        let cluster = ca.store.still_stands(caller.clone()).await?;
         let mut answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
         let have = known(ca, &cluster, request.have);
         let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
@@ -76,7 +76,7 @@ pub async fn sync(
             return Ok(answer);
         }
         tokio::select! {
-            changed = news(&mut changes, seen) => {
+            changed = news(&mut changes, seen, together(ca)) => {
                 changed.map_err(|_| Refusal::StoreUnavailable)?;
             }
             _ = heads.changed(), if request.heads_applied.is_some() => {}
@@ -101,13 +101,20 @@ fn wait(seconds: u32) -> Duration {
 async fn news(
     changes: &mut watch::Receiver<ClusterVersion>,
     seen: ClusterVersion,
+    together: Duration,
 ) -> Result<(), watch::error::RecvError> {
     changes.changed().await?;
     let pressing = |version: &ClusterVersion| version.pressing != seen.pressing;
-    match tokio::time::timeout(MEMBERS_TOGETHER, changes.wait_for(pressing)).await {
+    match tokio::time::timeout(together, changes.wait_for(pressing)).await {
         Ok(pressing) => pressing.map(drop),
         Err(_) => Ok(()),
     }
+}
+
+/// How long a change of the members waits for others: longer where it costs more to tell it.
+fn together(ca: &Ca) -> Duration {
+    let waiting = u32::try_from(ca.metrics.waiting().get()).unwrap_or_default();
+    MEMBERS_TOGETHER + EACH_WAITING * waiting
 }
 
 /// Whether the heads have applied what the caller waits for.
@@ -183,12 +190,14 @@ async fn changed_since(
         answer.blocks = Some(blocks(ca, id, now).await?);
     }
     let whole = have == 0 || (have < cluster.members_from && !request.continues);
-    let after = if whole { 0 } else { have };
-    let page = ca.store.members(id.clone(), after, MEMBERS_PAGE).await?;
-    if page.more {
-        answer.version = Some(v1::SyncVersion { epoch, counter: page.up_to });
+    if whole || cluster.members_version > have {
+        let after = if whole { 0 } else { have };
+        let page = ca.store.members(id.clone(), after, MEMBERS_PAGE).await?;
+        if page.more {
+            answer.version = Some(v1::SyncVersion { epoch, counter: page.up_to });
+        }
+        answer.members = members(page, whole);
     }
-    answer.members = members(page, whole);
     Ok(answer)
 }
 

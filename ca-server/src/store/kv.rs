@@ -344,7 +344,7 @@ impl Store for KvStore {
         self.decide(Some(now), move |view| decide::identity::identify(view, &caller)).await
     }
 
-    async fn still_stands(&self, caller: Caller) -> Result<(), StoreError> {
+    async fn still_stands(&self, caller: Caller) -> Result<ClusterRecord, StoreError> {
         self.decide(None, move |view| decide::identity::still_stands(view, &caller)).await
     }
 

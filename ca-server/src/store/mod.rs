@@ -469,8 +469,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     -> Result<NodeRecord, StoreError>;
 
     /// Judges a caller that was identified before and waited since: it must not have been revoked,
-    /// have left, or have been replaced.
-    async fn still_stands(&self, caller: Caller) -> Result<(), StoreError>;
+    /// have left, or have been replaced. Returns its cluster as it stands at the same moment.
+    async fn still_stands(&self, caller: Caller) -> Result<ClusterRecord, StoreError>;
 
     /// Judges the caller as `identify` does, then the renewal of its identity. A yes changes
     /// nothing yet: the verb that commits retires the identity before this one.

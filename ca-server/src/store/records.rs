@@ -124,6 +124,9 @@ pub struct ClusterRecord {
     /// here is not told.
     #[prost(uint64, tag = "14")]
     pub members_from: u64,
+    /// Counter of the newest change of a member.
+    #[prost(uint64, tag = "15")]
+    pub members_version: u64,
     /// The keys of Ray leaves that were revoked without their node.
     #[prost(uint64, tag = "20")]
     pub keys_version: u64,

@@ -46,6 +46,7 @@ fn tell_state(
 ) -> Result<(), StoreError> {
     let mut cluster = by_name(view, &node.cluster)?;
     let version = cluster.next_version();
+    cluster.members_version = version;
     cluster::put(view, &cluster);
     if node.member_version != 0 {
         view.delete(layout::member(&node.cluster, node.member_version));

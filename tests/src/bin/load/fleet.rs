@@ -90,7 +90,33 @@ struct Agent {
     client: NodeClient,
     shared: Arc<Shared>,
     /// Counter of the newest version it knows, for who measures.
-    seen: Arc<AtomicU64>,
+    seen: Arc<Seen>,
+}
+
+/// What an agent knows, and since when.
+#[derive(Debug)]
+struct Seen {
+    counter: AtomicU64,
+    /// Microseconds since the first enrolment.
+    at: AtomicU64,
+    began: Instant,
+}
+
+impl Seen {
+    fn new(began: Instant) -> Self {
+        Self { counter: AtomicU64::new(0), at: AtomicU64::new(0), began }
+    }
+
+    fn note(&self, counter: u64) {
+        let micros = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if self.counter.swap(counter, Ordering::Relaxed) < counter {
+            self.at.store(micros, Ordering::Relaxed);
+        }
+    }
+
+    fn at(&self) -> Duration {
+        Duration::from_micros(self.at.load(Ordering::Relaxed))
+    }
 }
 
 /// Runs all of it.
@@ -100,7 +126,12 @@ pub(crate) async fn measure(binary: &Path, folder: &Path, agents: u32) -> Result
     let empty_mib = server.memory_mib()?;
     let ca = Arc::new(server.open_cluster().await?);
     let shared = Arc::new(Shared::default());
-    let mut fleet = Fleet { seen: Vec::new(), tasks: JoinSet::new(), shared: shared.clone() };
+    let mut fleet = Fleet {
+        began: Instant::now(),
+        seen: Vec::new(),
+        tasks: JoinSet::new(),
+        shared: shared.clone(),
+    };
     eprintln!("enrolling {agents} agents");
     let began = Instant::now();
     fleet.grow(&ca, agents, None).await?;
@@ -173,7 +204,8 @@ pub(crate) async fn measure(binary: &Path, folder: &Path, agents: u32) -> Result
 }
 
 struct Fleet {
-    seen: Vec<Arc<AtomicU64>>,
+    began: Instant,
+    seen: Vec<Arc<Seen>>,
     tasks: JoinSet<()>,
     shared: Arc<Shared>,
 }
@@ -201,7 +233,7 @@ impl Fleet {
                 tokio::time::sleep(every).await;
             }
             let number = u32::try_from(self.seen.len())?;
-            let seen = Arc::new(AtomicU64::new(0));
+            let seen = Arc::new(Seen::new(self.began));
             self.seen.push(seen.clone());
             let place = places.clone().acquire_owned().await?;
             let (ca, shared) = (ca.clone(), self.shared.clone());
@@ -239,7 +271,7 @@ impl Fleet {
     }
 
     fn knows(&self, version: u64) -> usize {
-        self.seen.iter().filter(|seen| seen.load(Ordering::Relaxed) >= version).count()
+        self.seen.iter().filter(|seen| seen.counter.load(Ordering::Relaxed) >= version).count()
     }
 
     fn counts(&self) -> (u64, u64) {
@@ -250,28 +282,15 @@ impl Fleet {
     /// Changes a setting; when, from before the change, each agent had heard of it.
     async fn change(&self, server: &Server) -> Result<Vec<Duration>, Failure> {
         let mut admin = server.admin().await?;
-        let began = Instant::now();
+        let asked = self.began.elapsed();
         let request = v1::SetClusterRequest {
             cluster: CLUSTER.to_owned(),
             changes: vec!["lease=30h".to_owned()],
             dry_run: false,
         };
         admin.set_cluster(request).await?;
-        let version = version(server).await?;
-        let mut heard = vec![None; self.seen.len()];
-        while heard.iter().any(Option::is_none) {
-            let now = began.elapsed();
-            for (seen, heard) in self.seen.iter().zip(&mut heard) {
-                if heard.is_none() && seen.load(Ordering::Relaxed) >= version {
-                    *heard = Some(now);
-                }
-            }
-            if now > PATIENCE {
-                return Err("not everybody heard of the change".into());
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Ok(heard.into_iter().flatten().collect())
+        self.catch_up(server).await?;
+        Ok(self.seen.iter().map(|seen| seen.at().saturating_sub(asked)).collect())
     }
 
     /// Starts the server again; how long until half and all wait again, and how long the calls of one
@@ -379,7 +398,7 @@ impl Agent {
                     have = answer.version;
                     if !continues {
                         let counter = have.map_or(0, |version| version.counter);
-                        self.seen.store(counter, Ordering::Relaxed);
+                        self.seen.note(counter);
                         let pause = PAUSE_MIN + PAUSE_MORE.mul_f64(rand::random());
                         tokio::time::sleep(pause).await;
                     }
