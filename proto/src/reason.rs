@@ -235,8 +235,8 @@ impl Reason {
                  its identity: revoke the node"
             }
             Self::Revoked => {
-                "if it was meant, take the host off the network; if not, see `ca-admin node forget` \
-                 and enrol it under another name meanwhile"
+                "if it was meant, take the host off the network; if not, take the node back with \
+                 `ca-admin node reinstate` and enrol it again with a new token"
             }
             Self::NodeLeft => "enrol the host again with a new join file, if it is to come back",
             Self::Superseded => {
@@ -250,7 +250,7 @@ impl Reason {
             Self::NotFound => "look the name up with the `list` of its kind",
             Self::AlreadyExists => "use what is there, or take another name",
             Self::LeafStillLives => {
-                "wait until the moment it names, or enrol the host under another name"
+                "wait until the moment it names, or take the node back with `ca-admin node reinstate`"
             }
             Self::SettingInvalid => {
                 "put the value right; `ca-admin cluster set --dry-run` tries it"

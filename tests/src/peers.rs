@@ -15,8 +15,6 @@ use crate::{Deployment, ask, socket};
 
 /// So long a peer waits in one call.
 const WAIT_SECONDS: u32 = 50;
-/// Enrolments under way at once.
-const AT_ONCE: usize = 16;
 /// The last acknowledgement comes within this, or not at all.
 const PATIENCE_SECONDS: u32 = 60;
 
@@ -112,34 +110,11 @@ async fn enrol_bad_one(deployment: &Deployment) -> &'static str {
 
 async fn enrol(deployment: &Deployment, count: usize) -> Vec<NodeClient> {
     let mut clients = Vec::new();
-    while clients.len() < count {
-        let numbers = clients.len()..count.min(clients.len() + AT_ONCE);
-        let some = numbers.map(async |number| {
-            let address = format!("10.1.{}.{}", number / 250, number % 250 + 1);
-            deployment.worker("c1", &format!("w{number}"), &address).await.client
-        });
-        clients.extend(futures_of(some).await);
+    for number in 0..count {
+        let address = format!("10.1.{}.{}", number / 250, number % 250 + 1);
+        clients.push(deployment.worker("c1", &format!("w{number}"), &address).await.client);
     }
     clients
-}
-
-/// All of them, side by side.
-async fn futures_of<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut all: Vec<_> = all.map(|one| (Box::pin(one), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut missing = false;
-        for (one, done) in &mut all {
-            if done.is_none() {
-                match one.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *done = Some(value),
-                    std::task::Poll::Pending => missing = true,
-                }
-            }
-        }
-        if missing { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-    })
-    .await;
-    all.into_iter().filter_map(|(_, done)| done).collect()
 }
 
 /// Hears everything there is, without a wait.

@@ -81,8 +81,7 @@ pub async fn list(
     })
 }
 
-/// Revokes a token: no use is spent from here on. With its nodes: those too that enrolled with it, one
-/// decision each, so that where one fails the same call goes on with the rest.
+/// Revokes a token: no use is spent from here on.
 ///
 /// # Errors
 /// A refusal, or the store's failure.
@@ -90,32 +89,43 @@ pub async fn revoke(
     ca: &Ca,
     operator: &Operator,
     request: v1::RevokeTokenRequest,
-) -> Result<v1::RevokeTokenResponse, StoreError> {
+) -> Result<v1::Token, StoreError> {
     operator.require(v1::AdminRole::Operator, Some(&request.cluster))?;
-    let reason =
-        if request.with_nodes { revocation::reason(&request.reason)? } else { String::new() };
     let now = ca.clock.now();
     let cluster = clusters::id(&request.cluster)?;
     let id = request
         .id
         .parse()
         .map_err(|_| Refusal::RequestInvalid("a token's id is 16 hexadecimal digits".to_owned()))?;
-    // First of all: nobody enrols with it while its nodes are gone through.
-    let token = ca.store.revoke_token(now, operator.actor.clone(), cluster.clone(), id).await?;
+    let token = ca.store.revoke_token(now, operator.actor.clone(), cluster, id).await?;
     info!(token = request.id, actor = operator.actor, "token revoked");
-    let mut answer = v1::RevokeTokenResponse {
-        token: Some(convert::token(token, now)),
-        ..v1::RevokeTokenResponse::default()
-    };
-    if request.with_nodes {
-        answer.nodes = revoke_nodes(ca, operator, &cluster, &request.id, &reason).await?;
+    Ok(convert::token(token, now))
+}
+
+/// Revokes a token with the nodes that enrolled with it, one decision each: where one fails, the same
+/// call goes on with the rest.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn revoke_with_nodes(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::RevokeTokenNodesRequest,
+) -> Result<v1::RevokeTokenNodesResponse, StoreError> {
+    let v1::RevokeTokenNodesRequest { cluster, id, reason } = request;
+    let reason = revocation::reason(&reason)?;
+    let now = ca.clock.now();
+    // First of all: nobody enrols with it while its nodes are gone through.
+    let asked = v1::RevokeTokenRequest { cluster: cluster.clone(), id: id.clone() };
+    let token = Some(revoke(ca, operator, asked).await?);
+    let cluster = clusters::id(&cluster)?;
+    let nodes = revoke_nodes(ca, operator, &cluster, &id, &reason).await?;
+    if nodes.is_empty() {
+        return Ok(v1::RevokeTokenNodesResponse { token, ..Default::default() });
     }
-    if !answer.nodes.is_empty() {
-        answer.change = Some(revocation::newest_change(ca, &cluster, now).await?);
-        answer.notes =
-            revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
-    }
-    Ok(answer)
+    let change = Some(revocation::newest_change(ca, &cluster, now).await?);
+    let notes = revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
+    Ok(v1::RevokeTokenNodesResponse { token, nodes, change, notes })
 }
 
 /// Revokes every node that enrolled with a token, also those that enrolled again with another since.

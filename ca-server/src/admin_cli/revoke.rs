@@ -157,3 +157,44 @@ impl View for RevokedView {
         closing.unwrap_or_default() + &self.drain.as_ref().map(Drained::text).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use raymtls_proto::clock;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        revoke: Revoke,
+    }
+
+    fn plan(more: &[&str], role: v1::Role) -> String {
+        let words = ["x", "--cluster", "c1", "worker-7", "--reason", "drill"];
+        let line = Line::parse_from(words.iter().chain(more));
+        let node = v1::Node {
+            cluster: "c1".to_owned(),
+            name: "worker-7".to_owned(),
+            role: role.into(),
+            token_id: "0123456789abcdef".to_owned(),
+            leaf_not_after_unix: 1_764_000_000 + 86_400,
+            ..v1::Node::default()
+        };
+        let now = clock::from_unix(1_764_000_000).unwrap();
+        line.revoke.plan(&NodeView::new(&node), now).join("\n")
+    }
+
+    #[test]
+    fn a_plan_says_until_when_ray_accepts_the_leaf() {
+        let text = plan(&[], v1::Role::Worker);
+        assert!(text.contains("worker worker-7 of cluster c1"), "{text}");
+        assert!(text.contains("until 2025-11-25 16:00:00Z (in 1d)"), "{text}");
+        assert!(text.contains("token 0123456789abcdef become void"), "{text}");
+        assert!(text.contains("on the cluster's ports") && !text.contains("is a head"), "{text}");
+        let text = plan(&["--keep-token", "--all-traffic"], v1::Role::Head);
+        assert!(text.contains("token 0123456789abcdef stay good"), "{text}");
+        assert!(text.contains("on every port") && text.contains("is a head"), "{text}");
+    }
+}

@@ -130,16 +130,20 @@ impl AdminService for Played {
         not_played()
     }
 
-    async fn revoke_token(
+    async fn revoke_token(&self, _: Request<v1::RevokeTokenRequest>) -> Answer<v1::Token> {
+        self.note("revoke token");
+        Ok(Response::new(v1::Token::default()))
+    }
+
+    async fn revoke_token_nodes(
         &self,
-        request: Request<v1::RevokeTokenRequest>,
-    ) -> Answer<v1::RevokeTokenResponse> {
-        let with_nodes = request.get_ref().with_nodes;
-        self.note(if with_nodes { "revoke token with nodes" } else { "revoke token" });
-        Ok(Response::new(v1::RevokeTokenResponse {
-            nodes: if with_nodes { vec!["n1".to_owned(), "h2".to_owned()] } else { vec![] },
-            change: with_nodes.then(v1::Change::default),
-            ..v1::RevokeTokenResponse::default()
+        _: Request<v1::RevokeTokenNodesRequest>,
+    ) -> Answer<v1::RevokeTokenNodesResponse> {
+        self.note("revoke token with nodes");
+        Ok(Response::new(v1::RevokeTokenNodesResponse {
+            nodes: vec!["n1".to_owned(), "h2".to_owned()],
+            change: Some(v1::Change::default()),
+            ..v1::RevokeTokenNodesResponse::default()
         }))
     }
 

@@ -238,11 +238,7 @@ async fn withdraw(
     token: &v1::Token,
     failure: Failure,
 ) -> Failure {
-    let request = v1::RevokeTokenRequest {
-        cluster: token.cluster.clone(),
-        id: token.id.clone(),
-        ..v1::RevokeTokenRequest::default()
-    };
+    let request = v1::RevokeTokenRequest { cluster: token.cluster.clone(), id: token.id.clone() };
     let outcome = match admin.revoke_token(request).await {
         Ok(_) => format!("token {} was revoked again", token.id),
         Err(e) => format!(

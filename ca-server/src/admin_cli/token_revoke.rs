@@ -55,18 +55,15 @@ pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> R
     let heads: Vec<_> =
         nodes.iter().filter(|node| node.role == "head").map(|node| node.name.clone()).collect();
     args.consent.ask_for_heads(&args.plan(&nodes), &heads, &args.heads, screen).await?;
-    let cluster = args.cluster.to_string();
-    let request = v1::RevokeTokenRequest {
-        cluster: cluster.clone(),
-        id: args.id.to_string(),
-        with_nodes: args.with_nodes,
-        reason: args.reason.unwrap_or_default(),
+    let (cluster, id) = (args.cluster.to_string(), args.id.to_string());
+    let Some(reason) = args.reason.filter(|_| args.with_nodes) else {
+        let request = v1::RevokeTokenRequest { cluster, id };
+        let token = admin.revoke_token(request).await?.into_inner();
+        return Ok(screen.show(&TokenView::new(&token))?);
     };
-    let answer = admin.revoke_token(request).await?.into_inner();
+    let request = v1::RevokeTokenNodesRequest { cluster: cluster.clone(), id, reason };
+    let answer = admin.revoke_token_nodes(request).await?.into_inner();
     let token = TokenView::new(&answer.token.unwrap_or_default());
-    if !args.with_nodes {
-        return Ok(screen.show(&token)?);
-    }
     let mut view = WithNodes {
         token,
         leaf_not_after: last_leaf(&nodes),
@@ -119,7 +116,7 @@ impl Revoke {
 /// The last moment at which Ray accepts a leaf of them.
 fn last_leaf(nodes: &[NodeView]) -> Moment {
     let ends = nodes.iter().map(|node| node.leaf_not_after);
-    ends.max().unwrap_or(Moment::from_unix(0))
+    ends.max().unwrap_or_else(|| Moment::from_unix(0))
 }
 
 #[derive(Debug, Serialize)]

@@ -135,8 +135,15 @@ impl AdminService for Admin {
     async fn revoke_token(
         &self,
         request: Request<v1::RevokeTokenRequest>,
-    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+    ) -> Result<Response<v1::Token>, Status> {
         call!(self, request, "RevokeToken", tokens::revoke)
+    }
+
+    async fn revoke_token_nodes(
+        &self,
+        request: Request<v1::RevokeTokenNodesRequest>,
+    ) -> Result<Response<v1::RevokeTokenNodesResponse>, Status> {
+        call!(self, request, "RevokeTokenNodes", tokens::revoke_with_nodes)
     }
 
     async fn list_nodes(

@@ -352,7 +352,7 @@ async fn what_is_asked_of_tokens_nodes_and_lists_is_bounded_in_each_field() {
     let forget =
         |cluster, name| nodes::forget(running, operator, v1::ForgetNodeRequest { cluster, name });
     let revoke = |cluster, id| {
-        let request = v1::RevokeTokenRequest { cluster, id, ..Default::default() };
+        let request = v1::RevokeTokenRequest { cluster, id };
         tokens::revoke(running, operator, request)
     };
     refused(show(c1(), no_name.clone()).await, "a node of 63", "NOT_FOUND", "node");

@@ -190,7 +190,6 @@ async fn a_refused_enrolment_names_its_reason_and_spends_nothing() {
     let revoke = v1::RevokeTokenRequest {
         cluster: "c1".to_owned(),
         id: revoked.split('.').next().unwrap().to_owned(),
-        ..Default::default()
     };
     ca_server::admin::tokens::revoke(&deployment.ca, &deployment.operator, revoke).await.unwrap();
     let late = ask(&revoked, "c1", "w3", &["10.0.0.11"], &other);

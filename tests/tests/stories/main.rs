@@ -23,6 +23,7 @@ mod operator;
 mod peers;
 mod property;
 mod races;
+mod reach;
 mod renew;
 mod revoke;
 mod sync;
