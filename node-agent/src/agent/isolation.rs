@@ -35,8 +35,9 @@ pub(super) struct Isolation {
     record: IsolationRecord,
     trial: Trial,
     loaded: Option<Loaded>,
-    /// The cluster's settings at the last load.
-    settings: Option<v1::Settings>,
+    /// What is to be in force, kept on the disk or not yet: a disk that is full must not let a node in
+    /// again that was cut off.
+    told: Memory,
     counters: Counters,
     sockets_closed: u32,
     load_problem: Option<String>,
@@ -76,7 +77,7 @@ impl Isolation {
 
     fn problem(&self, trial_time: Duration) -> Option<String> {
         let failed = matches!(self.trial, Trial::Failed { .. })
-            && self.settings.as_ref().map(v1::Settings::isolation) == Some(v1::Isolation::Enforce);
+            && self.told.settings().map(v1::Settings::isolation) == Some(v1::Isolation::Enforce);
         let rolled_back = failed.then(|| {
             format!(
                 "the CA was not reached within {} s after the first load of `enforce`, so the table \
@@ -140,8 +141,7 @@ impl Agent {
         let retry = self.isolation.retry_at.is_some_and(|at| now >= at);
         if moved || retry || now >= self.isolation.look_at {
             self.isolation.look_at = now + LOOK_PAUSE;
-            let memory = self.memory.clone();
-            self.enforce(&memory).await;
+            self.enforce_again().await;
         }
         self.look_up(now);
         self.count(now);
@@ -173,8 +173,7 @@ impl Agent {
         }
         self.isolation.record.ca = found;
         self.keep_record();
-        let memory = self.memory.clone();
-        self.enforce(&memory).await;
+        self.enforce_again().await;
     }
 
     fn count(&mut self, now: Duration) {
@@ -197,8 +196,7 @@ impl Agent {
             Ok(None) if self.isolation.loaded.is_some() => {
                 tracing::error!("somebody removed the table of this cluster: it is loaded again");
                 self.isolation.loaded = None;
-                let memory = self.memory.clone();
-                self.enforce(&memory).await;
+                self.enforce_again().await;
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the table's counters cannot be read"),
@@ -225,14 +223,20 @@ impl Agent {
         }
     }
 
+    async fn enforce_again(&mut self) {
+        let memory = self.isolation.told.clone();
+        self.enforce(&memory).await;
+    }
+
     /// Brings the kernel in line with this. What cannot be loaded leaves the last table in force.
     pub(super) async fn enforce(&mut self, memory: &Memory) {
-        let Some(settings) = memory.settings().filter(|_| self.isolation.on_duty) else { return };
-        if self.isolation.settings.as_ref() != Some(settings) {
-            if self.isolation.settings.is_some() {
-                self.isolation.trial = self.isolation.trial.settings_changed();
-            }
-            self.isolation.settings = Some(settings.clone());
+        if !self.isolation.on_duty {
+            return;
+        }
+        let before = std::mem::replace(&mut self.isolation.told, memory.clone());
+        let Some(settings) = memory.settings() else { return };
+        if before.settings().is_some_and(|before| before != settings) {
+            self.isolation.trial = self.isolation.trial.settings_changed();
         }
         let verdict = match v1::Isolation::try_from(settings.isolation) {
             Ok(v1::Isolation::Off) => return self.remove_table().await,

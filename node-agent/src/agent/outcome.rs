@@ -74,6 +74,8 @@ impl Agent {
             self.contact.reachable = Some(refused);
             if refused {
                 self.isolation_heard();
+            } else {
+                self.sync.ca_went_away();
             }
         }
         match scope(error) {

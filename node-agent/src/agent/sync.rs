@@ -86,6 +86,11 @@ impl Waiting {
         self.task = None;
     }
 
+    /// The CA went away: what comes back may be another release.
+    pub(super) fn ca_went_away(&mut self) {
+        self.no_members_told = false;
+    }
+
     /// Whether somebody else keeps calling with this identity.
     pub(super) fn is_contested(&self) -> bool {
         self.superseded >= SUPERSEDED_MAX
@@ -188,11 +193,10 @@ impl Agent {
 
     fn sync_request(&self, wait: Duration) -> v1::SyncRequest {
         // Without the token's file the whole is wanted again, whatever version we remember.
+        // And without members, where the CA knows them. A snapshot that has begun is fetched first.
         let has_token = !self.with_token() || self.tls.has_token();
-        let pages_follow = self.memory.is_filling();
-        let knows_members =
-            self.memory.knows_members() || pages_follow || self.sync.no_members_told;
-        let complete = has_token && knows_members;
+        let has_members = self.memory.knows_members() || self.sync.no_members_told;
+        let complete = (has_token && has_members) || self.memory.is_filling();
         v1::SyncRequest {
             report: Some(self.report()),
             have: self.memory.version().filter(|_| complete),

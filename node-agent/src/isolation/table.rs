@@ -130,9 +130,12 @@ impl Kernel {
         arguments: &[&str],
         input: &[u8],
     ) -> Result<Vec<u8>, TableError> {
-        let io = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::NotFound => TableError::Missing(program),
-            _ => TableError::Io { program, source },
+        let io = |source: std::io::Error| {
+            if source.kind() == std::io::ErrorKind::NotFound {
+                TableError::Missing(program)
+            } else {
+                TableError::Io { program, source }
+            }
         };
         let mut child = Command::new(program)
             .args(arguments)

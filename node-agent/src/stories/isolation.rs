@@ -377,6 +377,29 @@ async fn a_table_that_somebody_removed_comes_back() {
 }
 
 #[tokio::test]
+async fn a_block_that_cannot_be_kept_on_the_disk_stays_in_force() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let agent = guarded.run();
+    agent.until("the table", at(100)).await;
+    // What comes with the block cannot be written.
+    let token = guarded.place.path("tls/ray_token");
+    std::fs::remove_file(&token).unwrap();
+    durable::make_parents(&token.join("in/the/way")).unwrap();
+    guarded.change(|k| k.blocks = vec![block("10.0.0.9", false)]);
+    agent.until("the block, though not kept", |s| s.isolation.blocked == 1).await;
+    agent.until("a failure", |s| s.problems.iter().any(|p| p.contains("Sync"))).await;
+    assert!(agent.handle.status().received.unwrap().ends_with("/100"));
+    std::fs::remove_file(guarded.place.path("table")).unwrap();
+    let began = Instant::now();
+    while guarded.table().is_empty() {
+        assert!(began.elapsed() < SOON, "never came back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(guarded.table().contains("elements = { 10.0.0.9 }"), "{}", guarded.table());
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_that_is_not_heard_says_when_its_lease_ends() {
     let clock = SettableClock::new(datetime!(2026-11-24 08:00 UTC));
     let guarded = Guarded::of_role(v1::Isolation::Audit, Role::Head, Arc::new(clock.clone())).await;
