@@ -202,7 +202,7 @@ impl Agent {
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
             heads_applied: self.heads_wanted(),
-            continues: pages_follow,
+            continues: self.memory.is_filling(),
         }
     }
 

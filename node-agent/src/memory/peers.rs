@@ -112,7 +112,7 @@ impl Peers {
             state: v1::MemberState::Member.into(),
             addresses: peer.addresses.iter().map(ToString::to_string).collect(),
         };
-        v1::Members { snapshot: true, members: self.iter().map(member).collect() }
+        v1::Members { snapshot: true, members: self.iter().map(member).collect(), more: false }
     }
 }
 
