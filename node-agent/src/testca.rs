@@ -391,11 +391,12 @@ impl TestCa {
         let snapshot = have.is_none();
         let page = page.unwrap_or_default();
         let members = pages.get(page).map(|page| page.to_vec()).unwrap_or_default();
-        answer.members = Some(v1::Members { snapshot, members });
+        let more = page + 1 < pages.len();
+        answer.members = Some(v1::Members { snapshot, members, more });
         if page == 0 {
             answer.blocks = Some(v1::Blocks { blocks });
         }
-        if page + 1 < pages.len() {
+        if more {
             let counter = u64::try_from(page + 1).unwrap();
             answer.version = Some(v1::SyncVersion { counter, ..self.version() });
         }

@@ -41,6 +41,8 @@ pub(super) struct Waiting {
     unknown_act_said: bool,
     /// This call asked for everything.
     asked_all: bool,
+    /// The last answer was a page of members, and more follow.
+    pages_follow: bool,
     /// The CA was asked for everything and named no members: it is of an earlier release.
     no_members_told: bool,
     at_once: AtOnce,
@@ -55,12 +57,12 @@ struct AtOnce {
 }
 
 impl AtOnce {
-    fn take(&mut self) -> bool {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let earned = since.elapsed().as_secs() / AT_ONCE_EACH.as_secs();
+    fn take(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let earned = now.duration_since(since).as_secs() / AT_ONCE_EACH.as_secs();
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
         if earned >= self.spent {
-            *self = Self { spent: 0, since: Some(Instant::now()) };
+            *self = Self { spent: 0, since: Some(now) };
         }
         let is_free = self.spent < AT_ONCE_MAX.saturating_add(earned);
         self.spent += u32::from(is_free);
@@ -109,10 +111,8 @@ impl Agent {
         let client = self.client()?;
         let answers = self.contact.reachable == Some(true);
         let wait = match self.standing {
-            // The last page and the first contact of a trial are not waited for.
-            Standing::Enrolled if self.memory.is_filling() || self.isolation.is_on_trial() => {
-                Duration::ZERO
-            }
+            // The first contact of a trial is not waited for.
+            Standing::Enrolled if self.isolation.is_on_trial() => Duration::ZERO,
             Standing::Enrolled if answers => self.config.limits.sync_wait,
             // Only asks whether the CA is there, or serves this node again.
             Standing::Enrolled
@@ -162,7 +162,7 @@ impl Agent {
                 self.sync.superseded = 0;
                 let pause = self.pause_after(&answer);
                 match self.apply(&answer).await {
-                    Ok(Next::AtOnce) if self.sync.at_once.take() => {
+                    Ok(Next::AtOnce) if self.sync.at_once.take(Instant::now()) => {
                         self.held.remove(&Call::Sync);
                     }
                     Ok(Next::AtOnce | Next::AfterPause) => self.pause(Call::Sync, pause),
@@ -196,13 +196,13 @@ impl Agent {
         // And without members, where the CA knows them. A snapshot that has begun is fetched first.
         let has_token = !self.with_token() || self.tls.has_token();
         let has_members = self.memory.knows_members() || self.sync.no_members_told;
-        let complete = (has_token && has_members) || self.memory.is_filling();
+        let complete = (has_token && has_members) || self.sync.pages_follow;
         v1::SyncRequest {
             report: Some(self.report()),
             have: self.memory.version().filter(|_| complete),
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
             heads_applied: self.heads_wanted(),
-            continues: self.memory.is_filling(),
+            continues: self.sync.pages_follow,
         }
     }
 
@@ -230,10 +230,9 @@ impl Agent {
         let mut memory = self.memory.clone();
         let was_filling = memory.is_filling();
         memory.merge(answer);
-        match &answer.members {
-            Some(page) if page.snapshot || !page.members.is_empty() => {}
-            // No page follows.
-            Some(_) | None => memory.end_snapshot(),
+        let pages_follow = answer.members.as_ref().is_some_and(|page| page.more);
+        if !pages_follow {
+            memory.end_snapshot();
         }
         let news = answer.settings.is_some() || answer.blocks.is_some();
         if news || !memory.is_filling() {
@@ -241,10 +240,10 @@ impl Agent {
         }
         self.heads_applied = answer.heads_applied.or(self.heads_applied);
         self.sync.no_members_told |= self.sync.asked_all && answer.members.is_none();
-        let pages_follow = memory.is_filling();
         let advanced = answer.version != self.memory.version();
         let before = self.memory.clone();
         self.keep_answer(answer, memory, was_filling)?;
+        self.sync.pages_follow = pages_follow;
         self.note_membership(&before);
         // Somebody may wait for the word that a node is cut off, or that the table is as wanted.
         let awaited = answer.blocks.is_some() || (news && self.isolation.in_force().is_some());
@@ -344,4 +343,20 @@ impl Agent {
 /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
 pub(super) fn with_token(memory: &Memory) -> bool {
     memory.settings().is_none_or(|settings| settings.ray_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syncs_without_a_pause_are_counted_and_earned_again() {
+        let mut budget = AtOnce::default();
+        let start = Instant::now();
+        let mut taken = |now: Instant| (0..100).filter(|_| budget.take(now)).count();
+        let most = usize::try_from(AT_ONCE_MAX).unwrap();
+        assert_eq!(taken(start), most);
+        assert_eq!(taken(start + AT_ONCE_EACH * 3), 3);
+        assert_eq!(taken(start + AT_ONCE_EACH * 1_000), most, "no more than at first");
+    }
 }

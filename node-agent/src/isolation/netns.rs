@@ -136,7 +136,10 @@ async fn a_block_ends_connections_on_the_cluster_s_ports_or_on_all() {
     let pair = |c: &(TcpStream, TcpStream)| works((&c.0, &c.1));
     assert!(pair(&ray) && pair(&worker) && pair(&other));
 
+    let began = Instant::now();
+    kernel.counters(&cluster).await.unwrap();
     kernel.load(&render(&policy(3, &[BAD], &[]), Counters::default())).await.unwrap();
+    eprintln!("3 members: counters read and table loaded in {:?}", began.elapsed());
     assert!(!pair(&ray) && !pair(&worker) && pair(&other));
     let counted = kernel.counters(&cluster).await.unwrap().unwrap();
     assert!(counted.blocked >= 2, "{counted:?}");

@@ -178,7 +178,11 @@ fn a_block_that_would_hit_the_innocent_is_left_out() {
             };
             let mut memory = Memory::default();
             memory.merge(&v1::SyncResponse {
-                members: Some(v1::Members { snapshot: true, members: members.clone() }),
+                members: Some(v1::Members {
+                    snapshot: true,
+                    members: members.clone(),
+                    more: false,
+                }),
                 blocks: Some(v1::Blocks { blocks: vec![block] }),
                 ..v1::SyncResponse::default()
             });

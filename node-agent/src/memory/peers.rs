@@ -206,7 +206,7 @@ mod tests {
     fn page(snapshot: bool, members: Vec<v1::Member>) -> v1::SyncResponse {
         v1::SyncResponse {
             version: Some(v1::SyncVersion { epoch: 1, counter: 5 }),
-            members: Some(v1::Members { snapshot, members }),
+            members: Some(v1::Members { snapshot, members, more: false }),
             ..v1::SyncResponse::default()
         }
     }

@@ -200,6 +200,8 @@ async fn a_snapshot_in_pages_is_loaded_as_a_whole() {
     let members =
         (1..=10).map(|i| member(&format!("m{i}"), v1::Role::Worker, &format!("10.1.{i}.1")));
     guarded.ca.with(|k| (k.members, k.page_len) = (Some(members.collect()), 3));
+    // It knows nothing.
+    std::fs::remove_file(guarded.place.path("state/sync.pb")).unwrap();
     let agent = guarded.run();
     let status = agent.until("the table", at(100)).await;
     assert_eq!(status.isolation.members, 10);
@@ -274,7 +276,7 @@ async fn a_first_enforce_that_cuts_off_the_ca_is_taken_back_and_later_ones_are_n
     config.isolation.retrial_pause = Duration::from_millis(300);
     config.limits.connect = Duration::from_millis(200);
     let agent = guarded.run_with(config.clone());
-    agent.until("audit", |s| in_force(s) == "audit" && at(100)(s)).await;
+    agent.until("audit", |s| in_force(s) == "audit" && s.ca.reachable == Some(true)).await;
     guarded.change(|k| {
         k.raw_isolation = Some(v1::Isolation::Enforce.into());
         k.deaf = true;
@@ -364,8 +366,11 @@ async fn off_removes_the_agent_s_own_table_and_no_other() {
 
 #[tokio::test]
 async fn a_table_that_somebody_removed_comes_back() {
-    let guarded = Guarded::new(v1::Isolation::Enforce).await;
-    let agent = guarded.run();
+    let guarded = Guarded::new(v1::Isolation::Audit).await;
+    let mut config = guarded.config();
+    // No answer of the CA brings it back.
+    config.limits.sync_wait = Duration::from_secs(60);
+    let agent = guarded.run_with(config);
     agent.until("the table", at(100)).await;
     std::fs::remove_file(guarded.place.path("table")).unwrap();
     let began = Instant::now();
