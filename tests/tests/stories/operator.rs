@@ -103,15 +103,22 @@ async fn root_creates_clusters_the_group_runs_them_and_a_stranger_cannot_connect
     let token = ["token", "create", "--cluster", "c1", "--role", "worker", "--out", "desk/w3.join"];
     operators.done(Who::Member, &token).await;
     assert!(desk.join("w3.join").exists());
-    let revoke =
-        |name| ["node", "revoke", "--cluster", "c1", name, "--reason", "stolen disk", "--yes"];
-    operators.done(Who::Member, &revoke("w1")).await;
+    // Nobody runs an agent here who could acknowledge it: the exit code says so, unless that is not
+    // wanted.
+    let revoke = |name, wait| {
+        let which = ["node", "revoke", "--cluster", "c1", name, "--reason", "stolen disk"];
+        [&which[..], &["--yes", "--wait", wait]].concat()
+    };
+    operators.done(Who::Member, &revoke("w1", "0")).await;
+    let again = operators.run(Who::Member, &revoke("w1", "1")).await;
+    assert_eq!(again.status.code(), Some(1), "{}", said(&again));
+    assert!(said(&again).contains("the revocation stands, but 1 of its peers"), "{}", said(&again));
     operators.refused(Who::Member, &create("c2"), "ROLE_TOO_LOW").await;
     let set = ["cluster", "set", "c1", "max-job=2d", "--yes"];
     operators.refused(Who::Member, &set, "ROLE_TOO_LOW").await;
 
     // A stranger: nothing at all.
-    for arguments in [&["cluster", "list"][..], &create("c3"), &revoke("w2")] {
+    for arguments in [&["cluster", "list"][..], &create("c3"), &revoke("w2", "0")] {
         operators.shut_out(Who::Stranger, arguments).await;
     }
     assert_eq!(deployment.node("c1", "w1").await.state(), NodeState::Revoked);
