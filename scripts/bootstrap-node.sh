@@ -85,11 +85,13 @@ time: what is done already is not done again. As Ray's user, with an agent runni
   --dry-run           say what would be done and change nothing; 78 if it can be seen that it would fail
   --help              this text
 
+The word @ray-flags in Ray's command becomes the flags of the cluster's port plan (node-agent ray-flags).
+
 examples
   bootstrap-node.sh --from https://files.example/node-agent.tar.gz --sha256 9f86d0... \
-      --join /root/worker.join -- ray start --address=head.ray:6379 --node-manager-port=6701
+      --join /root/worker.join -- ray start --address=head.ray:6379 @ray-flags
   bootstrap-node.sh --from ./node-agent --join-fd 3 --role head --name head 3<head.join \
-      -- /opt/ray/bin/ray start --head --port=6379
+      -- /opt/ray/bin/ray start --head @ray-flags
   bootstrap-node.sh --uninstall --yes
 
 Exit codes: 0 done, 1 failed, 2 refused by the CA, 64 usage, 78 configuration.
@@ -606,7 +608,7 @@ RestartPreventExitStatus=64 78
 RuntimeDirectory=ray-mtls
 RuntimeDirectoryMode=0755
 RuntimeDirectoryPreserve=yes
-CapabilityBoundingSet=CAP_CHOWN
+CapabilityBoundingSet=CAP_CHOWN CAP_NET_ADMIN CAP_KILL CAP_SYS_PTRACE
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths=$(writable_folders)
@@ -619,7 +621,7 @@ ProtectKernelLogs=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
 ProtectHostname=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
@@ -655,6 +657,18 @@ wait_for_files() {
     die "Ray's user (uid $RAY_UID) cannot read the files in $TLS_DIR after $FILES_MAX s: see \`$AGENT status --socket $SOCKET\` and $(agent_log_name)"
   }
   note "$TLS_DIR/$(readlink "$TLS_DIR/current" 2>/dev/null) is readable by Ray's user"
+  name_packages
+}
+
+# Isolation is a setting of the cluster, which the agent knows by now. What it runs is named and not
+# installed: which package manager a host has, and whether it may be used, is its owner's.
+name_packages() {
+  local missing=()
+  "$AGENT" status --socket "$SOCKET" -o json 2>/dev/null 9>&- | grep -qE '"isolation": "(audit|enforce)"' || return 0
+  PATH=$PATH:/usr/sbin:/sbin command -v nft >/dev/null || missing+=(nftables)
+  PATH=$PATH:/usr/sbin:/sbin command -v ss >/dev/null || missing+=(iproute2)
+  ((${#missing[@]} == 0)) ||
+    warn "the cluster's isolation is on and this host cannot load it: install ${missing[*]} (for example apt-get install ${missing[*]})"
 }
 
 # Read as Ray's user: a file that Ray cannot open is an empty one to it, without a word.
@@ -759,6 +773,7 @@ with_leaf() { as_ray "$AGENT" exec --socket "$SOCKET" -- "$@"; }
 # first: half a Ray neither works nor lets another begin, its helpers keep the ports.
 start_ray() {
   local code=0
+  expand_ray_flags
   if [ -n "$(raylet_pid)" ] && [ ! -e "$WORK/ray-starting" ]; then
     note "Ray runs already (raylet pid $(raylet_pid)): not started again"
     return
@@ -779,6 +794,22 @@ start_ray() {
     die "Ray did not start (exit code $code): its output is in $WORK/ray.log, its logs in /tmp/ray/session_latest/logs"
   fi
   rm -f "$WORK/ray-starting"
+}
+
+# The word @ray-flags in Ray's command: what the agent says of the cluster's port plan. Before the agent runs nobody
+# here knows it.
+expand_ray_flags() {
+  local word flags said whole=()
+  for word in "${RAY_COMMAND[@]}"; do
+    if [ "$word" = @ray-flags ]; then
+      said=$("$AGENT" ray-flags --socket "$SOCKET" 9>&- </dev/null) || die "the ports of the cluster's plan are not known: see \`$AGENT status --socket $SOCKET\`"
+      read -ra flags <<<"$said"
+      whole+=("${flags[@]}")
+    else
+      whole+=("$word")
+    fi
+  done
+  RAY_COMMAND=("${whole[@]}")
 }
 
 raylet_pid() { pgrep -o -u "$RAY_UID" -x raylet || true; }

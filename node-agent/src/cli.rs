@@ -1,5 +1,8 @@
 //! The command line: words to typed options, outcomes to text and exit codes.
 
+mod isolation;
+mod ray_flags;
+
 use std::{
     ffi::OsString,
     io::{BufRead, IsTerminal, Write},
@@ -22,13 +25,13 @@ use crate::{
     agent::{ActError, Agent},
     api::{Answer, Ask, ErrorKind, Renewed},
     client::CallLimits,
-    config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, User, group_id},
+    config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, User, group_id, status_file_of},
     enroll::{self, Enrolled},
     exec,
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    socket,
+    served, socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -66,7 +69,7 @@ It is safe to run again after a crash or a lost reply: the same key gets the sam
     #[command(after_help = "Example:
   node-agent run --ray-uid 1000 --ray-group ray
 
-Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket, ray_uid, ray_group, hooks_dir,
+Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket, status_file, ray_uid, ray_group, hooks_dir,
 http_listen and log_format.")]
     Run(RunArgs),
     /// Show what the agent knows, from its status file when it does not answer
@@ -86,6 +89,9 @@ With --check:
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
     #[command(after_help = "Example:\n  node-agent renew")]
     Renew(AskArgs),
+    /// Look once at what Ray's processes on this host serve
+    #[command(hide = true)]
+    Served(served::command::ServedArgs),
     /// Become a program that finds Ray's TLS files and token in its environment
     #[command(after_help = "Examples:
   node-agent exec -- ray start --head --port 6379
@@ -94,13 +100,27 @@ With --check:
 
 Inherited RAY_USE_TLS, RAY_TLS_* and RAY_AUTH_* are removed; each start gets a key folder of its own.")]
     Exec(ExecArgs),
+    /// The flags with which `ray start` keeps to the cluster's port plan, on one line
+    #[command(after_help = "Examples:
+  sudo -u ray node-agent exec -- /opt/ray/bin/ray start --address=head.ray:6379 $(node-agent ray-flags)
+  sudo -u ray node-agent exec -- /opt/ray/bin/ray start $(node-agent ray-flags --head)
+  node-agent ray-flags -o json
+
+The ports are those of the cluster's plan for this node's role, as the running agent knows it; without an
+agent, as it knew it last (that wants a reader of the state folder). --node-ip-address is among the flags
+where exactly one certified address is an address of this host. Ports that have no flag are variables
+that `exec` and ray.env set.")]
+    RayFlags(ray_flags::RayFlagsArgs),
+    /// Look at the table that guards Ray's ports of this host, or remove it
+    #[command(subcommand)]
+    Isolation(isolation::IsolationCommand),
     /// Leave the cluster for good: the name and addresses are free, nothing is renewed any more
     #[command(after_help = "Example:\n  node-agent leave --yes")]
     Leave(LeaveArgs),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     #[default]
     Table,
@@ -165,6 +185,9 @@ struct RunArgs {
     /// The agent's socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// What the daemon says, for when it is gone; all may read it [default: status.json beside the socket]
+    #[arg(long, value_name = "FILE")]
+    status_file: Option<PathBuf>,
     /// The user that runs Ray, by name or number
     #[arg(long, value_name = "USER")]
     ray_uid: Option<String>,
@@ -196,7 +219,10 @@ struct AskArgs {
 struct StatusArgs {
     #[command(flatten)]
     ask: AskArgs,
-    /// Where the status file lies when the daemon does not answer
+    /// What is read when the daemon does not answer [default: status.json beside the socket]
+    #[arg(long, value_name = "FILE")]
+    status_file: Option<PathBuf>,
+    /// The agent's own folder, whose status file is read where there is no other
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
     /// Show it again and again
@@ -261,7 +287,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run_command(args),
         Command::Status(args) => block_on(status_command(args)),
         Command::Renew(args) => block_on(renew_command(args)),
+        Command::Served(args) => block_on(served::command::run(args)),
         Command::Exec(args) => exec_command(&args),
+        Command::RayFlags(args) => block_on(ray_flags::run(args)),
+        Command::Isolation(command) => block_on(isolation::run(command)),
         Command::Leave(args) => block_on(leave_command(args)),
     }
 }
@@ -359,6 +388,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         state_dir: args.state_dir,
         tls_dir: args.tls_dir,
         socket: args.socket,
+        status_file: args.status_file,
         ray_uid: args.ray_uid.map(User::Name),
         ray_group: args.ray_group,
         hooks_dir: args.hooks_dir,
@@ -468,16 +498,24 @@ async fn read_status(args: &StatusArgs) -> Result<(Status, bool), Failure> {
         }
         Err(silent) => silent,
     };
-    let path = args.state_dir.join("status.json");
-    let text = read_if_there(&path)
-        .map_err(|e| Failure::Failed(format!("{silent}; and its status file: {e}")))?
-        .ok_or_else(|| {
-            Failure::Failed(format!("{silent}; and there is no status file {}", path.display()))
-        })?;
-    let status = serde_json::from_slice(&text).map_err(|e| {
-        Failure::Failed(format!("{silent}; and {} is damaged: {e}", path.display()))
-    })?;
-    Ok((status, false))
+    // The one beside the socket is younger; the other one is still there after the host booted again.
+    let beside = args.status_file.clone().unwrap_or_else(|| status_file_of(&args.ask.socket));
+    let mut said = silent.to_string();
+    for path in [beside, args.state_dir.join("status.json")] {
+        match written_status(&path) {
+            Ok(status) => return Ok((status, false)),
+            Err(why) => said = format!("{said}; and {why}"),
+        }
+    }
+    Err(Failure::Failed(said))
+}
+
+fn written_status(path: &Path) -> Result<Status, String> {
+    let shown = path.display();
+    let text = read_if_there(path)
+        .map_err(|e| format!("{shown}: {e}"))?
+        .ok_or_else(|| format!("there is no status file {shown}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("{shown} is damaged: {e}"))
 }
 
 async fn renew_command(args: AskArgs) -> Result<(), Failure> {
@@ -508,7 +546,7 @@ fn exec_command(args: &ExecArgs) -> Result<(), Failure> {
 
 async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
     if !args.yes {
-        consent().await?;
+        consent(LEAVE_WARNING, "the node stays").await?;
     }
     let answer = socket::ask(&args.ask.socket, Ask::Leave).await.map_err(Failure::failed)?;
     let Answer::Left { message } = answer else { return Err(unexpected(answer)) };
@@ -518,22 +556,21 @@ async fn leave_command(args: LeaveArgs) -> Result<(), Failure> {
     }
 }
 
+const LEAVE_WARNING: &str =
+    "The node leaves its cluster for good: its name and addresses become free.";
+
 /// Comes back once a person typed yes; elsewhere nobody could.
-async fn consent() -> Result<(), Failure> {
+async fn consent(warning: &str, nothing: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage(
-            "the node stays: there is no terminal to ask on; add --yes to leave its cluster for good"
-                .to_owned(),
-        ));
+        return Err(Failure::Usage(format!(
+            "{nothing}: there is no terminal to ask on; add --yes. {warning}"
+        )));
     }
-    eprint!(
-        "The node leaves its cluster for good: its name and addresses become free.\n\
-         type yes to do it: "
-    );
+    eprint!("{warning}\ntype yes to do it: ");
     let answer = tokio::task::spawn_blocking(|| read_answer(std::io::stdin().lock()))
         .await
         .map_err(Failure::failed)?;
-    agreed(&answer.map_err(Failure::failed)?)
+    agreed(&answer.map_err(Failure::failed)?, nothing)
 }
 
 fn read_answer(input: impl BufRead) -> std::io::Result<String> {
@@ -542,11 +579,11 @@ fn read_answer(input: impl BufRead) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn agreed(answer: &str) -> Result<(), Failure> {
+fn agreed(answer: &str, nothing: &str) -> Result<(), Failure> {
     if answer.trim() == "yes" {
         return Ok(());
     }
-    Err(Failure::Failed("the node stays: the answer was not yes".to_owned()))
+    Err(Failure::Failed(format!("{nothing}: the answer was not yes")))
 }
 
 /// An answer that is an error, or not one to this question.
@@ -589,11 +626,11 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .block_on(future)
 }
 
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
     print(&format!("{text}\n"))
 }

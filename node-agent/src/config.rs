@@ -79,6 +79,8 @@ pub struct Partial {
     pub tls_dir: Option<PathBuf>,
     /// The agent's socket.
     pub socket: Option<PathBuf>,
+    /// File for the status that is read when the daemon is gone.
+    pub status_file: Option<PathBuf>,
     /// Numeric id of the user that runs Ray.
     pub ray_uid: Option<User>,
     /// Group that may read Ray's key, by name or number.
@@ -120,6 +122,7 @@ impl Partial {
             state_dir: self.state_dir.or(other.state_dir),
             tls_dir: self.tls_dir.or(other.tls_dir),
             socket: self.socket.or(other.socket),
+            status_file: self.status_file.or(other.status_file),
             ray_uid: self.ray_uid.or(other.ray_uid),
             ray_group: self.ray_group.or(other.ray_group),
             hooks_dir: self.hooks_dir.or(other.hooks_dir),
@@ -134,10 +137,12 @@ impl Partial {
     /// See [`ConfigError`].
     pub fn complete(self) -> Result<Config, ConfigError> {
         let http_listen = self.http_listen.unwrap_or_else(|| HTTP_LISTEN.to_owned());
+        let socket = self.socket.unwrap_or_else(|| SOCKET.into());
         Ok(Config {
+            status_file: Some(self.status_file.unwrap_or_else(|| status_file_of(&socket))),
             state_dir: self.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             tls_dir: self.tls_dir.unwrap_or_else(|| TLS_DIR.into()),
-            socket: Some(self.socket.unwrap_or_else(|| SOCKET.into())),
+            socket: Some(socket),
             ray_uid: self.ray_uid.as_ref().map(User::id).transpose()?,
             ray_gid: self.ray_group.as_deref().map(group_id).transpose()?,
             hooks_dir: Some(self.hooks_dir.unwrap_or_else(|| HOOKS_DIR.into())),
@@ -181,6 +186,9 @@ pub struct Config {
     pub tls_dir: PathBuf,
     /// The agent's socket; `None`: no socket (in-process use).
     pub socket: Option<PathBuf>,
+    /// File for the status that is read when the daemon is gone, readable by all; `None`: only the
+    /// one in the state folder.
+    pub status_file: Option<PathBuf>,
     /// User that runs Ray.
     pub ray_uid: Option<u32>,
     /// Group that may read Ray's key; `None`: the one given at enrolment.
@@ -234,6 +242,7 @@ impl Config {
             state_dir,
             tls_dir,
             socket: None,
+            status_file: None,
             ray_uid: None,
             ray_gid: None,
             hooks_dir: None,
@@ -244,6 +253,12 @@ impl Config {
             tick: Duration::from_millis(20),
         }
     }
+}
+
+/// The status file that goes with a socket: beside it.
+#[must_use]
+pub fn status_file_of(socket: &Path) -> PathBuf {
+    socket.with_file_name("status.json")
 }
 
 /// A group by number, or by name as `/etc/group` has it.

@@ -33,6 +33,7 @@ use crate::{
     keyfolder::TlsDir,
     keys::PrivateKey,
     moment::Moment,
+    rayenv::Told,
     state::backoff,
     statedir::{Identity, NodeFile, StateDir, StateError, WaitingKey},
     verify,
@@ -337,7 +338,8 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
     let folder =
         tls.create(number, &key, leaf.chain, leaf.facts, &leaf.bundle).map_err(Failure::failed)?;
     tls.point_current(number).map_err(Failure::failed)?;
-    tls.put_env(number, with_token).map_err(Failure::failed)?;
+    tls.put_env(number, &Told::by(answer.settings.as_ref(), options.role))
+        .map_err(Failure::failed)?;
     tls.drop_once_key().map_err(Failure::failed)?;
     Ok(Enrolled {
         already: false,

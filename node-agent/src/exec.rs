@@ -71,7 +71,9 @@ pub fn become_program(env: &RayEnv, program: &[OsString], identity_near: bool) -
             command.env_remove(&inherited);
         }
     }
-    command.envs(env.variables());
+    for (name, value) in env.variables() {
+        command.env(name, value.as_os_str());
+    }
     if let Some(warning) = warning(identity_near, rustix::process::geteuid().is_root()) {
         eprintln!("node-agent: {warning}");
     }

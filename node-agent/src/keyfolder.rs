@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::{
     keys::{KeyError, PrivateKey},
-    rayenv::{self, RayEnv, RayEnvError},
+    rayenv::{self, RayEnv, RayEnvError, Told},
     statedir::{fault_of_parent, read_if_there, sweep_temporaries},
 };
 
@@ -387,17 +387,17 @@ impl TlsDir {
 
     /// The environment for a key folder.
     #[must_use]
-    pub fn env_for(&self, number: u32, with_token: bool) -> RayEnv {
-        let token = with_token.then(|| self.path.join(TOKEN));
-        RayEnv::of_folder(&self.folder_path(number), token.as_deref())
+    pub fn env_for(&self, number: u32, told: &Told) -> RayEnv {
+        let token = told.with_token.then(|| self.path.join(TOKEN));
+        RayEnv::of_folder(&self.folder_path(number), token.as_deref()).with_ports(&told.ports)
     }
 
     /// Brings `ray.env` up to date. Says whether it changed.
     ///
     /// # Errors
     /// The system's.
-    pub fn put_env(&self, number: u32, with_token: bool) -> Result<bool, KeyFolderError> {
-        let text = self.env_for(number, with_token).to_text();
+    pub fn put_env(&self, number: u32, told: &Told) -> Result<bool, KeyFolderError> {
+        let text = self.env_for(number, told).to_text();
         replace_if_other(&self.env_path(), text.as_bytes(), Access::PUBLIC)
     }
 

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod enroll;
+pub mod ephemeral;
 pub mod exec;
 pub mod failure;
 pub mod hooks;
@@ -25,10 +26,12 @@ pub mod moment;
 mod nodefile;
 mod notify;
 pub mod rayenv;
+pub mod served;
 pub mod socket;
 pub mod state;
 pub mod statedir;
 pub mod status;
+pub mod stopray;
 #[cfg(test)]
 mod stories;
 #[cfg(test)]

@@ -1,7 +1,12 @@
 //! The environment Ray is started with, as typed data: rendered into `ray.env` for sh and systemd,
 //! set by `exec`, read back from a `ray.env` elsewhere. Pure.
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
+
+use raymtls_proto::{identity::Role, ports, v1};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -22,6 +27,30 @@ pub struct RayEnv {
     pub ca_cert: PathBuf,
     /// File with Ray's token, where the cluster uses it.
     pub token: Option<PathBuf>,
+    /// Ports of the cluster's plan that Ray is told by a variable, by its name.
+    #[serde(default)]
+    pub ports: Vec<(String, u16)>,
+}
+
+/// What a cluster's settings say of the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Ray's token is on.
+    pub with_token: bool,
+    /// Variables that tell Ray ports of the plan.
+    pub ports: Vec<(&'static str, u16)>,
+}
+
+impl Told {
+    /// By a cluster's settings, for a node of this role. Where they are not known yet, the token is on,
+    /// as by default.
+    #[must_use]
+    pub fn by(settings: Option<&v1::Settings>, role: Role) -> Self {
+        Self {
+            with_token: settings.is_none_or(|settings| settings.ray_token),
+            ports: settings.map(|s| ports::ray_variables(role.to_proto(), s)).unwrap_or_default(),
+        }
+    }
 }
 
 /// A `ray.env` that is none of ours.
@@ -49,21 +78,35 @@ impl RayEnv {
             server_key: folder.join("tls.key"),
             ca_cert: folder.join("ca.crt"),
             token: token.map(Path::to_path_buf),
+            ports: Vec::new(),
         }
+    }
+
+    /// The same with ports of the plan.
+    #[must_use]
+    pub fn with_ports(self, ports: &[(&'static str, u16)]) -> Self {
+        let ports = ports.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect();
+        Self { ports, ..self }
     }
 
     /// The variables, in a fixed order.
     #[must_use]
-    pub fn variables(&self) -> Vec<(&'static str, &Path)> {
-        let mut all = vec![
-            ("RAY_USE_TLS", Path::new("1")),
-            ("RAY_TLS_SERVER_CERT", &self.server_cert),
-            ("RAY_TLS_SERVER_KEY", &self.server_key),
-            ("RAY_TLS_CA_CERT", &self.ca_cert),
+    pub fn variables(&self) -> Vec<(&'static str, Cow<'_, Path>)> {
+        let mut all: Vec<(&'static str, Cow<'_, Path>)> = vec![
+            ("RAY_USE_TLS", Path::new("1").into()),
+            ("RAY_TLS_SERVER_CERT", self.server_cert.as_path().into()),
+            ("RAY_TLS_SERVER_KEY", self.server_key.as_path().into()),
+            ("RAY_TLS_CA_CERT", self.ca_cert.as_path().into()),
         ];
         if let Some(token) = &self.token {
-            all.push(("RAY_AUTH_MODE", Path::new("token")));
-            all.push(("RAY_AUTH_TOKEN_PATH", token));
+            all.push(("RAY_AUTH_MODE", Path::new("token").into()));
+            all.push(("RAY_AUTH_TOKEN_PATH", token.as_path().into()));
+        }
+        for (name, port) in &self.ports {
+            // Whatever the answer of another release names: nothing but a port is set this way.
+            if let Some(name) = port_variable(name) {
+                all.push((name, PathBuf::from(port.to_string()).into()));
+            }
         }
         all
     }
@@ -83,6 +126,7 @@ impl RayEnv {
     /// See [`RayEnvError`].
     pub fn parse(text: &str) -> Result<Self, RayEnvError> {
         let (mut cert, mut key, mut ca, mut token) = (None, None, None, None);
+        let mut ports = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let bad = RayEnvError::Line(number + 1);
             let Some((name, value)) = line.split_once('=') else { return Err(bad) };
@@ -92,10 +136,16 @@ impl RayEnv {
                 ("RAY_TLS_SERVER_KEY", path) => key = Some(plain(Path::new(path))?),
                 ("RAY_TLS_CA_CERT", path) => ca = Some(plain(Path::new(path))?),
                 ("RAY_AUTH_TOKEN_PATH", path) => token = Some(plain(Path::new(path))?),
-                _ => return Err(bad),
+                (name, port) => {
+                    let name = port_variable(name).ok_or_else(|| bad.clone())?;
+                    let port = plain_port(port).ok_or(bad)?;
+                    ports.retain(|(other, _)| other != name);
+                    ports.push((name.to_owned(), port));
+                }
             }
         }
         Ok(Self {
+            ports,
             server_cert: cert.ok_or(RayEnvError::Missing("RAY_TLS_SERVER_CERT"))?,
             server_key: key.ok_or(RayEnvError::Missing("RAY_TLS_SERVER_KEY"))?,
             ca_cert: ca.ok_or(RayEnvError::Missing("RAY_TLS_CA_CERT"))?,
@@ -108,6 +158,21 @@ impl RayEnv {
     pub fn folder_name(&self) -> Option<&str> {
         self.server_key.parent()?.file_name()?.to_str()
     }
+}
+
+/// The variable of this name, if it tells Ray a port.
+#[must_use]
+pub fn port_variable(name: &str) -> Option<&'static str> {
+    use ports::Told::{Elsewhere, Flag, Flags, Variable};
+    ports::PORTS.iter().find_map(|row| match row.told {
+        Variable(variable) if variable == name => Some(variable),
+        Variable(_) | Flag(_) | Flags(..) | Elsewhere => None,
+    })
+}
+
+/// As it is written here: digits, no sign, no zero in front.
+fn plain_port(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port: &u16| *port != 0 && port.to_string() == text)
 }
 
 /// Whether a variable of the environment is ours to set or remove.
@@ -135,7 +200,9 @@ mod tests {
     #[test]
     fn it_round_trips_with_and_without_a_token() {
         for token in [None, Some(Path::new("/t/ray_token"))] {
-            let env = RayEnv::of_folder(Path::new("/t/k3"), token);
+            let ports: &[_] =
+                if token.is_some() { &[("AUTOSCALER_METRIC_PORT", 45_217)] } else { &[] };
+            let env = RayEnv::of_folder(Path::new("/t/k3"), token).with_ports(ports);
             assert_eq!(RayEnv::parse(&env.to_text()), Ok(env.clone()));
             assert_eq!(env.folder_name(), Some("k3"));
         }
@@ -144,7 +211,15 @@ mod tests {
     #[test]
     fn a_foreign_line_is_refused() {
         let good = RayEnv::of_folder(Path::new("/t/k3"), None).to_text();
-        for bad in ["LD_PRELOAD=/x\n", "RAY_USE_TLS=0\n", "\n", "RAY_TLS_CA_CERT=/a b\n"] {
+        for bad in [
+            "LD_PRELOAD=/x\n",
+            "RAY_USE_TLS=0\n",
+            "\n",
+            "RAY_TLS_CA_CERT=/a b\n",
+            "AUTOSCALER_METRIC_PORT=\n",
+            "AUTOSCALER_METRIC_PORT=07\n",
+            "METRIC_PORT=7\n",
+        ] {
             assert!(RayEnv::parse(&format!("{good}{bad}")).is_err(), "{bad:?}");
         }
         assert_eq!(RayEnv::parse(""), Err(RayEnvError::Missing("RAY_TLS_SERVER_CERT")));

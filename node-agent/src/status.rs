@@ -66,6 +66,9 @@ pub struct Status {
     /// absent before its first answer.
     #[serde(default)]
     pub clock_skew_seconds: Option<i64>,
+    /// What was done about Ray on a revoked node; absent elsewhere.
+    #[serde(default)]
+    pub ray_stop: Option<RayStopStatus>,
     /// Who may reach Ray's ports of this host.
     #[serde(default)]
     pub isolation: IsolationStatus,
@@ -134,6 +137,37 @@ pub struct SettingsStatus {
     pub isolation: String,
     /// Ray's token is on.
     pub ray_token: bool,
+    /// Flags with which `ray start` keeps to the cluster's port plan here.
+    #[serde(default)]
+    pub ray_start_flags: Vec<String>,
+}
+
+/// Ray was stopped because this node is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RayStopStatus {
+    /// When.
+    pub at: Moment,
+    /// How many processes.
+    pub stopped: usize,
+    /// The first of them.
+    pub named: Vec<String>,
+    /// Why some of Ray may still run.
+    pub problem: Option<String>,
+}
+
+impl RayStopStatus {
+    fn line(&self, now: OffsetDateTime) -> String {
+        let mut text = match self.named.as_slice() {
+            [] => "none stopped".to_owned(),
+            named => format!("{} stopped ({})", self.stopped, named.join(", ")),
+        };
+        write!(text, " {}: this node is revoked", self.at.relative(now))
+            .expect("writing to a String");
+        if let Some(problem) = &self.problem {
+            write!(text, "; NOT ALL: {problem}").expect("writing to a String");
+        }
+        text
+    }
 }
 
 /// Whether the two-key split holds.
@@ -258,6 +292,9 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
         None => "unknown",
     };
     line("two-key split", &format!("{split}: {}", status.two_key_split.why));
+    if let Some(ray_stop) = &status.ray_stop {
+        line("Ray", &ray_stop.line(now));
+    }
     for problem in &status.problems {
         line("problem", problem);
     }

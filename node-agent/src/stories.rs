@@ -328,14 +328,69 @@ async fn a_revoked_node_keeps_its_files_and_comes_back_when_reinstated() {
     let status = agent.until("refused", |s| s.standing == "refused").await;
     assert!(status.standing_reason.unwrap().contains("REVOKED"));
     assert_eq!(status.files_work_until, Some(enrolled.leaf_not_after));
-    let Answer::ExecFolder(folder) = agent.handle.ask(Ask::ExecFolder).await else {
-        panic!("no folder")
+    let folders = status.key_folders.len();
+    let Answer::Error(error) = agent.handle.ask(Ask::ExecFolder).await else {
+        panic!("a revoked node starts Ray")
     };
-    assert!(folder.note.unwrap().contains("REVOKED"));
+    assert_eq!(error.kind, ErrorKind::Refused);
+    assert!(error.message.contains("nothing was started") && error.message.contains("REVOKED"));
+    assert_eq!(agent.handle.status().key_folders.len(), folders);
     ca.with(|k| k.refuse = None);
     agent.until("served again", |s| s.standing == "enrolled").await;
     agent.stop().await;
     assert!(place.path("tls/k1/tls.crt").exists());
+}
+
+/// Stand-in of a Ray daemon: a program of that name, started with a leaf of this TLS folder. It is
+/// copied by another process: a file that this one writes may be open in a child of another test.
+async fn raylet(place: &Path, tls: &Path) -> tokio::process::Child {
+    let program = place.join("raylet");
+    if !program.exists() {
+        let copied = tokio::process::Command::new("cp").arg("/bin/sleep").arg(&program).status();
+        assert!(copied.await.unwrap().success());
+    }
+    let mut command = tokio::process::Command::new(program);
+    command.arg("300").env("RAY_TLS_SERVER_CERT", tls.join("k1/tls.crt"));
+    command.kill_on_drop(true).spawn().unwrap()
+}
+
+#[tokio::test]
+async fn a_revoked_node_stops_its_ray_and_says_so_unless_the_cluster_keeps_it() {
+    for keeps in [false, true] {
+        let ca = TestCa::start(Face::Ca).await;
+        let place = Place::new(system_clock());
+        place.enroll(&ca).await.unwrap();
+        if keeps {
+            ca.with(|k| {
+                k.version += 1;
+                k.bend_sync = Some(|answer| {
+                    if let Some(settings) = &mut answer.settings {
+                        settings.revoked_keeps_ray = true;
+                    }
+                });
+            });
+        }
+        let mut ours = raylet(place.folder.path(), &place.path("tls")).await;
+        let pid = ours.id().unwrap();
+        let mut other = raylet(place.folder.path(), Path::new("/elsewhere")).await;
+        let agent = place.run();
+        let version = if keeps { "/2" } else { "/1" };
+        agent.until("a sync", |s| s.received.as_ref().is_some_and(|v| v.ends_with(version))).await;
+        ca.with(|k| k.refuse = Some(Reason::Revoked));
+        let status = agent.until("refused", |s| s.standing == "refused").await;
+        if keeps {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!((status.ray_stop, agent.handle.status().ray_stop), (None, None));
+        } else {
+            let status = agent.until("Ray is stopped", |s| s.ray_stop.is_some()).await;
+            let stop = status.ray_stop.unwrap();
+            let named = format!("raylet {pid}");
+            assert_eq!((stop.stopped, stop.named, stop.problem), (1, vec![named], None));
+        }
+        assert_eq!(ours.try_wait().unwrap().is_none(), keeps, "keeps: {keeps}");
+        assert!(other.try_wait().unwrap().is_none(), "another node's raylet");
+        agent.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -11,8 +11,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/debug}" && pwd)
 DIR=/var/tmp/ray-mtls-units
 ADDRESS=10.77.9.1
-# Ten times what systemd-analyze prints, 0 (closed) to 100.
-EXPOSURE_MAX=25
+# Ten times what systemd-analyze prints, 0 (closed) to 100. The agent's firewall, and the processes of Ray's user
+# that it may see and stop, are 0.7 of it.
+EXPOSURE_MAX=30
 PID=""
 
 main() {
@@ -20,6 +21,8 @@ main() {
   need_base
   need_command systemd-analyze systemd
   need_command dbus-daemon dbus
+  need_command nft nftables
+  need_command ss iproute2
   exec 9>"$BASE/units.lock"
   flock -n 9 || die "another run of this test is there"
   trap clear_away EXIT
@@ -122,15 +125,88 @@ try_node() {
   judge "a key folder made under the unit, for Ray's group" \
     "$(inside stat -L -c '%n %A %G' /var/lib/ray-mtls/tls/k2 2>/dev/null || true)" "/var/lib/ray-mtls/tls/k2 drwxr-x--- ray"
   judge "Ray's user does not read the identity" "$(code_of runuser -u ray -- cat /var/lib/ray-mtls/agent/identity.pem)" 1
+  try_limits
+  try_ray_flags
   survives node-agent
   judge "a renewal under the unit's limits" "$(code_of node-agent renew)" 0
   local before
   before=$(main_pid node-agent)
   judge "again" "$(code_of bootstrap-node.sh --from "$DIR/bin/node-agent" "${options[@]}")" 0
   judge "and the agent was left alone" "$(main_pid node-agent)" "$before"
-  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
+  try_revoked
+  judge "denials of a system call or a file" "$(inside journalctl --no-pager -o cat | grep -v org.freedesktop.DBus | grep -c -E 'SIGSYS|status=31|Operation not permitted|cannot give' || true)" 0
   judge "uninstall" "$(code_of bootstrap-node.sh --uninstall --yes)" 0
   judge "the unit is gone" "$(inside systemctl show -p LoadState --value node-agent)" not-found
+}
+
+# What the agent runs and does for isolation and on a revoked node, under the limits of its unit.
+try_limits() {
+  local victim
+  judge "nft loads a table under the unit's limits" "$(limited 'printf "table inet raymtls_try {}\n" | nft -f - && nft list tables')" "table inet raymtls_try"
+  try_isolation
+  judge "ss closes sockets under them" "$(limited 'ss -HtKn dst 192.0.2.1 && echo closed')" closed
+  inside bash -c 'setsid runuser -u ray -- sleep 300 >/dev/null 2>&1 </dev/null &'
+  wait_for 5 "a process of Ray's user" inside pgrep -u ray -x sleep >/dev/null || true
+  victim=$(inside pgrep -u ray -x sleep | head -n 1)
+  judge "Ray's program is seen under them" "$(limited "readlink /proc/$victim/exe | grep -o 'sleep$'; readlink /proc/$victim/ns/net | grep -c net")" "sleep 1"
+  judge "and stopped" "$(limited "kill -TERM $victim && echo stopped")" stopped
+}
+
+# What a person sees and removes by hand; the table of another cluster stays.
+try_isolation() {
+  inside nft -f "$ROOT/node-agent/src/isolation/golden/head-enforce.nft" >>"$DIR/inside.log" 2>&1 || true
+  judge "isolation show" "$(inside node-agent isolation show | grep -E '^(cluster|mode)' | tr -s ' ' | sort | paste -sd ';')" \
+    "cluster c1;cluster try;mode enforce: refuses;mode unknown"
+  judge "isolation clear asks, where it can" "$(code_of node-agent isolation clear)" 64
+  judge "isolation clear" "$(code_of node-agent isolation clear --yes)" 0
+  judge "once more" "$(code_of node-agent isolation clear --yes)" 0
+  judge "and another's stayed" "$(inside nft list tables)" "table inet raymtls_try"
+  inside nft delete table inet raymtls_try >>"$DIR/inside.log" 2>&1 || true
+  judge "isolation show without a right says which" "$(code_of runuser -u ray -- node-agent isolation show) $(tail -n 1 "$DIR/inside.log" | grep -c NET_ADMIN)" "1 1"
+}
+
+# limited SCRIPT: in a service with the limits of node-agent's unit.
+limited() {
+  local line properties=()
+  while IFS= read -r line; do properties+=(-p "$line"); done < <(
+    grep -E '^(CapabilityBoundingSet|AmbientCapabilities|NoNewPrivileges|Protect|Private|Restrict|Lock|MemoryDeny|SystemCall|UMask|LimitNOFILE)[A-Za-z]*=' \
+      "$ROOT/deploy/systemd/node-agent.service" | grep -v '^Restart')
+  inside systemd-run --quiet --wait --pipe "${properties[@]}" bash -c "$1" 2>>"$DIR/inside.log" </dev/null | paste -sd ' '
+}
+
+# A stand-in of a raylet, started through the agent as Ray's user, and one of another user: a copy of sleep each.
+try_revoked() {
+  inside bash -c 'useradd --system other; install -m 0755 /bin/sleep /opt/ray/raylet
+    setsid runuser -u ray -- node-agent exec -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &
+    RAY_TLS_SERVER_CERT=/var/lib/ray-mtls/tls/k1/tls.crt setsid runuser -u other -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &'
+  wait_for 5 "two stand-ins of a raylet" two_raylets || true
+  judge "a raylet of Ray's user, and one of another" "$(raylets)" "other ray"
+  judge "the node is revoked" "$(code_of ca-admin node revoke --cluster c1 n1 --reason theft --yes)" 0
+  wait_for 20 "Ray to be stopped" ray_is_stopped || true
+  judge "the agent stopped Ray, under its unit's limits" "$(raylets)" other
+  wait_for 5 "the status to say so" says_stopped || true
+  judge "and says so" "$(says_stopped && echo said)" said
+  judge "exec starts nothing, with the reason" \
+    "$(code_of runuser -u ray -- node-agent exec -- touch /tmp/started) $(tail -n 1 "$DIR/inside.log" | grep -c 'nothing was started.*REVOKED.*theft') $(code_of ls /tmp/started)" "2 1 2"
+}
+
+two_raylets() { [ "$(raylets)" = "other ray" ]; }
+says_stopped() { inside node-agent status | grep -q '^Ray  *1 stopped (raylet [0-9]*) .*this node is revoked$'; }
+ray_is_stopped() { [ "$(raylets)" = other ]; }
+raylets() { inside ps -o user= -C raylet | sort | paste -sd ' ' | tr -s ' '; }
+
+# Stand-ins of ray and its python write down what they are started with: the flags are those of the plan.
+try_ray_flags() {
+  # shellcheck disable=SC2016
+  inside bash -c 'install -d -m 0777 /opt/ray && for p in ray python3; do printf "%s\n" "#!/bin/sh" \
+    "echo \"\$@\" >/opt/ray/$p.started; echo a task ran here" >/opt/ray/$p && chmod 0755 /opt/ray/$p; done'
+  judge "bootstrap-node.sh with @ray-flags" \
+    "$(code_of bootstrap-node.sh --from "$DIR/bin/node-agent" --name n1 --ray-user ray -- /opt/ray/ray start --address=head:6379 @ray-flags)" 0
+  judge "Ray was told the plan" "$(inside cat /opt/ray/ray.started)" \
+    "start --address=head:6379 --node-ip-address=$ADDRESS --node-manager-port=6701 --object-manager-port=6702 --runtime-env-agent-port=6703 --dashboard-agent-grpc-port=6704 --dashboard-agent-listen-port=6705 --metrics-export-port=6706 --min-worker-port=10002 --max-worker-port=10101"
+  judge "a worker is no head" "$(code_of node-agent ray-flags --head)" 1
+  judge "the flags are known without the agent" "$(inside systemctl stop node-agent; inside runuser -u ray -- node-agent status 2>/dev/null | grep -c 'DAEMON.*does not answer'; inside node-agent ray-flags | wc -w; inside systemctl start node-agent)" "1
+9"
 }
 
 state_of() {

@@ -27,6 +27,10 @@ impl Agent {
 
     /// A new key folder, or the newest valid one and why. `not_seen` is what its isolation lacks.
     pub(super) async fn exec_folder(&mut self, not_seen: Option<String>) -> Answer {
+        // A leaf that still is valid would only meet closed doors, and its start hides why.
+        if let Some(revoked) = self.revoked() {
+            return revoked;
+        }
         // Whether Ray would be protected in a mode of the future is not ours to guess.
         let mode_known = |s: &v1::Settings| v1::Mode::try_from(s.mode).is_ok();
         if self.memory.settings().is_some_and(|settings| !mode_known(settings)) {
@@ -67,7 +71,7 @@ impl Agent {
             };
             return Answer::error(kind, format!("there is no valid leaf; {why}"));
         };
-        let env = self.tls.env_for(number, self.with_token());
+        let env = self.tls.env_for(number, &self.told());
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
         let notes: Vec<String> = note.into_iter().chain(not_seen).collect();
         let note = (!notes.is_empty()).then(|| notes.join("; "));

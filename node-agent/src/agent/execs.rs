@@ -58,6 +58,11 @@ fn has_reached(version: Option<v1::SyncVersion>, wanted: v1::SyncVersion) -> boo
 
 impl Agent {
     pub(super) fn asked_for_files(&mut self, reply: oneshot::Sender<Answer>) {
+        // Nothing it could wait for helps.
+        if let Some(revoked) = self.revoked() {
+            let _ = reply.send(revoked);
+            return;
+        }
         let until = Instant::now() + self.config.isolation.exec_wait;
         self.askers.push(Asker { reply, until });
     }

@@ -7,7 +7,9 @@ mod execs;
 mod isolation;
 pub(crate) mod issue;
 mod outcome;
+mod revoked;
 mod skew;
+mod statusfile;
 mod sync;
 mod view;
 
@@ -41,12 +43,15 @@ use crate::{
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
     moment::Moment,
-    notify, socket,
+    notify,
+    rayenv::Told,
+    socket,
     state::{self, Action, Call, Facts, FolderFacts, Life, Standing},
     statedir::{
         Identity, Memory, NodeFile, StateDir, StateError, StateLock, WaitingKey, issued_at,
     },
     status::{Contact, Status},
+    stopray,
     verify::{self, VerifyError},
 };
 
@@ -159,6 +164,7 @@ enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
     /// A Sync ended; the number says which one, the moment when its answer came.
     Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
+    RayStopped(Box<stopray::Outcome>),
     /// What the table counted; no table, no counters.
     Counted(Result<Option<Counters>, TableError>),
     /// Where the CA's endpoints are, and whether each of them was found.
@@ -190,6 +196,8 @@ pub struct Agent {
     folder_made_at: Option<Instant>,
     client: Option<Connected>,
     sync: sync::Waiting,
+    stopping: revoked::Stopping,
+    status_file: statusfile::StatusFile,
     isolation: isolation::Isolation,
     askers: Vec<execs::Asker>,
     /// The version at which this node saw itself as a member.
@@ -273,6 +281,8 @@ impl Agent {
             folder_made_at: None,
             client: None,
             sync: sync::Waiting::default(),
+            stopping: revoked::Stopping::default(),
+            status_file: statusfile::StatusFile::default(),
             isolation: isolation::Isolation::default(),
             askers: Vec::new(),
             seen_at: None,
@@ -486,6 +496,7 @@ impl Agent {
                 self.publish();
                 let _ = reply.send(answer);
             }
+            Ok(Some(Event::RayStopped(outcome))) => self.ray_stopped(*outcome),
             Ok(Some(Event::Synced(number, came, result))) => {
                 self.synced(number, came, *result).await;
             }
@@ -535,7 +546,7 @@ impl Agent {
     fn make_current(&mut self, number: u32) -> Result<(), ActError> {
         self.tls.point_current(number)?;
         self.current = Some(number);
-        self.tls.put_env(number, self.with_token())?;
+        self.tls.put_env(number, &self.told())?;
         self.env_names = Some(number);
         Ok(())
     }
@@ -543,6 +554,11 @@ impl Agent {
     /// Whether Ray's token is on.
     fn with_token(&self) -> bool {
         sync::with_token(&self.memory)
+    }
+
+    /// What Ray is told besides its files.
+    fn told(&self) -> Told {
+        Told::by(self.memory.settings(), self.node.role)
     }
 
     /// Writes roots and CRLs into every folder whose leaf verifies with them.

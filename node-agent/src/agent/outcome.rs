@@ -136,6 +136,7 @@ impl Agent {
         if self.standing != Standing::Left {
             self.stand(standing);
         }
+        self.stop_ray_if_revoked();
     }
 
     fn hold_all_back(&mut self, wait: Duration, error: &ActError) {

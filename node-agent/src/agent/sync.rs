@@ -10,6 +10,7 @@ use super::{ActError, Agent, Event, Task};
 use crate::{
     client::{self, CallError},
     hooks::Event as HookEvent,
+    rayenv::Told,
     state::{self, Call, Standing},
     statedir::Memory,
     verify,
@@ -268,7 +269,7 @@ impl Agent {
             tracing::warn!("{unknown}");
         }
         if let Some(current) = self.current {
-            self.tls.put_env(current, with_token(&memory))?;
+            self.tls.put_env(current, &Told::by(memory.settings(), self.node.role))?;
         }
         let wanted_before = self.folder_wanted;
         for directive in &answer.directives {

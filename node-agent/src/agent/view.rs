@@ -4,13 +4,16 @@
 use raymtls_proto::{
     clock::Clock,
     durable::{self, Access},
+    identity::Role,
     leaf::LeafFacts,
-    v1,
+    ports, v1,
 };
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::{Agent, AgentFolder, skew};
 use crate::{
+    ephemeral,
     isolation::status::IsolationStatus,
     keyfolder::FOLDERS_MAX,
     moment::Moment,
@@ -40,7 +43,8 @@ impl Agent {
         status.files_work_until = self.files_work_until(now);
         status.has_ray_token = self.with_token().then(|| self.tls.has_token());
         status.ray_env = self.tls.env_path().display().to_string();
-        status.settings = self.memory.settings().map(settings_status);
+        status.settings =
+            self.memory.settings().map(|settings| settings_status(settings, self.node.role));
         status.received = self.memory.version().map(version_text);
         status.applied = self.applied().map(version_text);
         let agent_uid = rustix::process::geteuid().as_raw();
@@ -52,6 +56,7 @@ impl Agent {
         status.problems.extend(self.time_not_believed());
         status.problems.extend(self.not_done());
         status.problems.extend(self.unmet());
+        status.ray_stop = self.ray_stop_status();
         status.isolation = self.isolation_status();
         status.problems.extend(self.lease_ends(now).map(|at| {
             let at = Moment::from(at);
@@ -66,6 +71,9 @@ impl Agent {
     /// Publishes the status where it changed.
     pub(super) fn publish(&mut self) {
         let status = self.view();
+        if let Some(path) = &self.config.status_file {
+            self.status_file.write(path, &status, Instant::now());
+        }
         let same = {
             let last = self.status.borrow();
             Status { as_of: last.as_of, ..status.clone() } == *last
@@ -124,6 +132,9 @@ impl Agent {
         }
         let Some(settings) = self.memory.settings() else { return all };
         all.extend(unknown(settings));
+        if matches!(settings.isolation(), v1::Isolation::Audit | v1::Isolation::Enforce) {
+            all.extend(ephemeral::problem(settings, self.node.role));
+        }
         if settings.mode() == v1::Mode::Tunnel {
             all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
         }
@@ -175,6 +186,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         two_key_split: SplitStatus { holds: None, why: String::new() },
         renewals: 0,
         clock_skew_seconds: None,
+        ray_stop: None,
         isolation: IsolationStatus::default(),
         problems: Vec::new(),
     }
@@ -188,7 +200,7 @@ fn certificate_status(facts: &LeafFacts, life: Life) -> CertificateStatus {
     }
 }
 
-fn settings_status(settings: &v1::Settings) -> SettingsStatus {
+fn settings_status(settings: &v1::Settings, role: Role) -> SettingsStatus {
     let mode = match settings.mode() {
         v1::Mode::Files => "files",
         v1::Mode::Tunnel => "tunnel",
@@ -199,6 +211,7 @@ fn settings_status(settings: &v1::Settings) -> SettingsStatus {
         mode: mode.to_owned(),
         isolation: isolation_word(settings.isolation()).to_owned(),
         ray_token: settings.ray_token,
+        ray_start_flags: ports::ray_start_flags(role.to_proto(), settings),
     }
 }
 

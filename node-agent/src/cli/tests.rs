@@ -39,9 +39,9 @@ fn a_machine_that_is_given_no_name_asks_for_none() {
 
 #[test]
 fn only_the_whole_word_agrees() {
-    assert!(agreed("yes\n").is_ok());
+    assert!(agreed("yes\n", "it stays").is_ok());
     for no in ["", "\n", "y\n", "YES\n", "yes please\n", "no\n"] {
-        assert!(matches!(agreed(no), Err(Failure::Failed(_))), "{no:?}");
+        assert!(matches!(agreed(no, "it stays"), Err(Failure::Failed(_))), "{no:?}");
     }
     let endless = std::io::repeat(b'y');
     assert_eq!(read_answer(std::io::BufReader::new(endless)).unwrap().len(), 64);

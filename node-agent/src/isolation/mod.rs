@@ -7,6 +7,7 @@ pub mod host;
 mod netns;
 mod policy;
 mod ruleset;
+pub mod shown;
 pub mod status;
 pub mod table;
 #[cfg(test)]

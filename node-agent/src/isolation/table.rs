@@ -124,7 +124,7 @@ impl Kernel {
         Ok(closed)
     }
 
-    async fn run(
+    pub(super) async fn run(
         &self,
         program: &'static str,
         arguments: &[&str],

@@ -8,6 +8,7 @@
 mod commands;
 mod links;
 mod metrics;
+mod ports;
 mod refusals;
 mod threats;
 

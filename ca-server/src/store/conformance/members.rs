@@ -149,7 +149,8 @@ pub(super) async fn a_machine_for_once_is_a_member_while_its_leaf_lives(place: &
     let ask = LeafAsk { kind: LeafKind::Driver, ..leaf_ask(101) };
     ca.leaf(leaf_at, &driver.caller(), ask).await.unwrap();
     ca.set(|settings| settings.lease_seconds = HOUR_MS / 1_000).await;
-    assert!(HOUR_MS + CONTACT_COARSE_MS < LEAF_LIFE_MS, "the lease ends before the leaf");
+    // The lease ends before the leaf.
+    const { assert!(HOUR_MS + CONTACT_COARSE_MS < LEAF_LIFE_MS) };
     assert_eq!(ca.lapse(leaf_at + LEAF_LIFE_MS - 1).await, 0);
     assert_eq!(ca.lapse(leaf_at + LEAF_LIFE_MS).await, 1);
 }
@@ -162,9 +163,10 @@ pub(super) async fn who_is_gone_is_told_for_a_day_and_then_everything_anew(place
     ca.leave(1, &node.caller()).await.unwrap();
     ca.forget(2, "n-1").await.unwrap();
     let gone = ("n-1".to_owned(), v1::MemberState::Gone, vec![address(1)]);
-    assert_eq!(ca.told_since(before).await, [gone.clone()]);
+    let gone = [gone];
+    assert_eq!(ca.told_since(before).await, gone);
     ca.lapse(2 + DAY_MS).await;
-    assert_eq!(ca.told_since(before).await, [gone]);
+    assert_eq!(ca.told_since(before).await, gone);
     assert_eq!(ca.cluster().await.members_from, 0);
     ca.lapse(3 + DAY_MS).await;
     assert_eq!(ca.told_since(before).await, []);

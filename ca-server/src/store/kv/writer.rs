@@ -83,7 +83,7 @@ impl Shared {
         if let Some(channel) = versions.get(cluster) {
             return act(channel);
         }
-        act(versions.entry(cluster.to_owned()).or_insert_with(|| watch::Sender::default()))
+        act(versions.entry(cluster.to_owned()).or_default())
     }
 
     fn versions(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<ClusterVersion>>> {
