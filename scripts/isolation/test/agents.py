@@ -249,7 +249,7 @@ def come_back(ca, number):
 
 def percentiles(seconds):
     ordered = sorted(round(one * 1000) for one in seconds)
-    return f"p50 {ordered[len(ordered) // 2]}, max {ordered[-1]} ({len(ordered)} times, load average {os.getloadavg()[0]:.1f})"
+    return f"p50 {ordered[len(ordered) // 2]}, longest {ordered[-3:]} ({len(ordered)} times, load average {os.getloadavg()[0]:.1f})"
 
 
 def reloads(_):
@@ -305,6 +305,9 @@ def reboot(ca):
     cells = {("stranger", "worker-a", 6701): False, ("head-a", "worker-a", 6701): True}
     compare("it refuses and lets in as before", cells, probe(cells))
     ca.start(settable_clock=True)
+    # Each comes back after a pause of its own.
+    for one in nodes.values():
+        wait_until(f"{one.name} to reach the CA", lambda: one.status()["ca"]["reachable"], WAIT_SECONDS)
 
 
 def cut_off_newcomer(ca):
@@ -393,7 +396,7 @@ def silent_node_lapsed(ca):
 def cleared(_):
     node = nodes["second-a"]
     node.stop(signal.SIGKILL)
-    run(*on("second-a", lab.BIN / "node-agent", "isolation", "clear", "--state-dir", node.dir / "state"))
+    run(*on("second-a", lab.BIN / "node-agent", "isolation", "clear", "--yes", "--socket", node.socket, "--state-dir", node.dir / "state"))
     judge("isolation clear removes the table, and nothing else",
           run(*on("second-a", "nft", "list", "tables")).stdout.split("\n"), ["table inet watch", ""])
 
