@@ -10,7 +10,7 @@ METRICS_PORT=6706
 # A port of the plan that Ray does not come to, for a flow of our own.
 FLOW_PORT=10100
 # How long the running job is watched under audit.
-AUDIT_SECONDS=5
+AUDIT_SECONDS=3
 # A revocation, to the last packet; far above what is seen.
 CUT_MS_MAX=5000
 
@@ -136,7 +136,7 @@ token_is_off() {
 
 # A head and a worker of the cluster `other`.
 start_other() {
-  run "$RAY_START_MAX" "$LOGS/ray-other.log" "the Ray head of other" start_ray other --head --port="$GCS_PORT" \
+  run "$RAY_START_MAX" "$LOGS/ray-other.log" "the Ray head of other" start_ray other \
     --temp-dir=/tmp/ray --dashboard-host="$(address other)"
   run "$RAY_START_MAX" "$LOGS/ray-other.log" "the Ray worker of other" start_ray other2 --address="$(address other):$GCS_PORT"
 }

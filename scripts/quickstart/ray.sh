@@ -21,7 +21,7 @@ JOB_PID=""
 start_ray() {
   local name=$1 ports=() head=()
   shift
-  [[ " $* " != *" --head "* ]] || head=(--head)
+  [[ " $* " == *" --address="* ]] || head=(--head)
   read -ra ports <<<"$(agent "$name" ray-flags "${head[@]}")"
   with_leaf "$name" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
     --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@"
@@ -29,8 +29,8 @@ start_ray() {
 
 # start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.
 start_head() {
-  run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head --head --port="$GCS_PORT" \
-    --ray-client-server-port="$RAY_CLIENT_PORT" --temp-dir="${1:-/tmp/ray}" --dashboard-host="$DASHBOARD_HOST"
+  run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head \
+    --temp-dir="${1:-/tmp/ray}" --dashboard-host="$DASHBOARD_HOST"
 }
 
 # Both workers at once; the first dials the head by the name in the head's leaf, the second by address.
