@@ -249,7 +249,7 @@ def come_back(ca, number):
 
 def percentiles(seconds):
     ordered = sorted(round(one * 1000) for one in seconds)
-    return f"p50 {ordered[len(ordered) // 2]}, longest {ordered[-3:]} ({len(ordered)} times, load average {os.getloadavg()[0]:.1f})"
+    return f"p50 {ordered[len(ordered) // 2]}, longest {', '.join(map(str, ordered[-3:]))} ({len(ordered)} times, load average {os.getloadavg()[0]:.1f})"
 
 
 def reloads(_):
