@@ -8,8 +8,7 @@ use raymtls_proto::{ports, v1};
 use super::read;
 
 /// Files with the flags of a worker, each as often as it has them.
-const HAND_WRITTEN: [&str; 3] =
-    ["README.md", "scripts/bootstrap/test.sh", "examples/slurm/ray.sbatch"];
+const HAND_WRITTEN: [&str; 2] = ["scripts/bootstrap/test.sh", "examples/slurm/ray.sbatch"];
 const POD: &str = "deploy/kuberay/raycluster.yaml";
 
 #[test]
