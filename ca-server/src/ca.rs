@@ -33,6 +33,7 @@ use crate::{
         Authority, Store, StoreError,
         records::{CertificateRecord, ClusterRecord},
     },
+    sync::Told,
 };
 
 /// Where agents find the server: goes into join files.
@@ -70,6 +71,8 @@ pub struct Ca {
     pub endpoints: Endpoints,
     /// Who called lately, and who waits.
     pub contacts: Contacts,
+    /// What agents are told, read once for all of them.
+    pub told: Told,
     /// What is counted.
     pub metrics: Metrics,
     /// How much may be asked.
@@ -126,6 +129,7 @@ impl Ca {
             kek,
             endpoints,
             contacts: Contacts::default(),
+            told: Told::default(),
             limits: Limits::default(),
             limiter: Limiter::default(),
             quiet: Quiet::default(),

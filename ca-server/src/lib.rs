@@ -32,6 +32,7 @@ mod lying_signer;
 pub mod metrics;
 pub mod policy;
 pub mod proxy_protocol;
+pub mod read_once;
 pub mod refusal;
 pub mod renew;
 pub mod run;

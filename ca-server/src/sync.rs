@@ -14,9 +14,10 @@ use crate::{
     directives,
     identify::{admit, judged},
     limits::NodeCall,
+    read_once::ReadOnce,
     refusal::Refusal,
     store::{
-        Authority, Caller, ClusterVersion, MemberPage, StoreError,
+        Authority, Caller, MemberPage, StoreError, Watched,
         records::{ClusterRecord, MemberRecord},
     },
 };
@@ -36,6 +37,14 @@ const EACH_WAITING: Duration = Duration::from_micros(250);
 const MEMBERS_PAGE: usize = 5_000;
 /// Bytes of a serial in a report, at most (RFC 5280 4.1.2.2).
 const SERIAL_LEN_MAX: usize = 20;
+
+/// What all agents of a cluster are told, read once.
+#[derive(Debug, Default)]
+pub struct Told {
+    pages: ReadOnce<(ClusterId, u64, u64), MemberPage>,
+    blocks: ReadOnce<(ClusterId, u64), v1::Blocks>,
+    crls: ReadOnce<(Authority, String, u64), Vec<Vec<u8>>>,
+}
 
 /// Answers one `Sync`.
 ///
@@ -62,10 +71,10 @@ pub async fn sync(
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
     loop {
-        let seen = *changes.borrow_and_update();
+        let cluster = changes.borrow_and_update().clone().ok_or(Refusal::StoreUnavailable)?;
         heads.mark_unchanged();
         // After the marks: a revocation before them is seen here, a later one wakes this call.
-        let cluster = ca.store.still_stands(caller.clone()).await?;
+        ca.store.still_stands(caller.clone()).await?;
         let mut answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
         let have = known(ca, &cluster, request.have);
         let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
@@ -76,7 +85,7 @@ pub async fn sync(
             return Ok(answer);
         }
         tokio::select! {
-            changed = news(&mut changes, seen, together(ca)) => {
+            changed = news(&mut changes, cluster.pressing_version(), together(ca)) => {
                 changed.map_err(|_| Refusal::StoreUnavailable)?;
             }
             _ = heads.changed(), if request.heads_applied.is_some() => {}
@@ -99,12 +108,14 @@ fn wait(seconds: u32) -> Duration {
 /// Waits for a change. One of the members alone is seldom alone: it is told with those that come soon
 /// after it.
 async fn news(
-    changes: &mut watch::Receiver<ClusterVersion>,
-    seen: ClusterVersion,
+    changes: &mut watch::Receiver<Watched>,
+    told: u64,
     together: Duration,
 ) -> Result<(), watch::error::RecvError> {
     changes.changed().await?;
-    let pressing = |version: &ClusterVersion| version.pressing != seen.pressing;
+    let pressing = |cluster: &Watched| {
+        cluster.as_ref().is_none_or(|cluster| cluster.pressing_version() != told)
+    };
     match tokio::time::timeout(together, changes.wait_for(pressing)).await {
         Ok(pressing) => pressing.map(drop),
         Err(_) => Ok(()),
@@ -176,27 +187,31 @@ async fn changed_since(
         answer.settings = Some(cluster.settings().clone());
     }
     if cluster.bundle_version > have {
-        let crls_der = crls_on_record(ca, Authority::Cluster(id.clone())).await?;
+        let crls_der = crls_on_record(ca, Authority::Cluster(id.clone()), cluster).await?;
         answer.bundle = Some(v1::TrustBundle { crls_der, ..ca.bundle(id)? });
     }
     if cluster.ray_token_version > have {
         answer.ray_token = Some(ca.ray_token(id, cluster)?);
     }
     if cluster.control_crl_version > have {
-        let crls_der = crls_on_record(ca, Authority::Control).await?;
+        let crls_der = crls_on_record(ca, Authority::Control, cluster).await?;
         answer.control_crl = Some(v1::ControlCrl { crls_der });
     }
     if cluster.blocks_version > have {
-        answer.blocks = Some(blocks(ca, id, now).await?);
+        let key = (id.clone(), cluster.blocks_version);
+        let blocks = ca.told.blocks.get(key, blocks(ca, id, now)).await?;
+        answer.blocks = Some((*blocks).clone());
     }
     let whole = have == 0 || (have < cluster.members_from && !request.continues);
     if whole || cluster.members_version > have {
         let after = if whole { 0 } else { have };
-        let page = ca.store.members(id.clone(), after, MEMBERS_PAGE).await?;
+        let key = (id.clone(), cluster.members_version, after);
+        let page =
+            ca.told.pages.get(key, ca.store.members(id.clone(), after, MEMBERS_PAGE)).await?;
         if page.more {
             answer.version = Some(v1::SyncVersion { epoch, counter: page.up_to });
         }
-        answer.members = members(page, whole);
+        answer.members = members(&page, whole);
     }
     Ok(answer)
 }
@@ -209,17 +224,17 @@ fn known(ca: &Ca, cluster: &ClusterRecord, have: Option<v1::SyncVersion>) -> u64
 }
 
 /// `None` where nothing is to be told.
-fn members(page: MemberPage, whole: bool) -> Option<v1::Members> {
-    let told = |entry: &MemberRecord| !whole || entry.state() == v1::MemberState::Member;
+fn members(page: &MemberPage, whole: bool) -> Option<v1::Members> {
+    let told = |entry: &&MemberRecord| !whole || entry.state() == v1::MemberState::Member;
     let members: Vec<_> = page
         .entries
-        .into_iter()
+        .iter()
         .filter(told)
         .map(|entry| v1::Member {
-            name: entry.name,
+            name: entry.name.clone(),
             role: entry.role,
             state: entry.state,
-            addresses: entry.addresses,
+            addresses: entry.addresses.clone(),
         })
         .collect();
     let news = whole || page.more || !members.is_empty();
@@ -239,8 +254,19 @@ async fn blocks(ca: &Ca, id: &ClusterId, now: OffsetDateTime) -> Result<v1::Bloc
 
 /// From the store, not from memory: the version that goes with them was read there before, so they
 /// are at least as new, and nobody is told of a version whose CRLs it did not get.
-async fn crls_on_record(ca: &Ca, authority: Authority) -> Result<Vec<Vec<u8>>, StoreError> {
-    Ok(ca.store.crls(authority).await?.map(|set| set.crls_der).unwrap_or_default())
+async fn crls_on_record(
+    ca: &Ca,
+    authority: Authority,
+    cluster: &ClusterRecord,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let version = match authority {
+        Authority::Control => cluster.control_crl_version,
+        Authority::Cluster(_) => cluster.bundle_version,
+    };
+    let key = (authority.clone(), cluster.cluster.clone(), version);
+    let read =
+        async { Ok(ca.store.crls(authority).await?.map(|set| set.crls_der).unwrap_or_default()) };
+    ca.told.crls.get(key, read).await.map(|crls| (*crls).clone())
 }
 
 fn has_news(answer: &v1::SyncResponse) -> bool {

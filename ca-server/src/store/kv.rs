@@ -23,9 +23,9 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Authority, Binding, Caller, ClusterVersion, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk,
-    LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed,
-    Store, StoreCounts, StoreError, decide, layout,
+    Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk, LeafPlan,
+    LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed, Store,
+    StoreCounts, StoreError, Watched, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
@@ -78,7 +78,7 @@ impl KvStore {
         let audit_head = read_audit_head(&view)?;
         let shared = Arc::new(Shared::default());
         for cluster in decide::cluster::list(&view)? {
-            shared.publish(&cluster);
+            shared.publish(cluster);
         }
         let reader = ArcSwapOption::from_pointee(engine.reader());
         let (queue, failure) = start(engine, audit_head, started_ms, Arc::clone(&shared))?;
@@ -189,7 +189,7 @@ impl Store for KvStore {
         self.epoch
     }
 
-    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<ClusterVersion> {
+    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<Watched> {
         self.shared.watch(cluster.as_str())
     }
 
@@ -344,8 +344,14 @@ impl Store for KvStore {
         self.decide(Some(now), move |view| decide::identity::identify(view, &caller)).await
     }
 
-    async fn still_stands(&self, caller: Caller) -> Result<ClusterRecord, StoreError> {
-        self.decide(None, move |view| decide::identity::still_stands(view, &caller)).await
+    async fn still_stands(&self, caller: Caller) -> Result<(), StoreError> {
+        // What is written holds all that is durable, so a yes needs no turn of the writer: after a
+        // change everybody who waits asks at once. A no may rest on what is not durable yet.
+        let ask = move |view: &mut View<'_>| decide::identity::still_stands(view, &caller);
+        match self.look(self.started_ms, ask.clone()) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => self.decide(None, ask).await,
+        }
     }
 
     async fn plan_renew(

@@ -14,7 +14,7 @@ pub mod records;
 pub mod sled;
 pub mod view;
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use raymtls_proto::{
@@ -304,14 +304,8 @@ pub struct Page<T> {
     pub next: String,
 }
 
-/// Where a cluster's history stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterVersion {
-    /// The newest change.
-    pub newest: u64,
-    /// The newest change of anything but the members.
-    pub pressing: u64,
-}
+/// A cluster as it stands, durably; `None`: there is none.
+pub type Watched = Option<Arc<ClusterRecord>>;
 
 /// Changes among the nodes of a cluster, oldest first.
 #[derive(Clone, Debug, PartialEq)]
@@ -355,7 +349,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     fn epoch(&self) -> u64;
 
     /// Newest durable version of a cluster; wakes whoever waits when it moves.
-    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<ClusterVersion>;
+    fn watch(&self, cluster: &ClusterId) -> watch::Receiver<Watched>;
 
     /// Puts the control authority in place. Refused if one is there.
     async fn initialize(
@@ -469,8 +463,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     -> Result<NodeRecord, StoreError>;
 
     /// Judges a caller that was identified before and waited since: it must not have been revoked,
-    /// have left, or have been replaced. Returns its cluster as it stands at the same moment.
-    async fn still_stands(&self, caller: Caller) -> Result<ClusterRecord, StoreError>;
+    /// have left, or have been replaced. A no is durable, a yes was one when the call began.
+    async fn still_stands(&self, caller: Caller) -> Result<(), StoreError>;
 
     /// Judges the caller as `identify` does, then the renewal of its identity. A yes changes
     /// nothing yet: the verb that commits retires the identity before this one.

@@ -13,8 +13,7 @@ use crate::{
     store::{
         CONTACT_COARSE_MS, Caller, IDENTITIES_MAX, RenewPlan, Signed, StoreError, layout,
         records::{
-            AuditKind, AuditRecord, CertificateRecord, ClusterRecord, IdentityRecord, NodeRecord,
-            NodeStatus,
+            AuditKind, AuditRecord, CertificateRecord, IdentityRecord, NodeRecord, NodeStatus,
         },
         view::View,
     },
@@ -90,9 +89,8 @@ fn holds(node: &NodeRecord, caller: &Caller) -> bool {
 ///
 /// # Errors
 /// Unknown, revoked, left, replaced by a newer identity.
-pub fn still_stands(view: &View<'_>, caller: &Caller) -> Result<ClusterRecord, StoreError> {
-    require(view, caller)?;
-    cluster::get(view, &caller.cluster)
+pub fn still_stands(view: &View<'_>, caller: &Caller) -> Result<(), StoreError> {
+    require(view, caller).map(drop)
 }
 
 /// Judges a renewal. Changes nothing.

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -20,7 +20,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::store::{
-    ClusterVersion, StoreError, layout,
+    StoreError, Watched, layout,
     records::{AuditHead, ClusterRecord},
     view::{Engine, View, Writes},
 };
@@ -55,30 +55,29 @@ pub(super) enum Message {
 /// What the thread and the store it works for share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    versions: Mutex<HashMap<String, watch::Sender<ClusterVersion>>>,
+    versions: Mutex<HashMap<String, watch::Sender<Watched>>>,
     pub(super) counters: Counters,
 }
 
 impl Shared {
     /// The channel of a cluster's version; made on demand.
-    pub(super) fn watch(&self, cluster: &str) -> watch::Receiver<ClusterVersion> {
+    pub(super) fn watch(&self, cluster: &str) -> watch::Receiver<Watched> {
         self.channel(cluster, |channel| channel.subscribe())
     }
 
     /// Wakes whoever waits for a cluster, if its version moved.
-    pub(super) fn publish(&self, cluster: &ClusterRecord) {
-        let version =
-            ClusterVersion { newest: cluster.version, pressing: cluster.pressing_version() };
-        self.channel(&cluster.cluster, |channel| {
-            channel.send_if_modified(|seen| std::mem::replace(seen, version) != version)
+    pub(super) fn publish(&self, cluster: ClusterRecord) {
+        let name = cluster.cluster.clone();
+        self.channel(&name, |channel| {
+            channel.send_if_modified(|seen| {
+                let moved = seen.as_ref().is_none_or(|seen| seen.version != cluster.version);
+                *seen = Some(Arc::new(cluster));
+                moved
+            });
         });
     }
 
-    fn channel<T>(
-        &self,
-        cluster: &str,
-        act: impl FnOnce(&watch::Sender<ClusterVersion>) -> T,
-    ) -> T {
+    fn channel<T>(&self, cluster: &str, act: impl FnOnce(&watch::Sender<Watched>) -> T) -> T {
         let mut versions = self.versions();
         if let Some(channel) = versions.get(cluster) {
             return act(channel);
@@ -86,7 +85,7 @@ impl Shared {
         act(versions.entry(cluster.to_owned()).or_default())
     }
 
-    fn versions(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<ClusterVersion>>> {
+    fn versions(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Watched>>> {
         self.versions.lock().expect("no code panics while it holds the versions")
     }
 }
@@ -194,7 +193,7 @@ impl Writer<'_> {
             if let Some(value) = value {
                 let cluster = ClusterRecord::decode(value.as_slice())
                     .map_err(|e| format!("a cluster was written that does not decode: {e}"))?;
-                self.shared.publish(&cluster);
+                self.shared.publish(cluster);
             }
         }
         Ok(())
