@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything on one machine: a CA, a real Ray cluster of a head and two workers over mutual TLS, a job,
-# refusals, a renewal, a revocation. `quickstart.sh --help` says how to use it.
+# isolation, refusals, a renewal, a revocation. `quickstart.sh --help` says how to use it.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -10,6 +10,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/quickstart/control.sh"
 . "$ROOT/scripts/quickstart/ray.sh"
 . "$ROOT/scripts/quickstart/shows.sh"
+. "$ROOT/scripts/quickstart/isolation.sh"
 
 KEEP=no
 BUILD=yes
@@ -22,8 +23,8 @@ usage: scripts/quickstart.sh [--keep] [--more] [--no-build]
        scripts/quickstart.sh --down [--purge]
 
 Starts a CA, three Ray hosts with an agent each (network namespaces on this machine), a Ray cluster over
-mutual TLS and a job; shows who is refused, a renewal under the running job and a revocation; ends with a
-table of what it saw. As root. Without root it runs one host and says what that cannot show.
+mutual TLS and a job; shows whom TLS and whom the network refuses, a renewal under the running job and a
+revocation; ends with a table of what it saw. As root. Without root it runs one host and says what that cannot show.
 
   --keep       leave everything up and say how to look at it
   --down       end the hosts and remove their state; what was downloaded and the logs of tests stay
@@ -92,36 +93,44 @@ up() {
   start_ca
   create_cluster demo
   # The head opens the Ray Client port: part of the port plan only if the cluster says so.
-  run 30 "$LOGS/ca-admin.log" "cluster set demo" ca_admin cluster set demo ray-client=on --yes
+  run 30 "$LOGS/ca-admin.log" "cluster set demo" ca_admin cluster set demo ray-client=on \
+    "admin-ranges=$ADMIN_RANGE" "scraper-ranges=$SCRAPER_RANGE" --yes
   create_cluster other
   step "Enrolling the hosts, starting their agents"
   enrol_hosts
   step "Starting the Ray head as uid $RAY_UID on $(address head)"
+  DASHBOARD_HOST=$(address head)
   start_head
   step "Starting two Ray workers"
   start_workers
   step "1. A job with a task on every host, an actor and a large object"
   show_job
-  step "2. Who is refused"
+  step "2. Whom TLS and Ray's token refuse, without isolation"
   show_refusals
-  step "3. Renewal on all hosts under the running job"
+  step "3. Isolation under the running job: audit, then enforce"
+  show_isolation
+  step "4. Whom the network refuses"
+  show_network_refusals
+  step "5. Renewal on all hosts under the running job"
   show_renewal
   if [ "$MORE" = yes ]; then
     step "More: what the tests ask beyond that"
     show_more
   fi
-  step "4. Revocation of worker2"
+  step "6. Revocation of worker2"
+  show_cut worker2
   show_revocation worker2
   step_end
   conclude
 }
 
 BINARIES=(ca-server ca-admin node-agent)
-HOSTS=(ca head worker1 worker2 stranger other driver)
+HOSTS=(ca head worker1 worker2 admin scraper stranger other other2 driver)
 
 install_needs() {
   need_command ip iproute2
   need_command openssl openssl
+  need_command nft nftables
   need_ray
 }
 
@@ -138,7 +147,7 @@ build() {
   done
   # Ray's uid must reach them, wherever the repository lies.
   install -m 0755 "${BINARIES[@]/#/$from/}" "$STATE/bin"
-  install -m 0644 "$ROOT"/scripts/quickstart/*.py "$STATE/lib"
+  install -m 0644 "$ROOT"/scripts/quickstart/*.py "$ROOT/scripts/isolation/test/host.py" "$STATE/lib"
 }
 
 make_hosts() {
@@ -155,11 +164,11 @@ make_hosts() {
 enrol_hosts() {
   create_token head --cluster demo --role head --node head --dns "$HEAD_NAME"
   create_token workers --cluster demo --role worker --uses 2
-  create_token other --cluster other --role worker
+  create_token other --cluster other --role head
   enrol head head --role head --dns "$HEAD_NAME"
   enrol worker1 workers
   enrol worker2 workers
-  enrol other other
+  enrol other other --role head
   local name
   for name in "${RAY_HOSTS[@]}" other; do
     start_agent "$name"

@@ -9,7 +9,8 @@ LOGS=$STATE/logs
 NET=10.77.0
 
 # Last part of each host's address.
-declare -A HOST_NUMBER=([head]=1 [worker1]=2 [worker2]=3 [ca]=4 [stranger]=5 [other]=6 [driver]=7)
+declare -A HOST_NUMBER=([head]=1 [worker1]=2 [worker2]=3 [ca]=4 [stranger]=5 [other]=6 [driver]=7
+  [admin]=8 [scraper]=9 [other2]=10)
 
 address() { printf '%s.%s\n' "$NET" "${HOST_NUMBER[$1]}"; }
 host_dir() { printf '%s\n' "$STATE/hosts/$1"; }

@@ -1,6 +1,7 @@
 """The job of the quickstart: shows that Ray works on every host, then goes on until told to stop.
 
 job.py --log FILE --stop FILE --hosts head,worker1,worker2
+job.py --show-only --hosts head,worker1,worker2    ends after a task on every host, an actor and an object
 
 Each Ray node must carry a custom resource named after its host. Every task has max_retries=0: Ray
 repeats nothing by itself. What fails is written down as failed and tried once more by this program,
@@ -213,15 +214,19 @@ def keep_starting(log, host, over):
 
 def main():
     parser = argparse.ArgumentParser(description="the job of the quickstart")
-    parser.add_argument("--log", required=True)
-    parser.add_argument("--stop", required=True, type=Path)
+    parser.add_argument("--log", default=os.devnull)
+    parser.add_argument("--stop", type=Path)
+    parser.add_argument("--show-only", action="store_true")
     parser.add_argument("--hosts", required=True)
     args = parser.parse_args()
+    if not args.show_only and not args.stop:
+        parser.error("--stop or --show-only is needed")
     hosts = args.hosts.split(",")
     log = Log(args.log)
     ray.init(address=os.environ["RAY_ADDRESS"], logging_level="WARNING")
     actor_host, actor = show(log, hosts)
-    go_on(log, hosts, actor_host, actor, args.stop)
+    if not args.show_only:
+        go_on(log, hosts, actor_host, actor, args.stop)
     log.write(phase="summary", **log.counts)
     say("job over: {ok} ok, {failed} failed, {retried} retried".format(**log.counts))
 

@@ -16,6 +16,7 @@ one_host_up() {
     die "this machine has no address but loopback, which the CA certifies for nobody: run as root, or give it an address"
   note "not root: one host, this machine ($PRIMARY), with one Ray head. What this cannot show:"
   note "- three hosts, a large object moved between them, a node of another cluster: those need namespaces"
+  note "- isolation: it needs root, and three hosts to show that Ray works behind it"
   note "- the two-key split: Ray runs as the agent's own user here, so every Ray task can read the identity key"
   trap one_host_exit EXIT
   trap 'exit 130' INT TERM
@@ -47,6 +48,7 @@ one_host_up() {
   step "3. Renewal under the running job"
   show_renewal
   step "4. Revocation"
+  revoke head
   show_revocation head
   step_end
   conclude

@@ -7,6 +7,7 @@ In TLS 1.3 a client takes the handshake for done before the server has judged it
 connection proves nothing: `byte` waits for the first byte of HTTP/2 and prints one of
   settings    the server sent its SETTINGS frame: the client is let in
   refused     a TLS alert or the end of the connection came first
+  silent      nothing came back at all: the network let nothing through
 """
 
 import argparse
@@ -17,6 +18,8 @@ import subprocess
 import sys
 
 CONNECT_SECONDS = 10
+# Below it nobody is called silent: on this machine's network an answer takes milliseconds.
+SILENT_SECONDS = 1.5
 # What an HTTP/2 client says first: preface, then an empty SETTINGS frame.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FRAME_HEADER_LEN = 9
@@ -41,7 +44,11 @@ def connect(host, port):
 
 def first_byte(host, port, context):
     """`settings`, or `refused` with the reason."""
-    plain = connect(host, port)
+    try:
+        plain = socket.create_connection((host, port), timeout=SILENT_SECONDS)
+    except TimeoutError:
+        return "silent", f"for {SILENT_SECONDS} s"
+    plain.settimeout(CONNECT_SECONDS)
     try:
         with context.wrap_socket(plain) as stream:
             stream.sendall(PREFACE)

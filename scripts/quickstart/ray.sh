@@ -10,30 +10,27 @@ RAY_CLIENT_PORT=10001
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150
-
-# The port plan every node shares; a fixed GCS port must not lie in the worker range.
-RAY_PORTS=(
-  --node-manager-port=6701 --object-manager-port=6702 --runtime-env-agent-port=6703
-  --dashboard-agent-grpc-port=6704 --dashboard-agent-listen-port="$AGENT_HTTP_PORT" --metrics-export-port=6706
-  --min-worker-port=10002 --max-worker-port=10101
-)
+# Loopback, as Ray does by itself, unless the network is closed.
+DASHBOARD_HOST=127.0.0.1
 
 JOB_LOG=$(host_dir head)/home/job.jsonl
 JOB_STOP=$(host_dir head)/home/stop
 JOB_PID=""
 
-# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent.
+# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent, on the ports of the cluster's plan.
 start_ray() {
-  local name=$1
+  local name=$1 ports=() head=()
   shift
+  [[ " $* " == *" --address="* ]] || head=(--head)
+  read -ra ports <<<"$(agent "$name" ray-flags "${head[@]}")"
   with_leaf "$name" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
-    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${RAY_PORTS[@]}" "$@"
+    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@"
 }
 
 # start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.
 start_head() {
-  run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head --head --port="$GCS_PORT" \
-    --ray-client-server-port="$RAY_CLIENT_PORT" --temp-dir="${1:-/tmp/ray}"
+  run "$RAY_START_MAX" "$LOGS/ray-head.log" "the Ray head" start_ray head \
+    --temp-dir="${1:-/tmp/ray}" --dashboard-host="$DASHBOARD_HOST"
 }
 
 # Both workers at once; the first dials the head by the name in the head's leaf, the second by address.

@@ -174,9 +174,14 @@ impl Kernel {
     }
 }
 
-/// A filter of ss(8): the address at the other end, and a port at either end.
+/// A filter of ss(8): the address at the other end, and a port at either end. Without brackets it takes the end
+/// of an IPv6 address for a port.
 fn filter(addresses: &[&IpAddr], ports: Option<&[RangeInclusive<u16>]>) -> String {
-    let hosts: Vec<String> = addresses.iter().map(|address| format!("dst {address}")).collect();
+    let host = |address: &&IpAddr| match address {
+        IpAddr::V4(address) => format!("dst {address}"),
+        IpAddr::V6(address) => format!("dst [{address}]"),
+    };
+    let hosts: Vec<String> = addresses.iter().map(host).collect();
     let hosts = hosts.join(" or ");
     let Some(ports) = ports else { return hosts };
     let either_end = |range: &RangeInclusive<u16>| {
@@ -271,7 +276,7 @@ mod tests {
     fn only_the_cluster_s_ports_are_cut_unless_all_are() {
         let addresses: [IpAddr; 2] = ["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()];
         let addresses: Vec<&IpAddr> = addresses.iter().collect();
-        let hosts = "dst 10.0.0.9 or dst fd00::9";
+        let hosts = "dst 10.0.0.9 or dst [fd00::9]";
         assert_eq!(filter(&addresses, None), hosts);
         assert_eq!(
             filter(&addresses, Some(&[6_379..=6_379, 10_002..=10_101])),

@@ -3,6 +3,10 @@
     host.py listen PORT...        answers "+" on each port, IPv4 and IPv6, then echoes; says "ready"
     host.py probe                 JSON lines [address, port, seconds] in; a JSON list of true (open) or false out
     host.py flow ADDRESS PORT     echoes back and forth until its input ends; says when the last came
+    host.py stream ADDRESS PORT   numbers sent on one connection until its input ends, one every 5 ms whether the one
+                                  before came back or not; says how many came back, in order, and when the last
+    host.py knock ADDRESS PORT    new connections one after the other until its input ends; says when the last
+                                  that was let in began, and how many were let in and refused since
     host.py hold ADDRESS PORT     a connection kept open; per line of input: "reset" sends the other end a reset
                                   in sequence past our own kernel, which keeps the connection; "ask" says true
                                   if what is sent now is echoed
@@ -20,11 +24,18 @@ import time
 
 PROBES_AT_ONCE = 100
 FLOW_EVERY = 0.002
+STREAM_EVERY = 0.005
+# What was sent last may come back this long after the input's end.
+STREAM_DRAIN_SECONDS = 1
+NUMBER = struct.Struct("!Q")
+KNOCK_SECONDS = 0.2
 # The listener asks after a silent peer this often, as a server with keepalive does.
 KEEPALIVE_SECONDS = 2
 KEEPALIVES_MAX = 100
 ASK_SECONDS = 3
 # linux/tcp.h: reads the next sequence number of a connection.
+# linux/tcp.h, struct tcp_info: segments sent again so far.
+TCP_INFO, TOTAL_RETRANS_AT = 11, 100
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
 SEND_QUEUE, REPAIR_OFF_QUIETLY = 2, -1
 
@@ -33,7 +44,7 @@ async def listen(ports):
     async def serve(reader, writer):
         try:
             writer.write(b"+")
-            while data := await reader.read(64):
+            while (data := await reader.read(64)) and not writer.is_closing():
                 writer.write(data)
         except OSError:
             pass
@@ -98,6 +109,69 @@ def flow(address, port):
     print(json.dumps(last), flush=True)
 
 
+def stream(address, port):
+    sock = socket.create_connection((address, port), timeout=5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    greeted = sock.recv(1) == b"+"
+    sock.settimeout(STREAM_DRAIN_SECONDS)
+    came = {"back": 0, "in_order": True, "last": None, "longest_gap": 0.0}
+
+    def receive():
+        held = b""
+        try:
+            while data := sock.recv(4096):
+                held += data
+                now = time.monotonic()
+                if came["last"]:
+                    came["longest_gap"] = max(came["longest_gap"], now - came["last"])
+                came["last"] = now
+                while len(held) >= NUMBER.size:
+                    came["in_order"] &= NUMBER.unpack(held[: NUMBER.size])[0] == came["back"]
+                    came["back"] += 1
+                    held = held[NUMBER.size:]
+        except OSError:
+            pass
+
+    receiver = threading.Thread(target=receive, daemon=True)
+    receiver.start()
+    print("ready" if greeted else "not greeted", flush=True)
+    input_ends = threading.Thread(target=sys.stdin.read, daemon=True)
+    input_ends.start()
+    sent, error = 0, None
+    while input_ends.is_alive():
+        try:
+            sock.send(NUMBER.pack(sent))
+            sent += 1
+        except OSError as gone:
+            error = str(gone)
+            break
+        time.sleep(STREAM_EVERY)
+    input_ends.join()
+    receiver.join()
+    again = int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 104)[TOTAL_RETRANS_AT:], sys.byteorder)
+    print(json.dumps({**came, "sent": sent, "sent_again": again, "error": error}), flush=True)
+
+
+def knock(address, port):
+    seen = {"last_open": None, "opened": 0, "refused_since": 0}
+    print("ready", flush=True)
+    input_ends = threading.Thread(target=sys.stdin.read, daemon=True)
+    input_ends.start()
+    while input_ends.is_alive():
+        began = time.monotonic()
+        try:
+            with socket.create_connection((address, port), timeout=KNOCK_SECONDS) as sock:
+                opened = sock.recv(1) == b"+"
+        except OSError:
+            opened = False
+        if opened:
+            seen |= {"last_open": began, "opened": seen["opened"] + 1, "refused_since": 0}
+        else:
+            seen["refused_since"] += 1
+        time.sleep(STREAM_EVERY)
+    print(json.dumps(seen), flush=True)
+
+
 def hold(address, port):
     sock = socket.create_connection((address, port), timeout=5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -149,6 +223,10 @@ if __name__ == "__main__":
         asyncio.run(probe())
     elif verb == "flow":
         flow(rest[0], int(rest[1]))
+    elif verb == "stream":
+        stream(rest[0], int(rest[1]))
+    elif verb == "knock":
+        knock(rest[0], int(rest[1]))
     elif verb == "hold":
         hold(rest[0], int(rest[1]))
     else:
