@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     proxy_protocol::TrustedProxies,
     refusal::Refusal,
+    serving::Serving,
     store::{
         Authority, Store, StoreError,
         records::{CertificateRecord, ClusterRecord},
@@ -71,6 +72,8 @@ pub struct Ca {
     pub endpoints: Endpoints,
     /// Who called lately, and who waits.
     pub contacts: Contacts,
+    /// Since when silence of nodes counts.
+    pub serving: Serving,
     /// What agents are told, read once for all of them.
     pub told: Told,
     /// What is counted.
@@ -125,6 +128,7 @@ impl Ca {
             started: clock.now(),
             metrics: Metrics::new(Arc::clone(&store)),
             store,
+            serving: Serving::from_now(&*clock),
             clock,
             kek,
             endpoints,

@@ -37,6 +37,7 @@ pub mod refusal;
 pub mod renew;
 pub mod run;
 pub mod serve;
+pub mod serving;
 pub mod settings;
 pub mod store;
 pub mod sync;

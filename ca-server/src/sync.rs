@@ -31,7 +31,7 @@ const REPORT_TEXT_LEN_MAX: usize = 64;
 /// Characters of what keeps a node from isolating itself, at most.
 const PROBLEM_LEN_MAX: usize = 500;
 /// How long a change of the members waits for others; and longer, for each call that waits.
-const MEMBERS_TOGETHER: Duration = Duration::from_millis(500);
+const MEMBERS_TOGETHER: Duration = Duration::from_secs(1);
 const EACH_WAITING: Duration = Duration::from_micros(250);
 /// Members told in one answer.
 const MEMBERS_PAGE: usize = 5_000;
@@ -75,6 +75,7 @@ pub async fn sync(
     let deadline = tokio::time::Instant::now() + wait(request.wait_seconds);
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
+    let mut together = Together::new(&request);
     loop {
         let cluster = changes.borrow_and_update().clone().ok_or(Refusal::StoreUnavailable)?;
         heads.mark_unchanged();
@@ -89,14 +90,18 @@ pub async fn sync(
         let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
         answer.directives = directives;
         let awaited = is_reached(request.heads_applied, answer.heads_applied);
-        if has_news(&answer) || asked || awaited || tokio::time::Instant::now() >= deadline {
+        let news = presses(&answer) || (answer.members.is_some() && together.is_over());
+        if news || asked || awaited || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
         }
+        let members = answer.members.is_some();
+        let over = async { together.wait(ca).await };
         tokio::select! {
-            changed = news(&mut changes, cluster.pressing_version(), together(ca)) => {
+            changed = next(&mut changes, members.then(|| cluster.pressing_version())) => {
                 changed.map_err(|_| Refusal::StoreUnavailable)?;
             }
+            () = over, if members => {}
             _ = heads.changed(), if request.heads_applied.is_some() => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = ca.stopped() => {
@@ -114,27 +119,53 @@ fn wait(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into()).min(WAIT_MAX)
 }
 
-/// Waits for a change. One of the members alone is seldom alone: it is told with those that come soon
-/// after it.
-async fn news(
+/// Waits for a change; where members are to be told anyway, for one of anything else since `told`.
+async fn next(
     changes: &mut watch::Receiver<Watched>,
-    told: u64,
-    together: Duration,
+    told: Option<u64>,
 ) -> Result<(), watch::error::RecvError> {
-    changes.changed().await?;
-    let pressing = |cluster: &Watched| {
+    let Some(told) = told else { return changes.changed().await };
+    let presses = |cluster: &Watched| {
         cluster.as_ref().is_none_or(|cluster| cluster.pressing_version() != told)
     };
-    match tokio::time::timeout(together, changes.wait_for(pressing)).await {
-        Ok(pressing) => pressing.map(drop),
-        Err(_) => Ok(()),
-    }
+    changes.wait_for(presses).await.map(drop)
 }
 
-/// How long a change of the members waits for others: longer where it costs more to tell it.
-fn together(ca: &Ca) -> Duration {
-    let waiting = u32::try_from(ca.metrics.waiting().get()).unwrap_or_default();
-    MEMBERS_TOGETHER + EACH_WAITING * waiting
+/// A change of the members alone is seldom alone: it is told with those that come soon after it.
+enum Together {
+    /// None is known of.
+    NotBegun,
+    /// One is; the others are waited for until then.
+    Until(tokio::time::Instant),
+    /// The caller does not wait, or wants all of them, or the next page.
+    AtOnce,
+}
+
+impl Together {
+    fn new(request: &v1::SyncRequest) -> Self {
+        let waits = request.have.is_some() && request.wait_seconds > 0 && !request.continues;
+        if waits { Self::NotBegun } else { Self::AtOnce }
+    }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::NotBegun => false,
+            Self::Until(until) => tokio::time::Instant::now() >= *until,
+            Self::AtOnce => true,
+        }
+    }
+
+    /// Longer where it costs more to tell it.
+    async fn wait(&mut self, ca: &Ca) {
+        if let Self::NotBegun = self {
+            let waiting = u32::try_from(ca.metrics.waiting().get()).unwrap_or_default();
+            let long = MEMBERS_TOGETHER + EACH_WAITING * waiting;
+            *self = Self::Until(tokio::time::Instant::now() + long);
+        }
+        if let Self::Until(until) = self {
+            tokio::time::sleep_until(*until).await;
+        }
+    }
 }
 
 /// Whether the heads have applied what the caller waits for.
@@ -280,13 +311,14 @@ async fn crls_on_record(
     ca.told.crls.get(key, read).await.map(|crls| (*crls).clone())
 }
 
-fn has_news(answer: &v1::SyncResponse) -> bool {
+/// Whether it holds anything that is told at once: all but members who changed.
+fn presses(answer: &v1::SyncResponse) -> bool {
     answer.settings.is_some()
         || answer.bundle.is_some()
         || answer.ray_token.is_some()
         || answer.control_crl.is_some()
         || answer.blocks.is_some()
-        || answer.members.is_some()
+        || answer.members.as_ref().is_some_and(|members| members.snapshot)
 }
 
 /// Counts a waiting call for as long as it waits, however it ends.

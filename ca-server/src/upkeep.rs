@@ -35,7 +35,8 @@ pub async fn pass(ca: &Ca) {
 
 /// Ends the membership of nodes that were silent for longer than the lease.
 async fn tend_members(ca: &Ca, cluster: &ClusterId) {
-    match ca.store.lapse_members(ca.clock.now(), cluster.clone()).await {
+    let (now, since) = (ca.clock.now(), ca.serving.since(&*ca.clock));
+    match ca.store.lapse_members(now, cluster.clone(), since).await {
         Ok(0) => {}
         Ok(lapsed) => info!(%cluster, lapsed, "silent nodes are no members any more"),
         Err(error) => error!(%cluster, %error, "leases not looked at; tried again in a minute"),

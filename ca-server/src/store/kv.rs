@@ -504,8 +504,10 @@ impl Store for KvStore {
         &self,
         now: OffsetDateTime,
         cluster: ClusterId,
+        serving_since: OffsetDateTime,
     ) -> Result<u32, StoreError> {
-        self.decide(Some(now), move |view| decide::member::lapse(view, &cluster)).await
+        let since_ms = unix_ms(serving_since);
+        self.decide(Some(now), move |view| decide::member::lapse(view, &cluster, since_ms)).await
     }
 
     async fn certificate(&self, serial: Serial) -> Result<CertificateRecord, StoreError> {

@@ -568,11 +568,12 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Takes those nodes of a cluster out of the member set that were silent for longer than the
     /// lease, ends blocks whose time is over, and forgets what nobody needs to be told any more.
-    /// Returns how many lapsed.
+    /// Silence counts from `serving_since` at the earliest. Returns how many lapsed.
     async fn lapse_members(
         &self,
         now: OffsetDateTime,
         cluster: ClusterId,
+        serving_since: OffsetDateTime,
     ) -> Result<u32, StoreError>;
 
     /// One certificate.

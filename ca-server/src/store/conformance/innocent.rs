@@ -153,7 +153,7 @@ impl World {
             }
             Step::Forget { node } => drop(self.ca.forget(ms, &format!("n-{node}")).await),
             Step::Pass { minutes } => self.now_ms += minutes * MINUTE_MS,
-            Step::Lapse => drop(self.ca.store.lapse_members(at(ms), c1()).await),
+            Step::Lapse => drop(self.ca.store.lapse_members(at(ms), c1(), at(0)).await),
         }
     }
 

@@ -34,7 +34,7 @@ impl Ca {
     }
 
     async fn lapse(&self, ms: i64) -> u32 {
-        self.store.lapse_members(at(ms), c1()).await.unwrap()
+        self.store.lapse_members(at(ms), c1(), at(0)).await.unwrap()
     }
 
     async fn set(&self, change: impl FnOnce(&mut v1::Settings)) {

@@ -80,12 +80,12 @@ pub(super) fn tell_all(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), S
     Ok(())
 }
 
-/// Takes the nodes out of the member set that were silent for longer than the lease, and forgets what
-/// nobody needs to be told any more. Returns how many lapsed.
+/// Takes the nodes out of the member set that were silent for longer than the lease, from `since_ms` on
+/// at the earliest, and forgets what nobody needs to be told any more. Returns how many lapsed.
 ///
 /// # Errors
 /// No such cluster.
-pub fn lapse(view: &mut View<'_>, cluster: &ClusterId) -> Result<u32, StoreError> {
+pub fn lapse(view: &mut View<'_>, cluster: &ClusterId, since_ms: i64) -> Result<u32, StoreError> {
     let record = cluster::get(view, cluster)?;
     // Contacts are put on record that coarsely.
     let lease_ms = record.settings().lease_seconds * 1_000 + CONTACT_COARSE_MS;
@@ -94,7 +94,7 @@ pub fn lapse(view: &mut View<'_>, cluster: &ClusterId) -> Result<u32, StoreError
         if node.node_status() != NodeStatus::Live || node.lapsed_ms != 0 {
             continue;
         }
-        if node.is_out_of_lease(view.now_ms(), view.started_ms(), lease_ms) {
+        if node.is_out_of_lease(view.now_ms(), view.started_ms().max(since_ms), lease_ms) {
             node.lapsed_ms = view.now_ms();
             view.audit(event("ca", AuditKind::MemberLapsed, &node.cluster, &node.name));
             lapsed += 1;
