@@ -9,7 +9,7 @@ use super::{
     Finding, Level, explain,
     facts::Agent,
     files::{Which, faults},
-    fix::{self, Done, Fixed},
+    fix::{self, Fixed, Outcome},
     gather::{self, Places},
     judge, own, print,
 };
@@ -119,7 +119,7 @@ async fn examined(
             let Ok(folder) = folder else { continue };
             fixed.extend(fix::fix(folder, &faults(folder, which, group), daemon, args.dry_run));
         }
-        if fixed.iter().any(|one| one.done == Done::Done) {
+        if fixed.iter().any(|one| one.done == Outcome::Done) {
             facts = look().await;
         }
     }
@@ -155,7 +155,7 @@ fn worst(findings: &[Finding]) -> Level {
 
 fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {
     let bar = if strict { Level::Warn } else { Level::Fail };
-    let bad: Vec<&str> = findings
+    let bad: std::collections::BTreeSet<&str> = findings
         .iter()
         .filter(|finding| finding.level >= bar)
         .map(|finding| finding.check)
@@ -163,6 +163,7 @@ fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {
     if bad.is_empty() {
         return Ok(());
     }
+    let bad: Vec<&str> = bad.into_iter().collect();
     Err(Failure::Failed(format!("look at: {}", bad.join(", "))))
 }
 

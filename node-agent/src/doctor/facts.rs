@@ -79,7 +79,16 @@ pub(crate) struct Process {
     pub(crate) kind: Kind,
     /// The address it was told to advertise.
     pub(crate) advertises: Option<IpAddr>,
-    pub(crate) variables: Result<Variables, String>,
+    pub(crate) variables: Result<Variables, Unseen>,
+}
+
+/// Why the variables of a process are not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// It wrote its title over them, as Ray's Python processes do; they are those of its raylet.
+    Overwritten,
+    /// They cannot be read.
+    Closed(String),
 }
 
 /// The variables that decide TLS and token. The token itself is never kept.

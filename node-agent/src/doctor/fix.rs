@@ -23,12 +23,12 @@ const REMOVED_MAX: usize = 16;
 pub(crate) struct Fixed {
     pub(crate) path: String,
     pub(crate) what: String,
-    pub(crate) done: Done,
+    pub(crate) done: Outcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "result", content = "why", rename_all = "snake_case")]
-pub(crate) enum Done {
+pub(crate) enum Outcome {
     Done,
     /// With `--dry-run`.
     Would,
@@ -42,33 +42,33 @@ pub(crate) enum Done {
 pub(crate) fn fix(folder: &Folder, faults: &[Fault], daemon: bool, dry_run: bool) -> Vec<Fixed> {
     let euid = geteuid().as_raw();
     let root = open_folder(&folder.path);
-    let done = |fault: &Fault| {
+    let outcome = |fault: &Fault| {
         let Some(change) = &fault.change else {
-            return Done::NotSafe(
+            return Outcome::NotSafe(
                 "only you can tell what it is: look, then put it right".to_owned(),
             );
         };
         if folder.uid != euid {
             let uid = folder.uid;
-            return Done::NotSafe(format!(
+            return Outcome::NotSafe(format!(
                 "the folder belongs to uid {uid}: run this as that user"
             ));
         }
         if let Some(why) = &folder.misplaced {
-            return Done::NotSafe(why.clone());
+            return Outcome::NotSafe(why.clone());
         }
         if daemon && matches!(change, Change::Remove | Change::RemoveFolder) {
             let why = "the daemon runs and may be writing it; it removes leftovers when it starts";
-            return Done::NotSafe(why.to_owned());
+            return Outcome::NotSafe(why.to_owned());
         }
         if dry_run {
-            return Done::Would;
+            return Outcome::Would;
         }
         let applied = match &root {
             Ok(root) => apply(root, &fault.name, change, euid),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
-        applied.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Done)
+        applied.map_or_else(|error| Outcome::Failed(error.to_string()), |()| Outcome::Done)
     };
     let told = |fault: &Fault| Fixed {
         path: folder.path.join(&fault.name).display().to_string(),
@@ -76,7 +76,7 @@ pub(crate) fn fix(folder: &Folder, faults: &[Fault], daemon: bool, dry_run: bool
             Some(change) => format!("{}: {}", fault.what, change.words()),
             None => fault.what.clone(),
         },
-        done: done(fault),
+        done: outcome(fault),
     };
     faults.iter().map(told).collect()
 }
@@ -268,11 +268,11 @@ mod tests {
 
         let would = tls.fix(true);
         assert_eq!(would.len(), 10, "{would:#?}");
-        assert!(would.iter().all(|fixed| fixed.done == Done::Would), "{would:#?}");
+        assert!(would.iter().all(|fixed| fixed.done == Outcome::Would), "{would:#?}");
         assert_eq!(tls.mode_of("k1/tls.key"), 0o644, "a dry run changes nothing");
 
         let done = tls.fix(false);
-        assert!(done.iter().all(|fixed| fixed.done == Done::Done), "{done:#?}");
+        assert!(done.iter().all(|fixed| fixed.done == Outcome::Done), "{done:#?}");
         assert_eq!(tls.fix(false), []);
         for (name, mode) in [
             ("", 0o755),
@@ -305,7 +305,7 @@ mod tests {
 
         let fixed = tls.fix(false);
         assert_eq!(fixed.len(), 3, "{fixed:#?}");
-        assert!(fixed.iter().all(|f| matches!(f.done, Done::NotSafe(_))), "{fixed:#?}");
+        assert!(fixed.iter().all(|f| matches!(f.done, Outcome::NotSafe(_))), "{fixed:#?}");
         for (path, mode) in [(&outside, 0o666), (&elsewhere, 0o777)] {
             let now = std::fs::symlink_metadata(path).unwrap();
             assert_eq!(now.mode() & 0o7777, mode, "{}", path.display());
@@ -333,7 +333,7 @@ mod tests {
         tls.file(".ray.env.tmp", 0o600);
         let folder = Folder::read(&tls.path("")).unwrap();
         let fixed = fix(&folder, &faults(&folder, Which::Tls, Group::None), true, false);
-        assert!(matches!(fixed.as_slice(), [Fixed { done: Done::NotSafe(_), .. }]), "{fixed:?}");
+        assert!(matches!(fixed.as_slice(), [Fixed { done: Outcome::NotSafe(_), .. }]), "{fixed:?}");
         assert!(tls.path(".ray.env.tmp").exists());
     }
 
@@ -345,7 +345,7 @@ mod tests {
         let all = faults(&folder, Which::Tls, Group::None);
         folder.uid += 1;
         let fixed = fix(&folder, &all, false, false);
-        assert!(matches!(fixed[0].done, Done::NotSafe(_)), "{fixed:?}");
+        assert!(matches!(fixed[0].done, Outcome::NotSafe(_)), "{fixed:?}");
         assert_eq!(tls.mode_of("ray.env"), 0o666);
     }
 }

@@ -14,6 +14,9 @@ mod own;
 mod print;
 mod processes;
 
+#[cfg(test)]
+pub(crate) use tests::examine;
+
 use serde::Serialize;
 
 /// How bad it is. In order: the worst of several is the largest.
@@ -68,5 +71,21 @@ impl Finding {
 
     fn unknown(check: &'static str, why: impl Into<String>, next: impl Into<String>) -> Self {
         Self::new(check, Level::Unknown, why, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use raymtls_proto::clock::Clock;
+
+    use super::{Finding, gather, judge};
+    use crate::config::Config;
+
+    /// One look at the host of a story.
+    pub(crate) async fn examine(config: &Config, clock: Arc<dyn Clock>) -> Vec<Finding> {
+        let places = gather::Places { config_file: "/none".into(), proc: "/proc".into() };
+        judge::judge(&gather::gather(config, &places, clock).await, config)
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     Finding, Level,
-    fix::{Done, Fixed},
+    fix::{Fixed, Outcome},
 };
 
 /// The findings, and how many of each level.
@@ -37,10 +37,10 @@ pub(super) fn fixed(fixed: &[Fixed]) -> String {
     }
     for one in fixed {
         let (word, why) = match &one.done {
-            Done::Done => ("fixed", String::new()),
-            Done::Would => ("would", String::new()),
-            Done::NotSafe(why) => ("left", format!(" ({why})")),
-            Done::Failed(why) => ("FAILED", format!(" ({why})")),
+            Outcome::Done => ("fixed", String::new()),
+            Outcome::Would => ("would", String::new()),
+            Outcome::NotSafe(why) => ("left", format!(" ({why})")),
+            Outcome::Failed(why) => ("FAILED", format!(" ({why})")),
         };
         writeln!(out, "{word:<8} {} {}{why}", one.path, one.what).expect("writing to a String");
     }

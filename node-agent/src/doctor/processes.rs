@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use super::facts::{Process, Variables};
+use super::facts::{Process, Unseen, Variables};
 use crate::served::ProcessServed;
 
 /// Most processes that are read.
@@ -18,6 +18,9 @@ const PROCESSES_MAX: usize = 512;
 const READ_LEN_MAX: u64 = 256 * 1024;
 /// How the processes of Ray are told which address to advertise.
 const ADDRESS_FLAGS: [&[u8]; 2] = [b"--node_ip_address=", b"--node-ip-address="];
+
+/// Titles that Ray gives its Python processes.
+const TITLES: [&str; 2] = ["ray::", "ray-dashboard-"];
 
 /// Reads those that were found to listen.
 pub(super) fn read(proc: &Path, found: &[ProcessServed]) -> Vec<Process> {
@@ -37,8 +40,11 @@ fn one(proc: &Path, pid: u32, served: &ProcessServed) -> Option<Process> {
         kind: served.kind,
         advertises: advertised(&command),
         variables: match bytes(&folder.join("environ")) {
+            Ok(environment) if is_overwritten(&served.name, &environment) => {
+                Err(Unseen::Overwritten)
+            }
             Ok(environment) => Ok(variables(&environment)),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Unseen::Closed(error.to_string())),
         },
     })
 }
@@ -48,6 +54,14 @@ fn advertised(command: &[u8]) -> Option<std::net::IpAddr> {
         let value = ADDRESS_FLAGS.iter().find_map(|flag| word.strip_prefix(*flag))?;
         std::str::from_utf8(value).ok()?.parse().ok()
     })
+}
+
+/// A process that gives itself a title writes it over its arguments, and on over what follows them: an
+/// environment that begins with no variable has lost its first ones.
+fn is_overwritten(name: &str, environment: &[u8]) -> bool {
+    let first = environment.split(|byte| *byte == 0).next().unwrap_or_default();
+    let is_cut = !environment.is_empty() && !first.contains(&b'=');
+    is_cut || TITLES.iter().any(|title| name.starts_with(title))
 }
 
 fn variables(environment: &[u8]) -> Variables {
@@ -95,6 +109,19 @@ mod tests {
         assert_eq!(read.auth_mode.as_deref(), Some("token"));
         assert!(read.has_token && !format!("{read:?}").contains("s3cret"));
         assert_eq!(variables(b"RAY_USE_TLS"), Variables::default());
+    }
+
+    #[test]
+    fn an_environment_under_a_title_is_none() {
+        for (name, environment, overwritten) in [
+            ("raylet", &b"PATH=/bin\0RAY_USE_TLS=1\0"[..], false),
+            ("raylet", b"", false),
+            ("ray::DashboardAgent", b"PATH=/bin\0RAY_USE_TLS=1\0", true),
+            ("python driver.py", b"\0\0\0RAY_USE_TLS=1\0", true),
+            ("python driver.py", b"my title\0RAY_USE_TLS=1\0", true),
+        ] {
+            assert_eq!(is_overwritten(name, environment), overwritten, "{name}");
+        }
     }
 
     #[test]

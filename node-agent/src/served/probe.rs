@@ -105,6 +105,8 @@ pub struct Hello {
     pub trusts_der: Vec<Vec<u8>>,
     /// Why it refused the node's leaf, if it did.
     pub refused_us: Option<String>,
+    /// It ended the connection without a word where a server of HTTP/2 goes on.
+    pub hung_up: bool,
 }
 
 /// Asks sockets. Cheap to clone; holds the node's key as long as it lives.
@@ -206,10 +208,10 @@ impl Prober {
     async fn ask_through(&self, dial: impl Future<Output = Result<TcpStream, Broken>>) -> Answer {
         let recorder = Arc::new(Recorder::new(self.own.clone(), self.algorithms));
         match timeout(self.limits.socket, self.shake_hands(dial, recorder.clone())).await {
-            Ok(Ok(())) => recorder.hello(None),
+            Ok(Ok(())) => recorder.hello(None, false),
             Ok(Err(broken)) => recorder.conclude(broken),
             // The certificate comes first; who stalls after it has said what is wanted.
-            Err(_) if recorder.has_proved() => recorder.hello(None),
+            Err(_) if recorder.has_proved() => recorder.hello(None, false),
             Err(_) => Answer::Timeout,
         }
     }
@@ -233,8 +235,10 @@ impl Prober {
             // Its SETTINGS come when it has judged our certificate, or an alert does.
             let mut settings = [0; 9];
             tls.read_exact(&mut settings).await?;
-            tls.write_all(GOAWAY).await?;
-            tls.shutdown().await
+            // It takes us. That it may have gone meanwhile is no matter.
+            let _ = tls.write_all(GOAWAY).await;
+            let _ = tls.shutdown().await;
+            Ok(())
         };
         talk.await.map_err(Broken::Talk)
     }
@@ -293,12 +297,13 @@ impl Recorder {
         self.seen().proved
     }
 
-    fn hello(&self, refused_us: Option<String>) -> Answer {
+    fn hello(&self, refused_us: Option<String>, hung_up: bool) -> Answer {
         let mut seen = self.seen();
         let Some(chain) = seen.chain.take() else {
             return Answer::NoCertificate("it showed none".to_owned());
         };
-        Answer::Tls(Hello { chain, trusts_der: std::mem::take(&mut seen.trusts_der), refused_us })
+        let trusts_der = std::mem::take(&mut seen.trusts_der);
+        Answer::Tls(Hello { chain, trusts_der, refused_us, hung_up })
     }
 
     fn conclude(&self, broken: Broken) -> Answer {
@@ -307,7 +312,9 @@ impl Recorder {
             Broken::Talk(error) => error,
         };
         if self.has_proved() {
-            return self.hello(refusal(&error));
+            let refused = refusal(&error);
+            let hung_up = refused.is_none();
+            return self.hello(refused, hung_up);
         }
         if self.seen().first_byte.is_some_and(|byte| !RECORD_TYPES.contains(&byte)) {
             return Answer::Plain;

@@ -165,7 +165,7 @@ async fn talk(
     let (mut clear, mut without) = (None, None);
     match &answer {
         Answer::Plain | Answer::NoCertificate(_) => clear = Some(in_the_clear(addr, bounds).await),
-        Answer::Tls(hello) if hello.refused_us.is_some() => {
+        Answer::Tls(hello) if hello.refused_us.is_some() || hello.hung_up => {
             without = Some(bare.ask(&[addr]).await);
         }
         Answer::Tls(_) | Answer::Refused(_) | Answer::Timeout | Answer::NotAsked => {}

@@ -57,7 +57,11 @@ pub(super) fn judge(
             said.address = Some(addr.to_string());
             let hello = match answer {
                 Answer::Tls(hello) => Some(hello),
-                other => {
+                other @ (Answer::Plain
+                | Answer::NoCertificate(_)
+                | Answer::Refused(_)
+                | Answer::Timeout
+                | Answer::NotAsked) => {
                     said.reasons.push(no_certificate(*addr, other, *clear));
                     None
                 }
@@ -285,10 +289,8 @@ fn our_own(
         )];
     };
     let mut wrong = own_faults(leaf, now);
-    if let Some(refused) = &hello.refused_us
-        && wrong.is_empty()
-    {
-        wrong.push(refusal(refused, hello, bare, ours));
+    if wrong.is_empty() {
+        wrong.extend(refusal(hello, bare, ours));
     }
     wrong
 }
@@ -320,7 +322,14 @@ fn own_faults(leaf: &LeafFacts, now: OffsetDateTime) -> Vec<Reason> {
     wrong
 }
 
-fn refusal(refused: &str, hello: &Hello, bare: Option<&Answer>, ours: &Ours<'_>) -> Reason {
+/// A server of gRPC that refuses a leaf mostly hangs up before its alert is read.
+fn refusal(hello: &Hello, bare: Option<&Answer>, ours: &Ours<'_>) -> Option<Reason> {
+    let hung_up = hello.hung_up.then_some("it hangs up once it has seen the leaf of this node");
+    let refused = hello.refused_us.as_deref().or(hung_up)?;
+    Some(why_refused(refused, hello, bare, ours))
+}
+
+fn why_refused(refused: &str, hello: &Hello, bare: Option<&Answer>, ours: &Ours<'_>) -> Reason {
     if !hello.trusts_der.is_empty() && !is_trusted(&hello.trusts_der, ours) {
         let trusts: Vec<String> = hello.trusts_der.iter().map(|der| name_text(der)).collect();
         let signed = ours.chain.map(signer).unwrap_or_default();
@@ -335,7 +344,7 @@ fn refusal(refused: &str, hello: &Hello, bare: Option<&Answer>, ours: &Ours<'_>)
         );
     }
     let anyone = match bare {
-        Some(Answer::Tls(bare)) if bare.refused_us.is_none() => {
+        Some(Answer::Tls(bare)) if bare.refused_us.is_none() && !bare.hung_up => {
             "; who shows none is taken: it asks for no certificate"
         }
         Some(_) | None => "",

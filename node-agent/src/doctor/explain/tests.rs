@@ -31,7 +31,10 @@ use super::{
     dial::{NoConnection, Seen, Target},
     explain, judge,
 };
-use crate::keys::PrivateKey;
+use crate::{
+    keys::PrivateKey,
+    served::probe::{Answer, Hello},
+};
 
 const NOW: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -107,6 +110,19 @@ impl Ca {
 
     /// A process of Ray as far as a caller sees it, whose clock is off by this.
     async fn serve(&self, leaf: Leaf, trusted: &Self, ahead: time::Duration) -> SocketAddr {
+        let acceptor = self.acceptor(leaf, trusted, ahead);
+        listen(move |tcp| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                let _ = tls.write_all(SETTINGS).await;
+                let _ = tls.read_to_end(&mut Vec::new()).await;
+            }
+        })
+        .await
+    }
+
+    fn acceptor(&self, leaf: Leaf, trusted: &Self, ahead: time::Duration) -> TlsAcceptor {
         let own = self.own(leaf);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
@@ -120,16 +136,7 @@ impl Ca {
             .with_single_cert(own.chain.certificates(), own.key.to_der())
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        listen(move |tcp| {
-            let acceptor = acceptor.clone();
-            async move {
-                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
-                let _ = tls.write_all(SETTINGS).await;
-                let _ = tls.read_to_end(&mut Vec::new()).await;
-            }
-        })
-        .await
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 
@@ -299,6 +306,44 @@ async fn what_shows_no_leaf_has_its_own_word_too() {
         let said = ask(&target, Ok(ca.own(GOOD))).await;
         assert_eq!(words(&said), [word], "{name}: {said:#?}");
     }
+}
+
+/// A server that proves itself, waits for the caller's leaf and hangs up, as gRPC mostly does.
+async fn hangs_up(ca: &Ca, trusted: &Ca) -> SocketAddr {
+    let acceptor = ca.acceptor(GOOD, trusted, time::Duration::ZERO);
+    listen(move |tcp| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+            let _ = tls.read(&mut [0; 64]).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn who_hangs_up_on_our_leaf_has_refused_it() {
+    let (ca, other) = (Ca::new("c1"), Ca::new("c2"));
+    let addr = hangs_up(&ca, &ca).await;
+    let said = ask(&addr.to_string(), Ok(ca.own(GOOD))).await;
+    assert_eq!(words(&said), [Word::RefusesOurLeaf], "{said:#?}");
+    assert!(said.reasons[0].what.starts_with("it hangs up"), "{said:#?}");
+    // It named its CAs before: whom it trusts is known though no alert came.
+    let (theirs, own) = (ca.own(GOOD), other.own(GOOD));
+    let name = LeafFacts::parse(&theirs.chain.issuers_der[0]).unwrap().issuer_der;
+    let (chain, trusts_der) = (theirs.chain, vec![name]);
+    let hello = Hello { chain, trusts_der, refused_us: None, hung_up: true };
+    let (addr, answer) = (addr, Answer::Tls(hello));
+    let seen = Seen::Talked { addr, answer, clear: None, bare: None };
+    let ours = Ours {
+        leaf: Some(&own.facts),
+        chain: Some(&own.chain),
+        roots: &theirs.roots,
+        missing: None,
+    };
+    let target = Target::parse(&addr.to_string()).unwrap();
+    let said = judge::judge(&target, &seen, &ours, NOW);
+    assert_eq!(words(&said), [Word::OurLeafUntrusted], "{said:#?}");
 }
 
 /// A listener whose queue is full: the kernel drops what else knocks, as a packet filter does.

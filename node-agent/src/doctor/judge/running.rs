@@ -11,7 +11,7 @@ use raymtls_proto::v1;
 
 use super::super::{
     Finding, Level,
-    facts::{Facts, Process, Variables},
+    facts::{Facts, Process, Unseen, Variables},
 };
 use crate::{
     config::Config,
@@ -221,7 +221,10 @@ fn environment(facts: &Facts) -> Vec<Finding> {
                     groups.entry(told).or_default().push(named.clone());
                 }
             }
-            Err(why) => groups.entry(Told::Unread(why.clone())).or_default().push(named),
+            Err(Unseen::Overwritten) => groups.entry(Told::Overwritten).or_default().push(named),
+            Err(Unseen::Closed(why)) => {
+                groups.entry(Told::Unread(why.clone())).or_default().push(named);
+            }
         }
     }
     let findings = groups.into_iter().map(|(told, named)| told.finding(facts, &named));
@@ -238,6 +241,7 @@ enum Told {
     TokenInEnvironment,
     Unread(String),
     Folder(String),
+    Overwritten,
 }
 
 fn told(facts: &Facts, variables: &Variables) -> Vec<Told> {
@@ -330,6 +334,11 @@ impl Told {
             Self::Unread(why) => {
                 let what = format!("{who}: what it was told cannot be read: {why}");
                 Finding::unknown(CHECK, what, super::more_rights(facts))
+            }
+            Self::Overwritten => {
+                let what =
+                    "their titles lie over what they were told: they have it from the raylet";
+                Finding::ok(CHECK, format!("{who}: {what}"))
             }
             Self::Folder(folder) => {
                 let note = match named_by_ray_env(facts) {

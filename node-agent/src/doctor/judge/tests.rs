@@ -8,7 +8,7 @@ use time::{OffsetDateTime, macros::datetime};
 use super::{
     super::{
         Finding, Level,
-        facts::{Agent, Facts, Key, Process, Room, Variables},
+        facts::{Agent, Facts, Key, Process, Room, Unseen, Variables},
         files::{Entry, EntryKind, Folder},
         own::Public,
     },
@@ -559,7 +559,7 @@ fn each_change_for_the_worse_is_found_and_called_by_its_name() {
         ),
         (
             "an environment unread",
-            |f| f.processes[0].variables = Err("denied".into()),
+            |f| f.processes[0].variables = Err(Unseen::Closed("denied".into())),
             "ray_environment",
             Unknown,
             "denied",
@@ -619,6 +619,20 @@ fn each_change_for_the_worse_is_found_and_called_by_its_name() {
         assert!(found.next.as_ref().is_some_and(|next| !next.is_empty()), "{name}");
         assert!(all.iter().all(|f| (f.level == Level::Ok) == f.next.is_none()), "{name}: {all:#?}");
     }
+}
+
+#[test]
+fn a_title_over_an_environment_is_no_fault() {
+    let mut facts = good();
+    let agent = Process {
+        pid: 31,
+        kind: Kind::DashboardAgent,
+        variables: Err(Unseen::Overwritten),
+        ..process()
+    };
+    facts.processes.push(agent);
+    let all = findings(&facts);
+    assert!(all.iter().all(|finding| finding.level == Level::Ok), "{all:#?}");
 }
 
 #[test]
