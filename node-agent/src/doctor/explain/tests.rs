@@ -25,6 +25,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     Bounds, Explained, Ours, Own, Word,
@@ -330,8 +331,9 @@ async fn who_hangs_up_on_our_leaf_has_refused_it() {
     assert!(said.reasons[0].what.starts_with("it hangs up"), "{said:#?}");
     // It named its CAs before: whom it trusts is known though no alert came.
     let (theirs, own) = (ca.own(GOOD), other.own(GOOD));
-    let name = LeafFacts::parse(&theirs.chain.issuers_der[0]).unwrap().issuer_der;
-    let (chain, trusts_der) = (theirs.chain, vec![name]);
+    let issuer = X509Certificate::from_der(&theirs.chain.issuers_der[0]).unwrap().1;
+    let name = issuer.issuer().as_raw().to_vec();
+    let (chain, trusts_der) = (theirs.chain.clone(), vec![name]);
     let hello = Hello { chain, trusts_der, refused_us: None, hung_up: true };
     let (addr, answer) = (addr, Answer::Tls(hello));
     let seen = Seen::Talked { addr, answer, clear: None, bare: None };
