@@ -26,6 +26,7 @@ use crate::{
     api::{Answer, Ask, ErrorKind, Renewed},
     client::CallLimits,
     config::{LogFormat, Partial, SOCKET, STATE_DIR, TLS_DIR, User, group_id, status_file_of},
+    doctor,
     enroll::{self, Enrolled},
     exec,
     failure::Failure,
@@ -114,6 +115,20 @@ that `exec` and ray.env set.")]
     /// Look at the table that guards Ray's ports of this host, or remove it
     #[command(subcommand)]
     Isolation(isolation::IsolationCommand),
+    /// Say what is wrong on this host, each with the next step; changes nothing without --fix
+    #[command(after_help = "Examples:
+  sudo node-agent doctor
+  node-agent doctor -o json | jq '.findings[] | select(.level == \"fail\")'
+  sudo node-agent doctor --fix --dry-run
+  node-agent doctor --explain 10.0.0.1:6379
+
+Works without the daemon, and without root as far as it can: what it cannot see is `unknown`, with what is
+missing for that. --fix changes modes, groups and links in the agent's two folders and removes what a crash
+left half written, as their owner alone; it writes no file's content and follows no link.
+--explain tells, where Ray says only `Timed out while waiting for GCS`, whether a leaf is over, of another
+cluster, for another use or another address, whether there is no TLS, no listener or a filter.
+Exit codes: 0 nothing is wrong, 1 something is (with --strict: or is to be looked at), 64 usage")]
+    Doctor(doctor::command::DoctorArgs),
     /// Leave the cluster for good: the name and addresses are free, nothing is renewed any more
     #[command(after_help = "Example:\n  node-agent leave --yes")]
     Leave(LeaveArgs),
@@ -291,6 +306,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Exec(args) => exec_command(&args),
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
+        Command::Doctor(args) => block_on(doctor::command::run(args)),
         Command::Leave(args) => block_on(leave_command(args)),
     }
 }

@@ -2,6 +2,10 @@
 //! whatever endpoint is dialled; no tickets; every wait has an end. No request byte leaves before
 //! the server's certificate has been verified.
 
+mod knock;
+
+pub use knock::knock;
+
 use std::{
     io,
     net::IpAddr,

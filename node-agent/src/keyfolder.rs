@@ -561,7 +561,7 @@ fn is_own_name(name: &str) -> bool {
 }
 
 /// `.k<N>.new` and `.k<N>.old`: a key folder not yet or no longer in its place.
-fn is_half_way(name: &str) -> bool {
+pub(crate) fn is_half_way(name: &str) -> bool {
     let number = name
         .strip_prefix(".k")
         .and_then(|name| name.strip_suffix(".new").or_else(|| name.strip_suffix(".old")));
@@ -569,7 +569,7 @@ fn is_half_way(name: &str) -> bool {
 }
 
 /// N of `k<N>`.
-fn number_of(name: &str) -> Option<u32> {
+pub(crate) fn number_of(name: &str) -> Option<u32> {
     let digits = name.strip_prefix('k')?;
     (!digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()))
         .then(|| digits.parse().ok())

@@ -12,6 +12,7 @@ pub mod caclock;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod doctor;
 pub mod enroll;
 pub mod ephemeral;
 pub mod exec;

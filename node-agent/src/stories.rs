@@ -1,6 +1,7 @@
 //! The agent against a CA that does what the test says: files are real, TLS is real, time is set.
 
 mod callers;
+mod doctor;
 mod enrolment;
 mod failures;
 mod hostile;

@@ -201,7 +201,7 @@ fn base(path: &str) -> &str {
 }
 
 /// Short, and without anything a terminal would act on.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().take(NAME_LEN_MAX).flat_map(char::escape_debug).take(2 * NAME_LEN_MAX).collect()
 }
 

@@ -105,13 +105,15 @@ pub struct Hello {
     pub trusts_der: Vec<Vec<u8>>,
     /// Why it refused the node's leaf, if it did.
     pub refused_us: Option<String>,
+    /// It ended the connection without a word where a server of HTTP/2 goes on.
+    pub hung_up: bool,
 }
 
 /// Asks sockets. Cheap to clone; holds the node's key as long as it lives.
 #[derive(Clone)]
 pub struct Prober {
     config: ClientConfig,
-    own: Arc<CertifiedKey>,
+    own: Option<Arc<CertifiedKey>>,
     algorithms: WebPkiSupportedAlgorithms,
     limits: Limits,
 }
@@ -133,23 +135,32 @@ impl Prober {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Result<Self, SetupError> {
-        let failed = |e: TlsError| SetupError(e.to_string());
-        let provider = Arc::new(CryptoProvider {
-            // The first share is the one Ray takes: no second round.
-            kx_groups: vec![
-                aws_lc_rs::kx_group::SECP256R1,
-                aws_lc_rs::kx_group::X25519,
-                aws_lc_rs::kx_group::SECP384R1,
-            ],
-            ..aws_lc_rs::default_provider()
-        });
+        let provider = provider();
         let own = CertifiedKey::from_der(chain.certificates(), key.to_der(), &provider)
-            .map_err(failed)?;
+            .map_err(|e| SetupError(e.to_string()))?;
+        Self::with(provider, Some(Arc::new(own)), clock, limits)
+    }
+
+    /// Without a leaf: a process of Ray refuses it, and writes a line about that, after it has shown
+    /// its own.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn without_leaf(clock: Arc<dyn Clock>, limits: Limits) -> Result<Self, SetupError> {
+        Self::with(provider(), None, clock, limits)
+    }
+
+    fn with(
+        provider: Arc<CryptoProvider>,
+        own: Option<Arc<CertifiedKey>>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+    ) -> Result<Self, SetupError> {
         let algorithms = provider.signature_verification_algorithms;
-        let recorder = Arc::new(Recorder::new(Arc::new(own), algorithms));
+        let recorder = Arc::new(Recorder::new(own, algorithms));
         let mut config = ClientConfig::builder_with_details(provider, Arc::new(TlsTime(clock)))
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(failed)?
+            .map_err(|e| SetupError(e.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(recorder.clone())
             .with_client_cert_resolver(recorder.clone());
@@ -185,22 +196,32 @@ impl Prober {
 
     /// Asks one socket, within its bound.
     pub async fn ask(&self, addrs: &[SocketAddr]) -> Answer {
+        let dial = async { TcpStream::connect(addrs).await.map_err(Broken::Dial) };
+        self.ask_through(dial).await
+    }
+
+    /// Asks whoever is at the other end of a connection, within the same bound.
+    pub async fn ask_over(&self, tcp: TcpStream) -> Answer {
+        self.ask_through(async { Ok(tcp) }).await
+    }
+
+    async fn ask_through(&self, dial: impl Future<Output = Result<TcpStream, Broken>>) -> Answer {
         let recorder = Arc::new(Recorder::new(self.own.clone(), self.algorithms));
-        match timeout(self.limits.socket, self.shake_hands(addrs, recorder.clone())).await {
-            Ok(Ok(())) => recorder.hello(None),
+        match timeout(self.limits.socket, self.shake_hands(dial, recorder.clone())).await {
+            Ok(Ok(())) => recorder.hello(None, false),
             Ok(Err(broken)) => recorder.conclude(broken),
             // The certificate comes first; who stalls after it has said what is wanted.
-            Err(_) if recorder.has_proved() => recorder.hello(None),
+            Err(_) if recorder.has_proved() => recorder.hello(None, false),
             Err(_) => Answer::Timeout,
         }
     }
 
     async fn shake_hands(
         &self,
-        addrs: &[SocketAddr],
+        dial: impl Future<Output = Result<TcpStream, Broken>>,
         recorder: Arc<Recorder>,
     ) -> Result<(), Broken> {
-        let tcp = TcpStream::connect(addrs).await.map_err(Broken::Dial)?;
+        let tcp = dial.await?;
         let addr = tcp.peer_addr().map_err(Broken::Dial)?;
         let mut config = self.config.clone();
         config.dangerous().set_certificate_verifier(recorder.clone());
@@ -214,11 +235,25 @@ impl Prober {
             // Its SETTINGS come when it has judged our certificate, or an alert does.
             let mut settings = [0; 9];
             tls.read_exact(&mut settings).await?;
-            tls.write_all(GOAWAY).await?;
-            tls.shutdown().await
+            // It takes us. That it may have gone meanwhile is no matter.
+            let _ = tls.write_all(GOAWAY).await;
+            let _ = tls.shutdown().await;
+            Ok(())
         };
         talk.await.map_err(Broken::Talk)
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        // The first share is the one Ray takes: no second round.
+        kx_groups: vec![
+            aws_lc_rs::kx_group::SECP256R1,
+            aws_lc_rs::kx_group::X25519,
+            aws_lc_rs::kx_group::SECP384R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
 }
 
 /// Where it went wrong.
@@ -230,7 +265,7 @@ enum Broken {
 /// Takes down what the server shows and accepts any certificate: what it is worth is judged later.
 /// That the server holds the certificate's key is verified here, since nothing later can.
 struct Recorder {
-    own: Arc<CertifiedKey>,
+    own: Option<Arc<CertifiedKey>>,
     algorithms: WebPkiSupportedAlgorithms,
     seen: Mutex<Seen>,
 }
@@ -250,7 +285,7 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    fn new(own: Arc<CertifiedKey>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+    fn new(own: Option<Arc<CertifiedKey>>, algorithms: WebPkiSupportedAlgorithms) -> Self {
         Self { own, algorithms, seen: Mutex::default() }
     }
 
@@ -262,12 +297,13 @@ impl Recorder {
         self.seen().proved
     }
 
-    fn hello(&self, refused_us: Option<String>) -> Answer {
+    fn hello(&self, refused_us: Option<String>, hung_up: bool) -> Answer {
         let mut seen = self.seen();
         let Some(chain) = seen.chain.take() else {
             return Answer::NoCertificate("it showed none".to_owned());
         };
-        Answer::Tls(Hello { chain, trusts_der: std::mem::take(&mut seen.trusts_der), refused_us })
+        let trusts_der = std::mem::take(&mut seen.trusts_der);
+        Answer::Tls(Hello { chain, trusts_der, refused_us, hung_up })
     }
 
     fn conclude(&self, broken: Broken) -> Answer {
@@ -276,7 +312,9 @@ impl Recorder {
             Broken::Talk(error) => error,
         };
         if self.has_proved() {
-            return self.hello(refusal(&error));
+            let refused = refusal(&error);
+            let hung_up = refused.is_none();
+            return self.hello(refused, hung_up);
         }
         if self.seen().first_byte.is_some_and(|byte| !RECORD_TYPES.contains(&byte)) {
             return Answer::Plain;
@@ -346,7 +384,7 @@ impl ResolvesClientCert for Recorder {
     fn resolve(&self, names_der: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.seen().trusts_der =
             names_der.iter().take(TRUSTS_MAX).map(|name| name.to_vec()).collect();
-        Some(self.own.clone())
+        self.own.clone()
     }
 
     fn has_certs(&self) -> bool {

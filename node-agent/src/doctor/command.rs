@@ -1,0 +1,187 @@
+//! `node-agent doctor`: words to a look, findings to text and an exit code.
+
+use std::{path::PathBuf, sync::Arc};
+
+use raymtls_proto::{clock::SystemClock, process};
+use serde::Serialize;
+
+use super::{
+    Finding, Level, explain,
+    facts::Agent,
+    files::{Which, faults},
+    fix::{self, Fixed, Outcome},
+    gather::{self, Places},
+    judge, own, print,
+};
+use crate::{
+    cli::{self, Output, print_json},
+    config::{CONFIG_PATH, Config, Partial},
+    failure::Failure,
+};
+
+/// What is asked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Configuration of the daemon [default: /etc/ray-mtls/agent.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The agent's own folder [default: as configured]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The TLS folder [default: as configured]
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
+    /// The agent's socket [default: as configured]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Put right what is safe: modes, groups, links and leftovers in the agent's two folders
+    #[arg(long, conflicts_with = "explain")]
+    fix: bool,
+    /// With --fix: say what it would do, and do nothing
+    #[arg(long, requires = "fix")]
+    dry_run: bool,
+    /// Exit with 1 for a warning too
+    #[arg(long)]
+    strict: bool,
+    /// Instead: why this host and this port of Ray do not come together
+    #[arg(long, value_name = "HOST:PORT")]
+    explain: Option<String>,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    worst: Level,
+    findings: &'a [Finding],
+    fixed: &'a [Fixed],
+}
+
+pub(crate) async fn run(args: DoctorArgs) -> Result<(), Failure> {
+    let (config, broken) = config(&args);
+    let config = config?;
+    if let Err(error) = process::harden() {
+        eprintln!("node-agent: {error}");
+    }
+    match &args.explain {
+        Some(target) => explained(&args, target, &config).await,
+        None => examined(&args, &config, broken).await,
+    }
+}
+
+/// A configuration that cannot be used is a finding, and the defaults go on.
+fn config(args: &DoctorArgs) -> (Result<Config, Failure>, Option<String>) {
+    let flags = Partial {
+        state_dir: args.state_dir.clone(),
+        tls_dir: args.tls_dir.clone(),
+        socket: args.socket.clone(),
+        ..Partial::default()
+    };
+    let read = Partial::read(args.config.as_deref()).map_err(|e| e.to_string());
+    let complete = |file: Partial| flags.clone().or(file).complete();
+    match read.and_then(|file| complete(file).map_err(|e| e.to_string())) {
+        Ok(config) => (Ok(config), None),
+        Err(why) => (complete(Partial::default()).map_err(Failure::config), Some(why)),
+    }
+}
+
+async fn explained(args: &DoctorArgs, target: &str, config: &Config) -> Result<(), Failure> {
+    let own = own::Own::load(&config.tls_dir);
+    let bounds = explain::Bounds::default();
+    let said = explain::explain(target, &own, Arc::new(SystemClock), bounds).await?;
+    match args.output {
+        Output::Json => print_json(&said)?,
+        Output::Table => cli::print(&said.text())?,
+    }
+    if said.is_good() {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!("{target} and this host do not come together: see above")))
+}
+
+async fn examined(
+    args: &DoctorArgs,
+    config: &Config,
+    broken: Option<String>,
+) -> Result<(), Failure> {
+    let places = Places {
+        config_file: args.config.clone().unwrap_or_else(|| CONFIG_PATH.into()),
+        proc: "/proc".into(),
+    };
+    let look = async || gather::gather(config, &places, Arc::new(SystemClock)).await;
+    let mut facts = look().await;
+    let mut fixed = Vec::new();
+    if args.fix {
+        let group = judge::group(&facts, config);
+        let daemon = matches!(facts.agent, Agent::Answers(_));
+        for (folder, which) in [(&facts.state, Which::State), (&facts.tls, Which::Tls)] {
+            let Ok(folder) = folder else { continue };
+            fixed.extend(fix::fix(folder, &faults(folder, which, group), daemon, args.dry_run));
+        }
+        if fixed.iter().any(|one| one.done == Outcome::Done) {
+            facts = look().await;
+        }
+    }
+    let mut findings = judge::judge(&facts, config);
+    findings.extend(broken.map(|why| {
+        Finding::new(
+            "config",
+            Level::Fail,
+            why,
+            "put the configuration right; the daemon refuses it",
+        )
+    }));
+    tell(args, &findings, &fixed)?;
+    verdict(&findings, args.strict)
+}
+
+fn tell(args: &DoctorArgs, findings: &[Finding], fixed: &[Fixed]) -> Result<(), Failure> {
+    let worst = worst(findings);
+    match args.output {
+        Output::Json => print_json(&Report { worst, findings, fixed }),
+        Output::Table => {
+            if args.fix {
+                cli::print(&print::fixed(fixed))?;
+            }
+            cli::print(&print::table(findings))
+        }
+    }
+}
+
+fn worst(findings: &[Finding]) -> Level {
+    findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+}
+
+fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {
+    let bar = if strict { Level::Warn } else { Level::Fail };
+    let bad: std::collections::BTreeSet<&str> = findings
+        .iter()
+        .filter(|finding| finding.level >= bar)
+        .map(|finding| finding.check)
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let bad: Vec<&str> = bad.into_iter().collect();
+    Err(Failure::Failed(format!("look at: {}", bad.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_costs_the_exit_code_where_that_is_asked_for_and_what_is_unknown_never() {
+        let of = |level| [Finding::new("x", level, "", "")];
+        for (level, strict, good) in [
+            (Level::Ok, true, true),
+            (Level::Unknown, true, true),
+            (Level::Warn, false, true),
+            (Level::Warn, true, false),
+            (Level::Fail, false, false),
+        ] {
+            assert_eq!(verdict(&of(level), strict).is_ok(), good, "{level:?} {strict}");
+        }
+    }
+}
