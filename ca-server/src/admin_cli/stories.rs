@@ -36,6 +36,8 @@ struct Played {
     applied: Arc<Mutex<Vec<v1::Applied>>>,
     /// After what they say, the CA breaks off; with nothing from them, it refuses to begin.
     breaks_off: Arc<AtomicBool>,
+    /// Why not all nodes of a token were revoked.
+    stopped_by: Arc<Mutex<String>>,
 }
 
 impl Played {
@@ -148,6 +150,7 @@ impl AdminService for Played {
         Ok(Response::new(v1::RevokeTokenNodesResponse {
             nodes: vec!["n1".to_owned(), "h2".to_owned()],
             change: Some(v1::Change::default()),
+            stopped_by: self.stopped_by.lock().unwrap().clone(),
             ..v1::RevokeTokenNodesResponse::default()
         }))
     }

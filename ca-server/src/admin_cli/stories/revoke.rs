@@ -190,6 +190,19 @@ async fn a_token_s_nodes_are_listed_first_and_its_heads_confirmed_by_name() {
 }
 
 #[tokio::test]
+async fn where_not_all_of_a_token_s_nodes_were_revoked_that_is_the_end_of_it() {
+    let stage = stage(&[applied("w9", 8, v1::Isolation::Enforce)]);
+    *stage.ca.stopped_by.lock().unwrap() = "the disk is full".to_owned();
+    let line = "token revoke --cluster c1 0123456789abcdef --with-nodes --reason leaked --yes";
+    let ended = stage.run(line).await;
+    assert_eq!(ended.code, ExitCode::from(1), "{ended:?}");
+    assert!(ended.out.contains("revoked with it: n1\n  revoked with it: h2"), "{}", ended.out);
+    let said =
+        "2 of its nodes are revoked, but not all: the disk is full; the same command goes on";
+    assert!(ended.err.contains(said), "{}", ended.err);
+}
+
+#[tokio::test]
 async fn a_key_is_revoked_and_a_node_taken_back() {
     let stage = stage(&[]);
     let serial = "019ab697e80007070707070707070707";
