@@ -1,6 +1,8 @@
 //! What the running server knows of its nodes and does not store: when each was last heard of, what
 //! it reported and has applied, and which of its calls waits.
 
+mod acknowledged;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
@@ -11,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 
 use crate::store::Caller;
+pub use acknowledged::Acknowledged;
 
 /// So many versions are remembered that a node said it had applied, with the moment.
 const APPLIED_MAX: usize = 8;
@@ -27,6 +30,7 @@ struct ClusterContacts {
     nodes: HashMap<String, Contact>,
     /// Moves whenever a node says that it applied another version.
     applied: watch::Sender<u64>,
+    movers: acknowledged::Movers,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +92,7 @@ impl Contacts {
         }
         contact.applied.push_back(Applied { version, at: now });
         cluster.applied.send_modify(|moved| *moved += 1);
+        cluster.movers.tell(caller.node.as_str());
     }
 
     /// When the server first heard that a node applied this version or a newer one.
