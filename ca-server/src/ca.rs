@@ -55,6 +55,13 @@ impl Endpoints {
             .map(|address| address.ip().to_canonical())
             .collect()
     }
+
+    /// The ports of all of them, whatever their hosts: no plan may cover one.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let all = self.enrollment.iter().chain(&self.nodes);
+        all.filter_map(|endpoint| endpoint.rsplit_once(':')?.1.parse().ok()).collect()
+    }
 }
 
 /// The running authority.

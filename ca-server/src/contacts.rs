@@ -1,6 +1,8 @@
 //! What the running server knows of its nodes and does not store: when each was last heard of, what
 //! it reported and has applied, and which of its calls waits.
 
+mod acknowledged;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
@@ -11,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 
 use crate::store::Caller;
+pub use acknowledged::Acknowledged;
 
 /// So many versions are remembered that a node said it had applied, with the moment.
 const APPLIED_MAX: usize = 8;
@@ -27,10 +30,9 @@ struct ClusterContacts {
     nodes: HashMap<String, Contact>,
     /// Those of them that are heads: a few.
     heads: BTreeSet<String>,
-    /// Moves whenever a node says that it applied another version.
-    applied: watch::Sender<u64>,
-    /// The same for heads alone.
+    /// Moves whenever a head says that it applied another version.
     applied_by_heads: watch::Sender<u64>,
+    movers: acknowledged::Movers,
 }
 
 #[derive(Debug, Default)]
@@ -93,10 +95,10 @@ impl Contacts {
             contact.applied.pop_front();
         }
         contact.applied.push_back(Applied { version, at: now });
-        cluster.applied.send_modify(|moved| *moved += 1);
         if is_head {
             cluster.applied_by_heads.send_modify(|moved| *moved += 1);
         }
+        cluster.movers.tell(caller.node.as_str());
     }
 
     /// When the server first heard that a node applied this version or a newer one.
@@ -111,12 +113,6 @@ impl Contacts {
         let contact = clusters.get(cluster)?.nodes.get(node)?;
         let mut all = contact.applied.iter();
         all.find(|applied| is_at_least(applied.version, version)).map(|applied| applied.at)
-    }
-
-    /// Moves whenever a node of the cluster says that it applied another version.
-    #[must_use]
-    pub fn applied_changes(&self, cluster: &str) -> watch::Receiver<u64> {
-        self.lock().entry(cluster.to_owned()).or_default().applied.subscribe()
     }
 
     /// Moves whenever a head of the cluster says that it applied another version.

@@ -126,6 +126,64 @@ pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Checks that a plan leaves to others what is theirs: agents shut its ports to whoever is no member, and
+/// one that cannot reach the CA any more never hears of the setting that would open them again.
+/// `ca_ports`: where this CA is reached.
+///
+/// # Errors
+/// A port below 1024, or a range that covers a port of another service.
+pub fn check_guarded(settings: &v1::Settings, ca_ports: &[u16]) -> Result<(), Refusal> {
+    let plan = settings.port_plan.unwrap_or_default();
+    for row in &PORTS {
+        let Some(range) = row.port.range(&plan) else { continue };
+        let (name, at) = (row.name, port_text(&range));
+        if let Some((other, what)) = ports::never_guarded(&range) {
+            let other = port_text(other);
+            return Err(invalid(format!("{name} at {at} covers {other} of {what}: {SHUT}")));
+        }
+        if let Some(port) = ca_ports.iter().find(|port| range.contains(port)) {
+            return Err(invalid(format!("{name} at {at} covers port {port} of the CA: {SHUT}")));
+        }
+        if *range.start() < ports::UNPRIVILEGED_MIN {
+            let least = ports::UNPRIVILEGED_MIN;
+            return Err(invalid(format!(
+                "{name} at {at} lies below {least}, where the host's own services listen: give ports \
+                 from {least} on"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of a port in a plan.
+const SHUT: &str = "isolation would shut it to all but members; give other ports";
+
+/// Ports of a plan from which hosts dial that are worth a word.
+const DIALLED_FROM_MAX: u32 = 1_024;
+
+/// A word on each range that takes many of the ports from which a host dials.
+fn dialling_notes(settings: &v1::Settings) -> Vec<String> {
+    let plan = settings.port_plan.unwrap_or_default();
+    let all = PORTS.iter().filter_map(|row| Some((row.name, row.port.range(&plan)?)));
+    let dialled_from = ports::DIALLED_FROM;
+    let of_all = ports::overlap(&dialled_from, &dialled_from);
+    all.map(|(name, range)| (name, ports::overlap(&range, &dialled_from), range))
+        .filter(|(_, shared, _)| *shared > DIALLED_FROM_MAX)
+        .map(|(name, shared, range)| {
+            format!(
+                "{name} at {} covers {shared} of the {of_all} ports {}-{} from which Linux dials: with \
+                 isolation enforced that part of the hosts' own calls to others than members gets no answer, \
+                 and Ray finds the ports taken; give ports below {}, or move \
+                 net.ipv4.ip_local_port_range of every host",
+                port_text(&range),
+                dialled_from.start(),
+                dialled_from.end(),
+                dialled_from.start()
+            )
+        })
+        .collect()
+}
+
 fn port_text(range: &RangeInclusive<u16>) -> String {
     let (min, max) = (range.start(), range.end());
     if min == max { format!("port {min}") } else { format!("ports {min}-{max}") }
@@ -155,6 +213,7 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
         Span::seconds(life),
         if settings.ends_unix == 0 { "; a shorter max-job shortens that" } else { "" }
     ));
+    notes.extend(dialling_notes(settings));
     if settings.mode() == v1::Mode::Tunnel {
         notes.push("tunnel mode is not built yet: agents refuse to start Ray in it".into());
     }
@@ -364,6 +423,49 @@ mod tests {
         for (change, good) in table {
             assert_eq!(apply(&mut defaults(), change).is_ok(), good, "{change}");
         }
+    }
+
+    fn with(changes: &[&str]) -> v1::Settings {
+        let mut settings = defaults();
+        changes.iter().for_each(|change| apply(&mut settings, change).unwrap());
+        settings
+    }
+
+    #[test]
+    fn a_plan_that_covers_somebody_else_s_port_is_refused_by_name() {
+        for (change, names) in [
+            ("collective-ports=20-5000", "port 22 of SSH"),
+            ("collective-ports=100-200", "port 111 of rpcbind"),
+            ("collective-ports=2049-2049", "port 2049 of NFS"),
+            ("collective-ports=7000-8000", "ports 7443-7447 of the CA"),
+            ("port.gcs=7447", "ports 7443-7447 of the CA"),
+            ("port.metrics_export=6818", "ports 6817-6819 of Slurm"),
+            ("port.worker_max=10300", "port 10250 of the kubelet"),
+            ("port.gcs=1023", "lies below 1024"),
+            ("port.dashboard=9443", "port 9443 of the CA"),
+        ] {
+            let refused = check_guarded(&with(&[change]), &[9_443]).unwrap_err().to_string();
+            assert!(refused.contains(names), "{change}: {refused}");
+            assert!(refused.contains("at port"), "{change}: {refused}");
+        }
+        let good = ["port.gcs=1024", "collective-ports=20000-30000", "port.node_manager=7448"];
+        assert_eq!(check_guarded(&with(&good), &[9_443]), Ok(()));
+        assert_eq!(check_guarded(&defaults(), &[7_443, 7_444]), Ok(()));
+    }
+
+    #[test]
+    fn a_range_among_the_ports_that_hosts_dial_from_is_worth_a_word() {
+        for (change, said) in [
+            ("collective-ports=44300-65000", Some("covers 16700 of the 28232 ports 32768-60999")),
+            ("collective-ports=32000-33792", Some("covers 1025 of")),
+            ("collective-ports=32000-33791", None),
+            ("collective-ports=61000-65000", None),
+        ] {
+            let notes = notes(&with(&[change])).join("\n");
+            assert_eq!(notes.contains("from which Linux dials"), said.is_some(), "{notes}");
+            assert!(said.is_none_or(|said| notes.contains(said)), "{notes}");
+        }
+        assert!(!notes(&defaults()).join("\n").contains("from which Linux dials"));
     }
 
     #[test]

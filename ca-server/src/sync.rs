@@ -203,7 +203,7 @@ pub fn check_report(report: &v1::Report) -> Result<(), Refusal> {
 }
 
 fn is_problem(text: &str) -> bool {
-    text.len() <= PROBLEM_LEN_MAX && text.chars().all(|c| !c.is_control())
+    text.len() <= PROBLEM_LEN_MAX && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
 }
 
 /// The parts that are newer than `have`; all of them for another epoch, a version of the future, or

@@ -21,6 +21,7 @@ pub mod reason;
 pub mod serial;
 pub mod span;
 pub mod token;
+pub mod visible;
 
 /// Generated code of the package `raymtls.v1`.
 #[allow(

@@ -269,6 +269,43 @@ pub fn default_plan() -> v1::PortPlan {
     }
 }
 
+/// Ports of other services that no plan may cover, with what listens there: where isolation is enforced,
+/// they would be shut to whoever is no member, and the agent would stay without the setting that
+/// opens them again.
+pub const NEVER_GUARDED: [(RangeInclusive<u16>, &str); 9] = [
+    (22..=22, "SSH"),
+    (111..=111, "rpcbind"),
+    (2_049..=2_049, "NFS"),
+    (6_443..=6_443, "the API server of Kubernetes"),
+    (6_817..=6_819, "Slurm"),
+    (7_443..=7_447, "the CA"),
+    (10_250..=10_250, "the kubelet"),
+    (10_255..=10_257, "Kubernetes"),
+    (10_259..=10_259, "Kubernetes"),
+];
+
+/// Ports below this one are for services that root starts.
+pub const UNPRIVILEGED_MIN: u16 = 1_024;
+
+/// From where Linux dials unless told otherwise: answers to a host's own calls, to the CA among them,
+/// come to such ports.
+pub const DIALLED_FROM: RangeInclusive<u16> = 32_768..=60_999;
+
+/// What else is found in a range that a plan must leave alone: the first of [`NEVER_GUARDED`].
+#[must_use]
+pub fn never_guarded(
+    range: &RangeInclusive<u16>,
+) -> Option<&'static (RangeInclusive<u16>, &'static str)> {
+    NEVER_GUARDED.iter().find(|(other, _)| overlap(range, other) > 0)
+}
+
+/// How many ports two ranges share.
+#[must_use]
+pub fn overlap(one: &RangeInclusive<u16>, other: &RangeInclusive<u16>) -> u32 {
+    let (first, last) = (one.start().max(other.start()), one.end().min(other.end()));
+    u32::from(*last).checked_sub(u32::from(*first)).map_or(0, |length| length + 1)
+}
+
 /// The ports a host of this role listens on, with who may reach them.
 pub fn of_role(role: v1::Role, settings: &v1::Settings) -> impl Iterator<Item = &'static Row> {
     let ray_client = settings.ray_client;
@@ -320,6 +357,31 @@ mod tests {
         for (index, row) in PORTS.iter().enumerate() {
             assert_eq!(row.port.row().name, row.name);
             assert!(PORTS[..index].iter().all(|other| other.name != row.name), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn the_default_plan_leaves_other_services_alone() {
+        for range in PORTS.iter().filter_map(|row| row.port.range(&default_plan())) {
+            assert_eq!(never_guarded(&range), None, "{range:?}");
+            assert!(*range.start() >= UNPRIVILEGED_MIN);
+        }
+        assert!(never_guarded(&(20..=30)).is_some_and(|(_, what)| *what == "SSH"));
+        assert!(
+            never_guarded(&(7_447..=7_447)).is_some() && never_guarded(&(7_448..=7_448)).is_none()
+        );
+    }
+
+    #[test]
+    fn an_overlap_counts_both_ends() {
+        for (one, other, count) in [
+            (1..=5, 5..=9, 1),
+            (1..=4, 5..=9, 0),
+            (5..=9, 1..=4, 0),
+            (1..=9, 3..=4, 2),
+            (0..=u16::MAX, 0..=u16::MAX, 65_536),
+        ] {
+            assert_eq!(overlap(&one, &other), count, "{one:?} {other:?}");
         }
     }
 

@@ -1,18 +1,29 @@
 //! Who has applied a change of a cluster: one answer for each node at once, then one as each of them
 //! says so. It rests on the nodes' own reports.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use raymtls_proto::{identity::ClusterId, v1};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
     time::Instant,
 };
 use tonic::Status;
 
-use super::{Operator, clusters, convert};
+use super::{
+    Operator, clusters, convert,
+    watches::{Turn, Watches},
+};
 use crate::{
     ca::Ca,
+    contacts::Acknowledged,
     refusal::Refusal,
     store::{
         StoreError,
@@ -23,8 +34,6 @@ use crate::{
 
 /// Longest wait.
 pub const WAIT_MAX: Duration = Duration::from_secs(120);
-/// Waits of all operators at once.
-pub const WATCHES_MAX: usize = 32;
 /// Least time between two looks, whatever comes in.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Answers that may wait for a slow reader.
@@ -42,16 +51,13 @@ pub type Answers = mpsc::Receiver<Result<v1::Applied, Status>>;
 pub async fn watch(
     ca: &Arc<Ca>,
     operator: &Operator,
-    watches: &Arc<Semaphore>,
+    watches: &Arc<Watches>,
     request: v1::WatchAppliedRequest,
 ) -> Result<Answers, StoreError> {
     operator.require(v1::AdminRole::Viewer, Some(&request.cluster))?;
     let cluster = clusters::id(&request.cluster)?;
     let change = change(ca, &cluster, request.change).await?;
-    let turn = Arc::clone(watches).try_acquire_owned().map_err(|_| Refusal::RateLimited {
-        what: "as many commands as may wait for the nodes already do",
-        retry_after: Duration::from_secs(5),
-    })?;
+    let turn = watches.begin(operator)?;
     let peers = peers(ca, &cluster).await?;
     let wait = wait(request.wait_seconds);
     let (sender, answers) = mpsc::channel(ANSWERS_QUEUED);
@@ -74,9 +80,9 @@ async fn change(
     Ok(change.ok_or_else(|| Refusal::RequestInvalid(text.to_owned()))?)
 }
 
-/// Nodes of the cluster that have an agent, by name.
-async fn peers(ca: &Ca, cluster: &ClusterId) -> Result<Vec<Peer>, StoreError> {
-    let (mut peers, mut page) = (Vec::new(), String::new());
+/// Nodes of the cluster that have an agent, by name, and whether each is expected to apply the change.
+async fn peers(ca: &Ca, cluster: &ClusterId) -> Result<BTreeMap<String, bool>, StoreError> {
+    let (mut peers, mut page) = (BTreeMap::new(), String::new());
     loop {
         let nodes = ca.store.nodes(cluster.clone(), page).await?;
         let has_agent = |node: &&NodeRecord| node.node_status() == NodeStatus::Live && !node.once;
@@ -88,92 +94,137 @@ async fn peers(ca: &Ca, cluster: &ClusterId) -> Result<Vec<Peer>, StoreError> {
     }
 }
 
-fn peer(ca: &Ca, node: &NodeRecord) -> Peer {
+fn peer(ca: &Ca, node: &NodeRecord) -> (String, bool) {
     let last = ca.contacts.last(&node.cluster, &node.name);
     let state = convert::node_state(node, &last, ca.started, ca.clock.now());
-    Peer { name: node.name.clone(), expected: state == v1::NodeState::Live }
+    (node.name.clone(), state == v1::NodeState::Live)
 }
 
 fn wait(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into()).min(WAIT_MAX)
 }
 
-/// A node that has not applied the change yet.
-#[derive(Debug)]
-struct Peer {
-    name: String,
-    /// It is waited for.
-    expected: bool,
-}
-
 struct Watch {
     ca: Arc<Ca>,
     cluster: ClusterId,
     change: v1::Change,
-    peers: Vec<Peer>,
+    /// Those that have not applied the change yet, and whether each is waited for.
+    peers: BTreeMap<String, bool>,
     sender: mpsc::Sender<Result<v1::Applied, Status>>,
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
+}
+
+/// Nodes to look at.
+#[derive(Debug)]
+enum Moved {
+    /// Those that said something since the last look.
+    Some(BTreeSet<Arc<str>>),
+    /// More than could be kept in mind.
+    Many,
 }
 
 impl Watch {
     async fn run(mut self, wait: Duration) {
         let deadline = Instant::now() + wait;
         // Before the first look: what comes after it wakes the wait.
-        let mut changed = self.ca.contacts.applied_changes(self.cluster.as_str());
-        let mut over = !self.look(true).await;
+        let mut movers = self.ca.contacts.movers(self.cluster.as_str());
+        if !self.first_look().await {
+            return;
+        }
         let ca = Arc::clone(&self.ca);
-        let mut looked = Instant::now();
-        while !over && self.peers.iter().any(|peer| peer.expected) {
+        let (mut over, mut looked) = (false, Instant::now());
+        while !over && self.peers.values().any(|expected| *expected) {
+            let mut moved = Moved::Some(BTreeSet::new());
             tokio::select! {
-                changed = changed.changed() => over = changed.is_err(),
+                name = movers.recv() => over = !moved.note(name),
                 () = tokio::time::sleep_until(deadline) => over = true,
                 () = ca.stopped() => return,
                 () = self.sender.closed() => return,
             }
             tokio::time::sleep_until((looked + LOOK_PAUSE).min(deadline)).await;
-            changed.mark_unchanged();
-            over |= !self.look(false).await;
+            moved.note_waiting(&mut movers);
+            over |= !self.look(&moved).await;
             looked = Instant::now();
         }
     }
 
-    /// Tells of those that have applied it since the last look, the first time of the others too.
-    /// Whether somebody still listens.
-    async fn look(&mut self, first: bool) -> bool {
-        let mut missing = Vec::new();
-        for peer in std::mem::take(&mut self.peers) {
-            let applied = self.applied(&peer);
-            let is_missing = applied.is_none();
-            let answer = applied.or_else(|| first.then(|| not_yet(&peer)));
-            if let Some(answer) = answer
-                && self.sender.send(Ok(answer)).await.is_err()
-            {
+    /// Tells of everybody. Whether somebody still listens.
+    async fn first_look(&mut self) -> bool {
+        if !self.look(&Moved::Many).await {
+            return false;
+        }
+        for (node, expected) in &self.peers {
+            let not_yet =
+                v1::Applied { node: node.clone(), expected: *expected, ..v1::Applied::default() };
+            if self.sender.send(Ok(not_yet)).await.is_err() {
                 return false;
             }
-            if is_missing {
-                missing.push(peer);
-            }
         }
-        self.peers = missing;
         true
     }
 
-    fn applied(&self, peer: &Peer) -> Option<v1::Applied> {
+    /// Tells of those that have applied it since the last look. Whether somebody still listens.
+    async fn look(&mut self, moved: &Moved) -> bool {
+        for acknowledged in self.acknowledged(moved) {
+            let Some(expected) = self.peers.remove(&acknowledged.node) else { continue };
+            let answer = self.applied(acknowledged, expected);
+            if self.sender.send(Ok(answer)).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn acknowledged(&self, moved: &Moved) -> Vec<Acknowledged> {
+        let Some(version) = self.change.version else { return Vec::new() };
         let (contacts, cluster) = (&self.ca.contacts, self.cluster.as_str());
-        let at = contacts.applied(cluster, &peer.name, self.change.version?)?;
-        let report = contacts.last(cluster, &peer.name).report;
-        Some(v1::Applied {
-            node: peer.name.clone(),
+        match moved {
+            Moved::Some(names) => {
+                let names = names.iter().map(AsRef::as_ref);
+                let pending = names.filter(|name| self.peers.contains_key(*name));
+                contacts.acknowledged(cluster, pending, version)
+            }
+            Moved::Many => {
+                contacts.acknowledged(cluster, self.peers.keys().map(String::as_str), version)
+            }
+        }
+    }
+
+    fn applied(&self, acknowledged: Acknowledged, expected: bool) -> v1::Applied {
+        v1::Applied {
+            node: acknowledged.node,
             applied: true,
-            milliseconds: milliseconds(unix_ms(at) - self.change.asked_unix_ms),
-            isolation: report.and_then(|report| report.isolation),
-            expected: peer.expected,
-        })
+            milliseconds: milliseconds(unix_ms(acknowledged.at) - self.change.asked_unix_ms),
+            isolation: acknowledged.isolation,
+            expected,
+        }
     }
 }
 
-fn not_yet(peer: &Peer) -> v1::Applied {
-    v1::Applied { node: peer.name.clone(), expected: peer.expected, ..v1::Applied::default() }
+impl Moved {
+    /// Whether more may come.
+    fn note(&mut self, name: Result<Arc<str>, RecvError>) -> bool {
+        match (name, &mut *self) {
+            (Ok(name), Self::Some(names)) => {
+                names.insert(name);
+            }
+            (Ok(_), Self::Many) => {}
+            (Err(RecvError::Lagged(_)), _) => *self = Self::Many,
+            (Err(RecvError::Closed), _) => return false,
+        }
+        true
+    }
+
+    /// Those that wait already; a burst of them is looked at as all.
+    fn note_waiting(&mut self, movers: &mut broadcast::Receiver<Arc<str>>) {
+        for _ in 0..movers.len() {
+            match movers.try_recv() {
+                Ok(name) => drop(self.note(Ok(name))),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => *self = Self::Many,
+                Err(_) => return,
+            }
+        }
+    }
 }
 
 /// A clock that was put right meanwhile makes nothing negative.

@@ -83,6 +83,9 @@ pub async fn set(
         settings::apply(&mut after, change)?;
     }
     settings::check(&after)?;
+    if is_guarded_anew(&before, &after) {
+        settings::check_guarded(&after, &ca.endpoints.ports())?;
+    }
     let mut notes = settings::notes(&after);
     if after.leaf_life_seconds != before.leaf_life_seconds {
         notes.push(
@@ -102,6 +105,13 @@ pub async fn set(
         upkeep::tend(ca, &scope).await.map_err(into_store)?;
     }
     Ok(v1::SetClusterResponse { before: Some(before), after: Some(after), notes })
+}
+
+/// Whether ports are shut that were not: what a plan of old covers must not keep anybody from opening
+/// them.
+fn is_guarded_anew(before: &v1::Settings, after: &v1::Settings) -> bool {
+    let enforces = |settings: &v1::Settings| settings.isolation() == v1::Isolation::Enforce;
+    before.port_plan != after.port_plan || (enforces(after) && !enforces(before))
 }
 
 /// All clusters the operator may see.

@@ -8,6 +8,7 @@ pub mod nodes;
 pub mod readiness;
 pub mod revocation;
 pub mod tokens;
+pub mod watches;
 
 use raymtls_proto::v1::AdminRole;
 

@@ -76,7 +76,8 @@ fn judge(before: v1::Isolation, tables: &[Table]) -> Vec<String> {
     let counted: Vec<_> = counted.collect();
     let problems: Vec<_> = reports()
         .filter(|(_, report)| !report.problem.is_empty())
-        .map(|(node, report)| format!("{node} ({})", report.problem))
+        // In quotes, with its own escaped: a node's words are no names of other nodes.
+        .map(|(node, report)| format!("{node} ({:?})", report.problem))
         .collect();
     let has_none = |report: &v1::IsolationReport| {
         matches!(report.in_force(), v1::Isolation::Off | v1::Isolation::Unspecified)
@@ -145,7 +146,7 @@ mod tests {
         let text = judge(audit, &tables).join("\n");
         for part in [
             "would refuse were counted on: w2 (17)",
-            "a problem with its table on: w3 (nft is not installed)",
+            "a problem with its table on: w3 (\"nft is not installed\")",
             "no table is loaded on: w3",
             "nothing was reported since the CA started by: w5",
             "silent for long, and no judge of anything: w6",
@@ -155,6 +156,13 @@ mod tests {
         assert!(!text.contains("w1") && !text.contains("is not audit"), "{text}");
         let off = judge(v1::Isolation::Off, &tables).join("\n");
         assert!(off.contains("set isolation=audit first"), "{off}");
+    }
+
+    #[test]
+    fn a_node_s_words_imitate_no_other_node() {
+        let lies = table("w1", v1::Isolation::Audit, 0, "x\"), w2 (\"broken");
+        let text = judge(v1::Isolation::Audit, &[lies]).join("\n");
+        assert!(text.ends_with(r#"on: w1 ("x\"), w2 (\"broken")"#), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What every revocation has: a reason, CRLs that say so, the change its peers apply, and words on
 //! what the network does and Ray does not.
 
-use raymtls_proto::{clock, identity::ClusterId, v1};
+use raymtls_proto::{clock, identity::ClusterId, v1, visible::is_visible};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::warn;
 
@@ -12,17 +12,17 @@ use crate::{
     upkeep,
 };
 
-/// Longest reason, in characters.
+/// Longest reason, in bytes.
 const REASON_LEN_MAX: usize = 500;
 
-/// An operator's reason, checked.
+/// An operator's reason, checked: it goes into logs, to agents and onto terminals.
 ///
 /// # Errors
 /// `RequestInvalid`.
 pub fn reason(text: &str) -> Result<String, Refusal> {
     let text = text.trim();
-    if text.is_empty() || text.chars().count() > REASON_LEN_MAX {
-        let text = format!("a reason of 1 to {REASON_LEN_MAX} characters is wanted");
+    if text.is_empty() || text.len() > REASON_LEN_MAX || !text.chars().all(is_visible) {
+        let text = format!("a reason is one line of 1 to {REASON_LEN_MAX} bytes, all visible");
         return Err(Refusal::RequestInvalid(text));
     }
     Ok(text.to_owned())
@@ -115,6 +115,17 @@ fn addresses(node: &NodeRecord) -> String {
 mod tests {
     use super::*;
     use crate::store::records::{AddressRecord, LeafKeyRecord};
+
+    #[test]
+    fn a_reason_is_one_visible_line_within_its_bound() {
+        assert_eq!(reason(" gestohlen: Möbel "), Ok("gestohlen: Möbel".to_owned()));
+        for bad in [" ", "two\nlines", "\u{1b}[2J", "turned \u{202e}round", "nul \0"] {
+            assert!(reason(bad).is_err(), "{bad:?}");
+        }
+        assert!(reason(&"x".repeat(REASON_LEN_MAX)).is_ok());
+        assert!(reason(&"x".repeat(REASON_LEN_MAX + 1)).is_err());
+        assert!(reason(&"ö".repeat(REASON_LEN_MAX / 2 + 1)).is_err(), "bytes count");
+    }
 
     #[test]
     fn what_keeps_a_revoked_node_out_until_its_leaf_ends_is_named_last() {

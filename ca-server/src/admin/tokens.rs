@@ -16,7 +16,7 @@ use crate::{
     refusal::Refusal,
     settings,
     store::{
-        Authority, Reach, Revoking, StoreError,
+        Authority, NODES_REVOKED_MAX, Reach, Revoking, StoreError,
         records::{NodeRecord, NodeStatus, TokenRecord},
         unix_ms,
     },
@@ -102,11 +102,11 @@ pub async fn revoke(
     Ok(convert::token(token, now))
 }
 
-/// Revokes a token with the nodes that enrolled with it, one decision each: where one fails, the same
-/// call goes on with the rest.
+/// Revokes a token with the nodes that enrolled with it, a part of them at a time: where one part fails,
+/// the answer says what was revoked before it, and the same call goes on with the rest.
 ///
 /// # Errors
-/// A refusal, or the store's failure.
+/// A refusal, or the store's failure before any node was revoked.
 pub async fn revoke_with_nodes(
     ca: &Ca,
     operator: &Operator,
@@ -119,40 +119,51 @@ pub async fn revoke_with_nodes(
     let asked = v1::RevokeTokenRequest { cluster: cluster.clone(), id: id.clone() };
     let token = Some(revoke(ca, operator, asked).await?);
     let cluster = clusters::id(&cluster)?;
-    let nodes = revoke_nodes(ca, operator, &cluster, &id, &reason).await?;
+    let mut nodes = Vec::new();
+    let ended = revoke_nodes(ca, operator, &cluster, &id, &reason, &mut nodes).await;
     if nodes.is_empty() {
-        return Ok(v1::RevokeTokenNodesResponse { token, ..Default::default() });
+        return ended.map(|()| v1::RevokeTokenNodesResponse { token, ..Default::default() });
     }
+    let stopped_by = ended.err().map(|error| error.to_string()).unwrap_or_default();
     let change = Some(revocation::newest_change(ca, &cluster, now).await?);
     let notes = revocation::sign_crls(ca, &[Authority::Control, Authority::Cluster(cluster)]).await;
-    Ok(v1::RevokeTokenNodesResponse { token, nodes, change, notes })
+    Ok(v1::RevokeTokenNodesResponse { token, nodes, change, notes, stopped_by })
 }
 
-/// Revokes every node that enrolled with a token, also those that enrolled again with another since.
+/// Revokes every node that enrolled with a token, also those that enrolled again with another since,
+/// and names them as it goes.
 async fn revoke_nodes(
     ca: &Ca,
     operator: &Operator,
     cluster: &ClusterId,
     token_id: &str,
     reason: &str,
-) -> Result<Vec<String>, StoreError> {
-    let (mut revoked, mut page) = (Vec::new(), String::new());
+    revoked: &mut Vec<String>,
+) -> Result<(), StoreError> {
+    let mut page = String::new();
     loop {
         let nodes = ca.store.nodes(cluster.clone(), page).await?;
-        for node in nodes.rows.iter().filter(|node| is_of(node, token_id)) {
-            let name = node.name.parse().map_err(|_| Refusal::Internal)?;
+        let names: Vec<NodeName> = nodes
+            .rows
+            .iter()
+            .filter(|node| is_of(node, token_id))
+            .map(|node| node.name.parse().map_err(|_| Refusal::Internal))
+            .collect::<Result<_, _>>()?;
+        for names in names.chunks(NODES_REVOKED_MAX) {
             let (now, actor) = (ca.clock.now(), operator.actor.clone());
             let revoking = Revoking {
                 reason: reason.to_owned(),
                 keep_token: false,
                 reach: Reach { all_traffic: false, ca: ca.endpoints.addresses() },
             };
-            ca.store.revoke_node(now, actor, cluster.clone(), name, revoking).await?;
-            info!(node = node.name, token = token_id, actor = operator.actor, "node revoked");
-            revoked.push(node.name.clone());
+            let part = ca.store.revoke_nodes(now, actor, cluster.clone(), names.to_vec(), revoking);
+            for node in part.await? {
+                info!(node = node.name, token = token_id, actor = operator.actor, "node revoked");
+                revoked.push(node.name);
+            }
         }
         if nodes.next.is_empty() {
-            return Ok(revoked);
+            return Ok(());
         }
         page = nodes.next;
     }

@@ -42,6 +42,8 @@ pub(super) struct Acknowledgements {
     missing: Vec<String>,
     /// Where a leaf that the network does not keep out still works, with the reason.
     not_cut: Vec<NotCut>,
+    /// Why nothing more was heard than this.
+    watch_problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +56,10 @@ struct Peer {
     /// What the node says it has in force.
     in_force: &'static str,
     problem: String,
+    /// The last time it had any to close.
     sockets_closed: u32,
+    /// Blocks it leaves out by what it knows of itself, such as its own gateway.
+    spared_blocks: u32,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +68,11 @@ struct NotCut {
     nodes: Vec<String>,
 }
 
-/// Waits for the nodes; a line for each that has applied the change.
+/// Waits for the nodes; a line for each that has applied the change. What cannot be watched is part of
+/// the answer: the change stands all the same, and whoever asked for it must see what became of it.
+///
+/// # Errors
+/// What was heard cannot be shown.
 pub(super) async fn watch(
     admin: &mut AdminServiceClient<Channel>,
     cluster: &str,
@@ -71,7 +80,7 @@ pub(super) async fn watch(
     wait: Wait,
     screen: &mut Screen,
 ) -> Result<Acknowledgements, Failure> {
-    let mut peers = Vec::new();
+    let (mut peers, mut problem) = (Vec::new(), None);
     if wait.seconds > 0 && change.is_some() {
         let request = v1::WatchAppliedRequest {
             cluster: cluster.to_owned(),
@@ -80,18 +89,14 @@ pub(super) async fn watch(
         };
         let all = collect(admin, request, &mut peers, screen);
         let longest = Duration::from_secs(wait.seconds.into()) + PATIENCE;
-        let ended = timeout(longest, all).await;
-        ended.unwrap_or(Ok(())).map_err(|failure| match failure {
-            Failure::Output(_) => failure,
-            Failure::Refused { .. }
-            | Failure::Failed(_)
-            | Failure::Usage(_)
-            | Failure::Configuration(_) => Failure::Failed(format!(
-                "the revocation stands, but its peers could not be watched: {failure}"
-            )),
-        })?;
+        problem = match timeout(longest, all).await {
+            Ok(Ok(())) => None,
+            Ok(Err(failure @ Failure::Output(_))) => return Err(failure),
+            Ok(Err(failure)) => Some(failure.to_string()),
+            Err(_) => Some(format!("the CA did not end within {} s", longest.as_secs())),
+        };
     }
-    Ok(Acknowledgements::new(wait.seconds, peers))
+    Ok(Acknowledgements::new(wait.seconds, peers, problem))
 }
 
 async fn collect(
@@ -125,17 +130,21 @@ impl Peer {
             in_force: in_force(isolation.in_force),
             problem: isolation.problem,
             sockets_closed: isolation.sockets_closed,
+            spared_blocks: isolation.spared_blocks,
         }
     }
 
     fn line(&self) -> String {
         let mut line = format!(
-            "  {}: {} ms, isolation {}, {} sockets closed",
+            "  {}: {} ms, isolation {}, {} sockets closed at its last cut",
             printable(&self.node),
             self.milliseconds.unwrap_or_default(),
             self.in_force,
             self.sockets_closed
         );
+        if self.spared_blocks > 0 {
+            line.push_str(&format!(", {} blocks left out by its own list", self.spared_blocks));
+        }
         if !self.problem.is_empty() {
             line.push_str(&format!("; it says: {}", printable(&self.problem)));
         }
@@ -144,7 +153,7 @@ impl Peer {
 }
 
 impl Acknowledgements {
-    fn new(wait_seconds: u32, peers: Vec<Peer>) -> Self {
+    fn new(wait_seconds: u32, peers: Vec<Peer>, watch_problem: Option<String>) -> Self {
         let named = |is: &dyn Fn(&&Peer) -> bool| {
             peers.iter().filter(is).map(|peer| peer.node.clone()).collect::<Vec<_>>()
         };
@@ -154,6 +163,10 @@ impl Acknowledgements {
             ("isolation off", without("off")),
             ("isolation audit", without("audit")),
             ("isolation unknown", without("unknown")),
+            (
+                "left out by its own list",
+                named(&|peer| peer.applied && peer.in_force == "enforce" && peer.spared_blocks > 0),
+            ),
             ("no acknowledgement", missing.clone()),
             ("silent for long", named(&|peer| !peer.applied && !peer.expected)),
         ];
@@ -166,6 +179,7 @@ impl Acknowledgements {
             slowest_milliseconds: peers.iter().filter_map(|peer| peer.milliseconds).max(),
             missing,
             not_cut: not_cut.collect(),
+            watch_problem,
             peers,
         }
     }
@@ -176,7 +190,17 @@ impl Acknowledgements {
             return "  its peers were not waited for: `ca-admin node list` shows who has applied it\n"
                 .to_owned();
         }
-        let mut text = String::new();
+        let mut text = match &self.watch_problem {
+            Some(problem) => format!(
+                "  its peers could not be watched to the end: {}; `ca-admin node list` shows who has \
+                 applied it\n",
+                printable(problem)
+            ),
+            None => String::new(),
+        };
+        if self.peers.is_empty() && self.watch_problem.is_some() {
+            return text;
+        }
         let expected = self.peers.iter().filter(|peer| peer.expected || peer.applied).count();
         let applied: Vec<_> = self.peers.iter().filter(|peer| peer.applied).collect();
         text.push_str(&format!("  applied by {} of {expected} peers", applied.len()));
@@ -208,6 +232,11 @@ impl Acknowledgements {
 
     /// What is wrong with how it went; the revocation itself stands.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
+        if let Some(problem) = &self.watch_problem {
+            return Err(Failure::Failed(format!(
+                "the revocation stands, but its peers could not be watched: {problem}"
+            )));
+        }
         if self.missing.is_empty() {
             return Ok(());
         }

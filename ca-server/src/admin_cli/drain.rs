@@ -2,7 +2,7 @@
 //! places nothing there and restarts its actors elsewhere. It runs Ray's own program, in the
 //! environment it was given; whatever comes of it, the revocation stands.
 
-use std::{process::Stdio, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, process::Stdio, time::Duration};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -45,10 +45,16 @@ pub(super) struct Drained {
 }
 
 impl Drain {
-    /// Tells Ray; `None` where nobody asked for it.
-    pub(super) async fn tell(&self, addresses: &[String]) -> Option<Drained> {
+    /// Tells Ray; `None` where nobody asked for it. `blocked`: addresses that the CA has cut off for
+    /// this node. Another one of its own may be a living node's by now, and Ray knows nodes by address.
+    pub(super) async fn tell(&self, blocked: &[String]) -> Option<Drained> {
         if !self.drain {
             return None;
+        }
+        let addresses = blocked;
+        if addresses.is_empty() {
+            let why = "no address of the node is cut off, so none is sure to be its own";
+            return Some(Drained::not_done(None, addresses, why.to_owned()));
         }
         let Some(ray_address) = &self.ray_address else {
             let why = "no --ray-address was given";
@@ -66,15 +72,17 @@ impl Drain {
 
 impl Drained {
     fn not_done(ray_node_id: Option<String>, addresses: &[String], problem: String) -> Self {
-        let address = addresses.first().map_or("ADDRESS", String::as_str);
         let id = ray_node_id.as_deref().unwrap_or("ID");
         let mut run_on_head = vec![format!(
             "node-agent exec -- ray drain-node --node-id {id} --reason {REASON} --reason-message revoked \
              --deadline-remaining-seconds {DEADLINE_SECONDS}"
         )];
         if ray_node_id.is_none() {
-            run_on_head
-                .insert(0, format!("node-agent exec -- ray list nodes --filter node_ip={address}"));
+            let list = match addresses.first() {
+                Some(address) => format!("ray list nodes --filter node_ip={address}"),
+                None => "ray list nodes".to_owned(),
+            };
+            run_on_head.insert(0, format!("node-agent exec -- {list}"));
         }
         Self { done: false, ray_node_id, problem: Some(problem), run_on_head }
     }
@@ -102,6 +110,8 @@ impl Drained {
 struct RayNode {
     node_id: String,
     #[serde(default)]
+    node_ip: String,
+    #[serde(default)]
     state: String,
 }
 
@@ -111,17 +121,26 @@ async fn drain(
     addresses: &[String],
     found: &mut Option<String>,
 ) -> Result<(), String> {
+    let mut living = BTreeSet::new();
     for address in addresses {
         let filter = format!("node_ip={address}");
-        let list =
-            ["list", "nodes", "--address", ray_address, "--format", "json", "--filter", &filter];
+        let list = [
+            "list",
+            "nodes",
+            "--address",
+            ray_address,
+            "--format",
+            "json",
+            "--filter",
+            &filter,
+            // Ray cuts its list off: not by the dead ones.
+            "--filter",
+            "state=ALIVE",
+        ];
         let answer = run(program, &list).await?;
-        *found = alive(&answer)?;
-        if found.is_some() {
-            break;
-        }
+        living.extend(alive(&answer, address)?);
     }
-    let id = found.as_ref().ok_or("Ray knows no living node of its addresses")?;
+    let id = found.insert(the_only(living)?);
     let order = [
         "drain-node",
         "--address",
@@ -138,15 +157,58 @@ async fn drain(
     run(program, &order).await.map(drop)
 }
 
-/// The id of the node that lives; it goes into a command line, so it must be one.
-fn alive(answer: &str) -> Result<Option<String>, String> {
-    // Ray may say other things before the list.
-    let list = answer.find('[').map_or("[]", |at| &answer[at..]);
-    let nodes: Vec<RayNode> =
-        serde_json::from_str(list.trim()).map_err(|e| format!("Ray's list of nodes: {e}"))?;
-    let alive = nodes.into_iter().find(|node| node.state == "ALIVE");
-    let is_id = |id: &String| id.len() <= 128 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    Ok(alive.map(|node| node.node_id).filter(is_id))
+/// The one that is meant. Two nodes on one host are two of Ray's at one address, and nothing tells
+/// which of them was revoked.
+fn the_only(mut living: BTreeSet<String>) -> Result<String, String> {
+    let count = living.len();
+    match living.pop_first() {
+        None => Err("Ray knows no living node at the addresses that are cut off".to_owned()),
+        Some(only) if count == 1 => Ok(only),
+        Some(_) => Err(format!(
+            "Ray knows {count} living nodes at the addresses that are cut off, and not which of them \
+             was revoked"
+        )),
+    }
+}
+
+/// The ids of the nodes that live at the address; they go into a command line, so they must be ids.
+fn alive(answer: &str, address: &str) -> Result<Vec<String>, String> {
+    let is_id =
+        |id: &str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    let of_it = |node: &RayNode| node.state == "ALIVE" && is_same(&node.node_ip, address);
+    let living = list(answer)?.into_iter().filter(of_it).map(|node| {
+        if is_id(&node.node_id) {
+            return Ok(node.node_id);
+        }
+        Err("Ray's list of nodes holds an id that is none".to_owned())
+    });
+    living.collect()
+}
+
+/// Ray's list of nodes; its program may say other things before and after it, such as lines of a log
+/// that begin with a bracket, too.
+fn list(answer: &str) -> Result<Vec<RayNode>, String> {
+    let mut problem = "it printed none".to_owned();
+    let mut at = 0;
+    for line in answer.split_inclusive('\n') {
+        if line.starts_with('[') {
+            let mut values = serde_json::Deserializer::from_str(&answer[at..]).into_iter();
+            match values.next() {
+                Some(Ok(nodes)) => return Ok(nodes),
+                Some(Err(error)) => problem = error.to_string(),
+                None => {}
+            }
+        }
+        at += line.len();
+    }
+    Err(format!("Ray's list of nodes: {problem}"))
+}
+
+fn is_same(one: &str, other: &str) -> bool {
+    match (one.parse::<IpAddr>(), other.parse::<IpAddr>()) {
+        (Ok(one), Ok(other)) => one.to_canonical() == other.to_canonical(),
+        _ => one == other,
+    }
 }
 
 async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
@@ -193,14 +255,78 @@ fn address(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    const AT: &str = "10.77.0.7";
+
+    fn row(id: &str, state: &str, ip: &str) -> String {
+        format!(r#"{{"node_id": "{id}", "state": "{state}", "node_ip": "{ip}", "labels": []}}"#)
+    }
+
     #[test]
-    fn the_living_node_is_found_and_only_an_id_is_believed() {
-        let list = r#"some warning
-[{"node_id": "ab01", "state": "DEAD"}, {"node_id": "cd02", "state": "ALIVE", "node_ip": "x"}]"#;
-        assert_eq!(alive(list), Ok(Some("cd02".to_owned())));
-        assert_eq!(alive("[]"), Ok(None));
-        assert_eq!(alive(r#"[{"node_id": "--help", "state": "ALIVE"}]"#), Ok(None));
-        assert!(alive("[{").is_err());
+    fn the_living_nodes_of_the_address_are_found_and_only_an_id_is_believed() {
+        let rows =
+            [row("ab01", "DEAD", AT), row("cd02", "ALIVE", AT), row("ef03", "ALIVE", "10.77.0.8")];
+        let found = Ok(vec!["cd02".to_owned()]);
+        assert_eq!(alive(&format!("[{}]", rows.join(",")), AT), found);
+        for before in ["a warning", "[2026-11-24 15:30:01,123 I 1 1] log", "[INFO] log", "[1, 2]"] {
+            let answer = format!("{before}\n[{}]\n[W] bye", rows.join(",\n"));
+            assert_eq!(alive(&answer, AT), found, "{before}");
+        }
+        assert_eq!(alive("[]", AT), Ok(vec![]));
+        for id in ["--help", ""] {
+            assert!(alive(&format!("[{}]", row(id, "ALIVE", AT)), AT).is_err(), "{id}");
+        }
+        for bad in ["", "[{", "[INFO] nothing more"] {
+            assert!(alive(bad, AT).is_err(), "{bad}");
+        }
+    }
+
+    /// A `ray` that knows these nodes and writes down what it is told.
+    fn played(nodes: &[String]) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, told) = (folder.path().join("ray"), folder.path().join("told"));
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\n[ \"$1\" = list ] && echo '[{}]'\nexit 0\n",
+            told.display(),
+            nodes.join(",")
+        );
+        let written = folder.path().join("written");
+        std::fs::write(&written, script).unwrap();
+        // Copied by another process: a program that this one had open for writing may be busy.
+        let copied = std::process::Command::new("install").arg(written).arg(&program).status();
+        assert!(copied.unwrap().success());
+        (folder, program.display().to_string())
+    }
+
+    #[tokio::test]
+    async fn ray_is_told_of_the_only_living_node_at_the_addresses_and_of_no_other() {
+        let one = row("cd02", "ALIVE", AT);
+        for (nodes, said) in [
+            (vec![row("ab01", "DEAD", AT), one.clone()], None),
+            (vec![one.clone(), row("ef03", "ALIVE", AT)], Some("Ray knows 2 living nodes")),
+            (vec![row("ef03", "ALIVE", "10.77.0.8")], Some("Ray knows no living node")),
+        ] {
+            let (folder, program) = played(&nodes);
+            let (mut found, addresses) = (None, [AT.to_owned()]);
+            let ended = drain(&program, "head:6379", &addresses, &mut found).await;
+            let told = std::fs::read_to_string(folder.path().join("told")).unwrap();
+            let Some(said) = said else {
+                assert_eq!(ended, Ok(()));
+                assert!(told.contains("--node-id cd02"), "{told}");
+                continue;
+            };
+            let problem = ended.unwrap_err();
+            assert!(problem.starts_with(said), "{problem}");
+            assert!(!told.contains("drain-node") && found.is_none(), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn where_no_address_is_cut_off_nothing_is_asked_of_ray() {
+        let drain = Drain { drain: true, ray_address: Some("head:6379".to_owned()) };
+        let drained = drain.tell(&[]).await.unwrap();
+        assert!(!drained.done);
+        assert!(drained.text().contains("no address of the node is cut off"), "{}", drained.text());
+        assert_eq!(drained.run_on_head[0], "node-agent exec -- ray list nodes");
     }
 
     #[tokio::test]

@@ -281,10 +281,6 @@ impl NodeView {
         }
     }
 
-    pub(super) fn address_words(&self) -> Vec<String> {
-        self.addresses.iter().map(|bound| bound.address.clone()).collect()
-    }
-
     pub(super) fn address_list(&self) -> String {
         let words = self.addresses.iter().map(|a| a.address.as_str()).collect::<Vec<_>>();
         or_dash(&words.join(","))

@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use raymtls_proto::visible::is_visible;
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -115,7 +116,7 @@ impl Screen {
 fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        if c == '\n' || is_printable(c) {
+        if c == '\n' || is_visible(c) {
             text.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
@@ -191,21 +192,7 @@ pub(super) fn yes_no(is: bool) -> &'static str {
 
 /// Text in which no character steers a terminal.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if is_printable(c) { c } else { '?' }).collect()
-}
-
-/// Neither a control character, nor one that breaks lines, joins nothing or turns the direction of
-/// writing.
-fn is_printable(c: char) -> bool {
-    let turns = matches!(
-        c,
-        '\u{61c}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{2069}'
-            | '\u{feff}'
-    );
-    !c.is_control() && !turns
+    text.chars().map(|c| if is_visible(c) { c } else { '?' }).collect()
 }
 
 #[cfg(test)]
@@ -216,7 +203,7 @@ mod tests {
     fn json_steers_no_terminal_and_reads_back_the_same() {
         let claim = "a\u{9b}31mb\u{202e}c\u{1b}d";
         let json = escaped(&serde_json::to_string_pretty(&claim).unwrap());
-        assert!(json.chars().all(is_printable), "{json:?}");
+        assert!(json.chars().all(is_visible), "{json:?}");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), claim);
     }
 

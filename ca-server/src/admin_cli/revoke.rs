@@ -66,7 +66,7 @@ pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> R
     let cluster = args.which.cluster.as_str();
     let watched = applied::watch(&mut admin, cluster, answer.change, args.wait, screen).await;
     // Whatever became of the watch, Ray is told: the node is off.
-    view.drain = args.drain.tell(&node.address_words()).await;
+    view.drain = args.drain.tell(&answer.blocked_addresses).await;
     view.acknowledgements = Some(watched?);
     screen.show(&view)?;
     view.acknowledgements.as_ref().map_or(Ok(()), Acknowledgements::verdict)

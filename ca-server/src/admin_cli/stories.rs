@@ -4,7 +4,10 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use clap::Parser;
@@ -31,6 +34,10 @@ struct Played {
     changes: Arc<Mutex<Vec<String>>>,
     /// What the nodes say of each change.
     applied: Arc<Mutex<Vec<v1::Applied>>>,
+    /// After what they say, the CA breaks off; with nothing from them, it refuses to begin.
+    breaks_off: Arc<AtomicBool>,
+    /// Why not all nodes of a token were revoked.
+    stopped_by: Arc<Mutex<String>>,
 }
 
 impl Played {
@@ -143,6 +150,7 @@ impl AdminService for Played {
         Ok(Response::new(v1::RevokeTokenNodesResponse {
             nodes: vec!["n1".to_owned(), "h2".to_owned()],
             change: Some(v1::Change::default()),
+            stopped_by: self.stopped_by.lock().unwrap().clone(),
             ..v1::RevokeTokenNodesResponse::default()
         }))
     }
@@ -226,7 +234,12 @@ impl AdminService for Played {
         _: Request<v1::WatchAppliedRequest>,
     ) -> Answer<Self::WatchAppliedStream> {
         let applied = self.applied.lock().unwrap().clone();
-        Ok(Response::new(Box::pin(tokio_stream::iter(applied.into_iter().map(Ok)))))
+        let breaks_off = self.breaks_off.load(Ordering::SeqCst);
+        if breaks_off && applied.is_empty() {
+            return Err(Reason::RateLimited.status("as many commands as may wait already do", None));
+        }
+        let end = breaks_off.then(|| Err(Status::unavailable("the server stops")));
+        Ok(Response::new(Box::pin(tokio_stream::iter(applied.into_iter().map(Ok).chain(end)))))
     }
 
     async fn revoke_certificate(

@@ -69,12 +69,20 @@ pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> R
         leaf_not_after: last_leaf(&nodes),
         nodes: answer.nodes,
         notes: answer.notes,
+        stopped_by: Some(answer.stopped_by).filter(|why| !why.is_empty()),
         acknowledgements: None,
     };
     screen.part(&view.opening(screen.now()))?;
     let watched = applied::watch(&mut admin, &cluster, answer.change, args.wait, screen).await?;
     view.acknowledgements = Some(watched);
     screen.show(&view)?;
+    if let Some(why) = &view.stopped_by {
+        return Err(Failure::Failed(format!(
+            "the token and {} of its nodes are revoked, but not all: {why}; the same command goes on \
+             with the rest",
+            view.nodes.len()
+        )));
+    }
     view.acknowledgements.as_ref().map_or(Ok(()), Acknowledgements::verdict)
 }
 
@@ -127,6 +135,8 @@ struct WithNodes {
     /// Until when Ray accepts some leaf of theirs.
     leaf_not_after: Moment,
     notes: Vec<String>,
+    /// Why not all of them were revoked.
+    stopped_by: Option<String>,
     #[serde(flatten)]
     acknowledgements: Option<Acknowledgements>,
 }

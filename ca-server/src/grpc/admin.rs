@@ -6,13 +6,12 @@ use raymtls_proto::v1::{
     self,
     admin_service_server::{AdminService, AdminServiceServer},
 };
-use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, applied, certificates, clusters, nodes, tokens},
+    admin::{Operator, applied, certificates, clusters, nodes, tokens, watches::Watches},
     ca::Ca,
     store::StoreError,
 };
@@ -23,7 +22,7 @@ pub struct Admin {
     ca: Arc<Ca>,
     own_uid: u32,
     operator_group: bool,
-    watches: Arc<Semaphore>,
+    watches: Arc<Watches>,
 }
 
 impl Admin {
@@ -31,12 +30,7 @@ impl Admin {
     #[must_use]
     pub fn server(ca: Arc<Ca>, operator_group: bool) -> AdminServiceServer<Self> {
         let own_uid = rustix::process::geteuid().as_raw();
-        let service = Self {
-            ca,
-            own_uid,
-            operator_group,
-            watches: Arc::new(Semaphore::new(applied::WATCHES_MAX)),
-        };
+        let service = Self { ca, own_uid, operator_group, watches: Arc::default() };
         AdminServiceServer::new(service).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 

@@ -141,6 +141,7 @@ suite! {
         revoking_voids_the_tokens_of_earlier_enrolments_too
         a_leaf_of_an_earlier_life_keeps_a_revoked_node_on_record
         revoking_revokes_every_certificate_that_lives
+        several_nodes_are_revoked_in_one_decision_as_one_by_one
         expired_revocations_leave_the_list_and_stay_counted
         a_revoked_node_is_forgotten_only_when_its_last_leaf_has_expired
         a_forgotten_node_is_unknown_and_its_name_free

@@ -433,6 +433,20 @@ impl Store for KvStore {
         .await
     }
 
+    async fn revoke_nodes(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        nodes: Vec<NodeName>,
+        revoking: Revoking,
+    ) -> Result<Vec<NodeRecord>, StoreError> {
+        self.decide(Some(now), move |view| {
+            decide::revoke_nodes::revoke(view, &actor, &cluster, &nodes, &revoking)
+        })
+        .await
+    }
+
     async fn revoke_leaf(
         &self,
         now: OffsetDateTime,

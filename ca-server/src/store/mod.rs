@@ -53,6 +53,10 @@ pub const LEAVES_MAX: u32 = 8_192;
 /// Leaf keys of one node, since it enrolled, whose certificates have not expired, at most.
 pub const LEAF_KEYS_MAX: usize = 32;
 
+/// Nodes revoked in one decision, at most: for each of them all nodes of the cluster are looked
+/// through, and other decisions wait meanwhile.
+pub const NODES_REVOKED_MAX: usize = 32;
+
 /// Why a verb did not do what it was asked.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -514,6 +518,17 @@ pub trait Store: Debug + Send + Sync + 'static {
         node: NodeName,
         revoking: Revoking,
     ) -> Result<NodeRevoked, StoreError>;
+
+    /// Revokes several nodes at once, at most [`NODES_REVOKED_MAX`]; those that are revoked already, or
+    /// not there, are left out of the answer.
+    async fn revoke_nodes(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        cluster: ClusterId,
+        nodes: Vec<NodeName>,
+        revoking: Revoking,
+    ) -> Result<Vec<NodeRecord>, StoreError>;
 
     /// Revokes the key of a Ray leaf: its certificates, and that it ever gets another. No address.
     async fn revoke_leaf(

@@ -431,6 +431,7 @@ impl Agent {
             refused_packets: isolation.counters.refused,
             sockets_closed: isolation.sockets_closed,
             loaded_unix: isolation.loaded.as_ref().map_or(0, |l| l.at.unix_timestamp()),
+            spared_blocks: 0,
         }
     }
 

@@ -184,6 +184,38 @@ async fn who_has_applied_a_change_is_told_as_it_comes_and_who_has_not_at_the_end
     assert!(!matches!(answers.message().await, Ok(Some(_))));
 }
 
+#[tokio::test]
+async fn no_setting_shuts_the_ca_s_own_port_and_none_keeps_isolation_on() {
+    let deployment = deployment().await;
+    let set = |change: String| {
+        let request = v1::SetClusterRequest {
+            cluster: "c1".to_owned(),
+            changes: vec![change],
+            dry_run: false,
+        };
+        clusters::set(&deployment.ca, &deployment.operator, request)
+    };
+    let port = deployment.ca.endpoints.nodes[0].rsplit_once(':').unwrap().1.to_owned();
+    for (change, said) in [
+        ("collective-ports=20-5000".to_owned(), "port 22 of SSH"),
+        (format!("port.gcs={port}"), "of the CA"),
+    ] {
+        let refused = set(change).await.unwrap_err().to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+    // A plan from before there was such a check.
+    let store = &deployment.ca.store;
+    let before = store.cluster("c1".parse().unwrap()).await.unwrap().settings().clone();
+    let mut old = v1::Settings { isolation: v1::Isolation::Enforce.into(), ..before.clone() };
+    old.port_plan.as_mut().unwrap().metrics_export = 6_818;
+    let (now, actor) = (deployment.ca.clock.now(), "uid:0".to_owned());
+    store.set_cluster(now, actor, "c1".parse().unwrap(), before, old).await.unwrap();
+    set("isolation=off".to_owned()).await.expect("it can be turned off");
+    let refused = set("isolation=enforce".to_owned()).await.unwrap_err().to_string();
+    assert!(refused.contains("6817-6819 of Slurm"), "{refused}");
+    deployment.finish().await;
+}
+
 /// A change nobody has applied.
 async fn nodes_change(deployment: &Deployment) -> v1::Change {
     deployment.set("c1", "ray-client=on").await;

@@ -1,7 +1,7 @@
 //! Revoking, as an operator sees it: what is asked before, a line for each peer, what it ends with, and
 //! the exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::atomic::Ordering};
 
 use raymtls_proto::v1;
 
@@ -46,7 +46,7 @@ async fn each_peer_is_a_line_and_the_slowest_ends_it() {
         "node n1 of cluster c1 is revoked\n",
         "address to cut off: 10.0.0.7\n",
         "address left alone: 10.0.0.8: also live node w2's\n",
-        "  w2: 12 ms, isolation enforce, 3 sockets closed\n  w1: 231 ms, isolation enforce",
+        "  w2: 12 ms, isolation enforce, 3 sockets closed at its last cut\n  w1: 231 ms, isolation enf",
         "applied by 2 of 2 peers, the slowest (w1) after 231 ms\n",
     ] {
         assert!(ended.out.contains(part), "{part} in {}", ended.out);
@@ -84,6 +84,44 @@ async fn where_nothing_is_enforced_the_leaf_works_on_and_that_is_said() {
     assert_eq!(ended.code, ExitCode::SUCCESS, "{ended:?}");
     let works = "at 2 of 3 peers: isolation off (w1), isolation audit (w2)";
     assert!(ended.out.contains(works), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_blocks_out_has_not_cut_the_node_off() {
+    let mut spares = applied("w1", 5, v1::Isolation::Enforce);
+    spares.isolation.as_mut().unwrap().spared_blocks = 1;
+    let stage = stage(&[spares, applied("w2", 6, v1::Isolation::Enforce)]);
+    let ended = stage.run(REVOKE).await;
+    assert_eq!(ended.code, ExitCode::SUCCESS, "{ended:?}");
+    assert!(ended.out.contains("last cut, 1 blocks left out by its own list\n"), "{}", ended.out);
+    let works = "at 1 of 2 peers: left out by its own list (w1)";
+    assert!(ended.out.contains(works), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn what_was_revoked_is_shown_also_where_the_watch_fails() {
+    let token = "token revoke --cluster c1 0123456789abcdef --with-nodes --reason drill --yes";
+    for (applied, said) in [
+        (vec![], "RATE_LIMITED"),
+        (vec![applied("w2", 12, v1::Isolation::Enforce)], "the server stops"),
+    ] {
+        let stage = stage(&applied);
+        stage.ca.breaks_off.store(true, Ordering::SeqCst);
+        for line in [REVOKE, token] {
+            let ended = stage.run(&format!("-o json {line}")).await;
+            assert_eq!(ended.code, ExitCode::from(1), "{ended:?}");
+            assert!(ended.err.contains("the revocation stands, but its peers"), "{ended:?}");
+            let json: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+            let problem = json["watch_problem"].as_str().unwrap();
+            assert!(problem.contains(said), "{problem}");
+            assert_eq!(json["peers"].as_array().unwrap().len(), applied.len(), "{json}");
+            let shown =
+                if line == REVOKE { &json["blocked_addresses"][0] } else { &json["nodes"][0] };
+            assert!(shown == "10.0.0.7" || shown == "n1", "{json}");
+        }
+        let ended = stage.run(REVOKE).await;
+        assert!(ended.out.contains("its peers could not be watched to the end"), "{ended:?}");
+    }
 }
 
 #[tokio::test]
@@ -149,6 +187,19 @@ async fn a_token_s_nodes_are_listed_first_and_its_heads_confirmed_by_name() {
     assert!(ended.out.contains("revoked with it: n1\n  revoked with it: h2"), "{}", ended.out);
     assert!(ended.out.contains("applied by 1 of 1 peers"), "{}", ended.out);
     assert_eq!(stage.ca.changes(), ["revoke token with nodes"]);
+}
+
+#[tokio::test]
+async fn where_not_all_of_a_token_s_nodes_were_revoked_that_is_the_end_of_it() {
+    let stage = stage(&[applied("w9", 8, v1::Isolation::Enforce)]);
+    *stage.ca.stopped_by.lock().unwrap() = "the disk is full".to_owned();
+    let line = "token revoke --cluster c1 0123456789abcdef --with-nodes --reason leaked --yes";
+    let ended = stage.run(line).await;
+    assert_eq!(ended.code, ExitCode::from(1), "{ended:?}");
+    assert!(ended.out.contains("revoked with it: n1\n  revoked with it: h2"), "{}", ended.out);
+    let said =
+        "2 of its nodes are revoked, but not all: the disk is full; the same command goes on";
+    assert!(ended.err.contains(said), "{}", ended.err);
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use super::{
 use crate::{
     refusal::Refusal,
     store::{
-        ABSENT_AFTER_MS, Authority, Caller, EnrollAsk, LeafAsk, PAGE_ROWS_MAX, Page,
+        ABSENT_AFTER_MS, Authority, Caller, EnrollAsk, LeafAsk, NODES_REVOKED_MAX, PAGE_ROWS_MAX,
+        Page, Revoking,
         records::{AuditKind, NodeStatus},
     },
 };
@@ -292,4 +293,38 @@ async fn whole<T, E: std::fmt::Debug, F: Future<Output = Result<Page<T>, E>>>(
             return rows;
         }
     }
+}
+
+/// What their peers see of it, and that nobody is woken once for each.
+pub(super) async fn several_nodes_are_revoked_in_one_decision_as_one_by_one(place: &dyn Place) {
+    let ca = Ca::new(place).await;
+    let token = ca.token_with(|token| token.uses = 5).await;
+    for number in 1..=5 {
+        ca.enroll(0, ask(&token, number)).await.unwrap();
+    }
+    ca.revoke(1, "n-5").await;
+    let mut watched = ca.store.watch(&c1());
+    watched.mark_unchanged();
+    let names = ["n-1", "n-2", "n-99", "n-5", "n-3"].map(name).to_vec();
+    let revoke = |ms, names| {
+        let revoking = Revoking { reason: "leaked".to_owned(), ..Revoking::default() };
+        ca.store.revoke_nodes(at(ms), "uid:0".to_owned(), c1(), names, revoking)
+    };
+    let revoked = revoke(2, names.clone()).await.unwrap();
+    let revoked: Vec<_> = revoked.into_iter().map(|node| node.name).collect();
+    assert_eq!(revoked, ["n-1", "n-2", "n-3"], "neither who is gone nor who was revoked before");
+    assert!(watched.has_changed().unwrap());
+    let seen = watched.borrow_and_update().as_ref().unwrap().version;
+    assert_eq!(seen, ca.store.cluster(c1()).await.unwrap().version, "one wake holds all of it");
+    for (node, reason) in [("n-1", "leaked"), ("n-3", "leaked"), ("n-5", "stolen"), ("n-4", "")] {
+        assert_eq!(ca.record(node).await.revoked_reason, reason, "{node}");
+    }
+    let blocks = ca.store.blocks(at(3), c1()).await.unwrap();
+    let blocked: Vec<_> = blocks.into_iter().map(|(address, _)| address).collect();
+    assert_eq!(blocked, [1, 2, 3, 5].map(address));
+    assert_eq!(ca.logged(AuditKind::NodeRevoked).await, 4);
+    assert!(revoke(4, names).await.unwrap().is_empty(), "once");
+    assert!(!watched.has_changed().unwrap(), "nothing new for anybody");
+    let many: Vec<_> = (0..=NODES_REVOKED_MAX).map(|n| name(&format!("m-{n}"))).collect();
+    assert!(revoke(5, many).await.is_err());
 }

@@ -13,6 +13,7 @@ pub mod member;
 pub mod node;
 pub mod reinstate;
 pub mod revoke_leaf;
+pub mod revoke_nodes;
 pub mod token;
 
 use raymtls_proto::{identity::ClusterId, v1};
