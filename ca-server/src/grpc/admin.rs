@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, applied, certificates, clusters, nodes, tokens},
+    admin::{Operator, applied, audit, certificates, clusters, nodes, tokens},
     ca::Ca,
     store::StoreError,
 };
@@ -24,6 +24,7 @@ pub struct Admin {
     own_uid: u32,
     operator_group: bool,
     watches: Arc<Semaphore>,
+    log_waits: Arc<Semaphore>,
 }
 
 impl Admin {
@@ -36,6 +37,7 @@ impl Admin {
             own_uid,
             operator_group,
             watches: Arc::new(Semaphore::new(applied::WATCHES_MAX)),
+            log_waits: Arc::new(Semaphore::new(audit::WAITS_MAX)),
         };
         AdminServiceServer::new(service).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
@@ -212,5 +214,14 @@ impl AdminService for Admin {
         request: Request<v1::GetCertificateRequest>,
     ) -> Result<Response<v1::Certificate>, Status> {
         call!(self, request, "GetCertificate", certificates::show)
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let operator = self.operator(&request);
+        let answer = audit::list(&self.ca, &operator, &self.log_waits, request.into_inner()).await;
+        self.answer("ListAudit", &operator, answer)
     }
 }
