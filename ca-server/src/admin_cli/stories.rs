@@ -249,6 +249,13 @@ impl AdminService for Played {
         not_played()
     }
 
+    async fn list_audit(
+        &self,
+        _: Request<v1::ListAuditRequest>,
+    ) -> Answer<v1::ListAuditResponse> {
+        not_played()
+    }
+
     async fn get_certificate(
         &self,
         request: Request<v1::GetCertificateRequest>,
