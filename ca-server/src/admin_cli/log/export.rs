@@ -28,7 +28,7 @@ pub(super) const FORMAT: &str = "ray-mtls audit log";
 pub(super) const VERSION: u32 = 1;
 
 #[derive(Debug, Args)]
-pub(super) struct Export {
+pub(in crate::admin_cli) struct Export {
     /// File to write; it must not be there.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,

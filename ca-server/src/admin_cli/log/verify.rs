@@ -216,14 +216,13 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin_cli::log::export;
 
     /// An export of `count` records behind `after`.
     fn export(after: u64, count: u64) -> Vec<String> {
         let mut hash = vec![u8::try_from(after).unwrap(); 32];
         let head = Head {
-            format: export::FORMAT.to_owned(),
-            version: export::VERSION,
+            format: FORMAT.to_owned(),
+            version: VERSION,
             first: after + 1,
             previous_sha256: hex::encode(&hash),
         };

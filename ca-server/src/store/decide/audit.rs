@@ -173,3 +173,101 @@ fn fits(ask: &AuditAsk, record: &AuditRecord) -> bool {
         && ask.kind.is_none_or(|kind| i32::from(kind) == record.kind)
         && ask.since_ms.is_none_or(|since| record.at_ms >= since)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{
+        memory::MemoryEngine,
+        view::{Engine as _, Writes, empty_audit_head},
+    };
+
+    const RECORDS: u64 = 10_000;
+
+    fn record(index: u64) -> AuditRecord {
+        let of = |every: u64, name: &str| {
+            if index.is_multiple_of(every) { name.to_owned() } else { "other".to_owned() }
+        };
+        AuditRecord {
+            actor: of(3, "uid:0"),
+            cluster: of(2, "c1"),
+            node: of(4_999, "rare"),
+            kind: i32::try_from(index % 5).unwrap() + 1,
+            serial: vec![u8::try_from(index % 7).unwrap(); 16],
+            ..AuditRecord::default()
+        }
+    }
+
+    /// All pages put together, and how many there were.
+    fn all(view: &View<'_>, ask: &AuditAsk, newest: u64) -> (Vec<u64>, usize) {
+        let (mut found, mut pages) = (Vec::new(), 0);
+        let mut ask = ask.clone();
+        loop {
+            let page = page(view, &ask, newest).unwrap();
+            pages += 1;
+            assert!(page.records.len() <= ask.limit.clamp(1, ROWS_MAX));
+            let beginning = if ask.newest_first { newest + 1 } else { 0 };
+            let from = if ask.cursor == 0 { beginning } else { ask.cursor };
+            let cost = page.next.abs_diff(from);
+            assert!(cost < SCAN_MAX + CHUNK || ask.since_ms.is_some(), "a page cost {cost}");
+            for stored in page.records {
+                found.push(decode::<AuditRecord>(b"", &stored).unwrap().index);
+            }
+            if !page.more {
+                return (found, pages);
+            }
+            ask.cursor = page.next;
+        }
+    }
+
+    #[test]
+    fn pages_of_bounded_cost_come_to_exactly_what_is_asked_for() {
+        let mut engine = MemoryEngine::new();
+        let nothing = Writes::new();
+        let mut view = View::new(&engine, &nothing, empty_audit_head(), 5_000, 0);
+        (1..=RECORDS).for_each(|index| view.audit(record(index)));
+        let writes = view.into_writes().0;
+        engine.commit(&writes).unwrap();
+        let view = View::new(&engine, &nothing, empty_audit_head(), 5_000, 0);
+        let some = |text: &str| Some(text.to_owned());
+        let asks = [
+            (AuditAsk { limit: 1_000, ..AuditAsk::default() }, 1),
+            (AuditAsk { limit: 7, cluster: some("c1"), actor: some("uid:0"), ..AuditAsk::default() }, 6),
+            (AuditAsk { limit: 9, node: some("rare"), ..AuditAsk::default() }, 4_999),
+            (AuditAsk { limit: 50, serial: Some(vec![0; 16]), ..AuditAsk::default() }, 7),
+            (AuditAsk { limit: 0, node: some("nobody"), ..AuditAsk::default() }, RECORDS + 1),
+        ];
+        for (ask, every) in asks {
+            let mut wanted: Vec<u64> = (1..=RECORDS).filter(|i| i.is_multiple_of(every)).collect();
+            let (found, pages) = all(&view, &ask, RECORDS);
+            assert_eq!(found, wanted, "{ask:?}");
+            assert!(pages > 1, "{ask:?}");
+            wanted.reverse();
+            let back = AuditAsk { newest_first: true, ..ask };
+            assert_eq!(all(&view, &back, RECORDS).0, wanted, "{back:?}");
+        }
+        let kind = AuditAsk { kind: Some(AuditKind::Initialized), limit: 1_000, ..AuditAsk::default() };
+        assert_eq!(all(&view, &kind, RECORDS).0.len(), 2_000);
+        // What is not durable yet is not told.
+        assert_eq!(all(&view, &AuditAsk { limit: 1_000, ..AuditAsk::default() }, 10).0.len(), 10);
+        let later = AuditAsk { since_ms: Some(5_001), newest_first: true, ..AuditAsk::default() };
+        assert_eq!(all(&view, &later, RECORDS), (vec![], 1), "older ones are not looked through");
+    }
+
+    #[test]
+    fn an_empty_log_and_one_with_a_hole_are_said_to_be_so() {
+        let engine = MemoryEngine::new();
+        let nothing = Writes::new();
+        let mut view = View::new(&engine, &nothing, empty_audit_head(), 0, 0);
+        for newest_first in [false, true] {
+            let ask = AuditAsk { newest_first, ..AuditAsk::default() };
+            let page = page(&view, &ask, 0).unwrap();
+            assert!(page.records.is_empty() && !page.more, "{page:?}");
+        }
+        (1..=5).for_each(|index| view.audit(record(index)));
+        view.delete(layout::audit(3));
+        let ask = AuditAsk { limit: 9, ..AuditAsk::default() };
+        let error = page(&view, &ask, 5).unwrap_err().to_string();
+        assert!(error.contains("audit record 3") && error.contains("missing"), "{error}");
+    }
+}
