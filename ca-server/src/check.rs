@@ -10,11 +10,13 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use raymtls_proto::{
-    durable::{self, Access},
     digest::sha256,
+    durable::{self, Access},
 };
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -30,6 +32,8 @@ use crate::{
 const FINDINGS_TOLD: usize = 100;
 /// Name of the copy in the data folder.
 const COPY: &str = "store.check";
+const LOCK_TRIES: u32 = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// What is checked, and with what.
 #[derive(Clone, Debug)]
@@ -51,9 +55,7 @@ pub enum CheckError {
     #[error("{0} holds no CA: name its data folder with --dir")]
     NoCa(PathBuf),
     /// A server runs.
-    #[error(
-        "a ca-server uses {0}: stop it first, or check a copy that was made while none ran"
-    )]
+    #[error("a ca-server uses {0}: stop it first, or check a copy that was made while none ran")]
     InUse(PathBuf),
     /// The copy.
     #[error("cannot copy the store to {path}: {error}; name a folder with room by --scratch")]
@@ -176,11 +178,15 @@ fn lock(store: &Path) -> Result<File, CheckError> {
     let path = store.join("db");
     let unread = |error: io::Error| CheckError::Read { path: path.clone(), error };
     let file = File::open(&path).map_err(unread)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(CheckError::InUse(store.to_owned())),
-        Err(error) => Err(unread(error.into())),
+    for _ in 0..LOCK_TRIES {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // A server that has just stopped lets go of it a moment later.
+            Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(LOCK_WAIT),
+            Err(error) => return Err(unread(error.into())),
+        }
     }
+    Err(CheckError::InUse(store.to_owned()))
 }
 
 /// A copy of the store, removed when it is done with.

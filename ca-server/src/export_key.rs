@@ -22,9 +22,7 @@ use crate::{
         kek::{Kek, KekError},
         signer::Signer,
     },
-    store::{
-        Authority, Store, StoreError, kv::KvStore, records::CaKey, sled::SledEngine,
-    },
+    store::{Authority, Store, StoreError, kv::KvStore, records::CaKey, sled::SledEngine},
 };
 
 /// Which key of an authority.
@@ -69,9 +67,7 @@ pub enum ExportError {
 pub fn authority(text: &str) -> Result<Authority, String> {
     match text.split_once('/') {
         None if text == "control" => Ok(Authority::Control),
-        Some(("cluster", name)) => {
-            name.parse().map(Authority::Cluster).map_err(|e| format!("{e}"))
-        }
+        Some(("cluster", name)) => name.parse().map(Authority::Cluster).map_err(|e| format!("{e}")),
         None | Some(_) => Err("write control, or cluster/NAME".to_owned()),
     }
 }

@@ -249,10 +249,7 @@ impl AdminService for Played {
         not_played()
     }
 
-    async fn list_audit(
-        &self,
-        _: Request<v1::ListAuditRequest>,
-    ) -> Answer<v1::ListAuditResponse> {
+    async fn list_audit(&self, _: Request<v1::ListAuditRequest>) -> Answer<v1::ListAuditResponse> {
         not_played()
     }
 

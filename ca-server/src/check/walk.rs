@@ -82,13 +82,16 @@ impl Walk<'_> {
         loop {
             let reader = self.reader;
             // sled panics on some damage.
-            let page = catch_unwind(AssertUnwindSafe(|| {
-                reader.scan(&[first], after.as_deref(), PAGE)
-            }));
+            let page =
+                catch_unwind(AssertUnwindSafe(|| reader.scan(&[first], after.as_deref(), PAGE)));
             let pairs = match page {
                 Ok(Ok(pairs)) => pairs,
-                Ok(Err(error)) => return self.unreadable(first, after.as_deref(), &error.to_string()),
-                Err(_) => return self.unreadable(first, after.as_deref(), "the database is damaged"),
+                Ok(Err(error)) => {
+                    return self.unreadable(first, after.as_deref(), &error.to_string());
+                }
+                Err(_) => {
+                    return self.unreadable(first, after.as_deref(), "the database is damaged");
+                }
             };
             let ended = pairs.len() < PAGE;
             after = pairs.last().map(|(key, _)| key.clone());
@@ -348,7 +351,7 @@ impl Walk<'_> {
         let version = version.map_err(|_| "no version of a cluster".to_owned())?;
         let of: ClusterRecord = self.must(&layout::cluster(cluster))?;
         is(version <= of.members_version, || "it is newer than its cluster".to_owned())?;
-        if !matches!(record.state(), v1::MemberState::Member | v1::MemberState::Lapsed) {
+        if matches!(record.state(), v1::MemberState::Gone | v1::MemberState::Unspecified) {
             // Of one that is gone it may be all that is left.
             return Ok(());
         }
@@ -380,9 +383,8 @@ impl Walk<'_> {
         self.indexed(&layout::cluster_certificate(&record.cluster, rest))?;
         self.indexed(&layout::node_certificate(&record.cluster, &record.node, rest))?;
         let used: KeyRecord = self.must(&layout::key(&record.key_hash))?;
-        let fits = used.kind == record.kind
-            && used.cluster == record.cluster
-            && used.node == record.node;
+        let fits =
+            used.kind == record.kind && used.cluster == record.cluster && used.node == record.node;
         is(fits, || "its key is on record for another use".to_owned())?;
         if record.revoked_ms != 0 && record.not_after_ms > self.now_ms {
             let authority = authority_of(record);
@@ -399,8 +401,8 @@ impl Walk<'_> {
         let (cluster, rest) = split(rest)?;
         let (node, serial) = if of_node { split(rest)? } else { (&b""[..], rest) };
         let record: CertificateRecord = self.must(&layout::certificate(serial))?;
-        let fits = record.cluster.as_bytes() == cluster
-            && (!of_node || record.node.as_bytes() == node);
+        let fits =
+            record.cluster.as_bytes() == cluster && (!of_node || record.node.as_bytes() == node);
         is(fits, || format!("the certificate is {}/{}'s", record.cluster, record.node))
     }
 
@@ -493,7 +495,8 @@ fn named(key: &[u8]) -> String {
         b"!audit" => return "end of the audit log".to_owned(),
         [b'a', b'/', rest @ ..] => {
             let index = <[u8; 8]>::try_from(rest).map(u64::from_be_bytes);
-            return index.map_or_else(|_| "audit record".to_owned(), |i| format!("audit record {i}"));
+            return index
+                .map_or_else(|_| "audit record".to_owned(), |i| format!("audit record {i}"));
         }
         [b'b', ..] => "block",
         [b'c', ..] => "cluster",

@@ -23,9 +23,9 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AuditAsk, AuditPage, Authority, Binding, Caller, ClusterVersion, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk,
-    LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed,
-    Store, StoreCounts, StoreError, decide, layout,
+    AuditAsk, AuditPage, Authority, Binding, Caller, ClusterVersion, EnrollAsk, EnrollPlan,
+    Enrolled, FORMAT, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan,
+    Revocations, Revoking, Signed, Store, StoreCounts, StoreError, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,

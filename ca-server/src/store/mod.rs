@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use crate::refusal::Refusal;
 pub use decide::block::{Blocked, Reach};
 use records::{
-    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
-    MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
+    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
+    CrlSet, MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
 };
 
 /// Format this code writes and reads.

@@ -116,7 +116,10 @@ async fn a_whole_store_holds_is_left_untouched_and_one_in_use_is_refused() {
 
     let files = |dir: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
         let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+        entries
+            .filter(|path| path.is_file())
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect()
     };
     let before = files(&init::store_dir(&dir));
     let kek_file = Some(folder.path().join("kek"));
@@ -158,10 +161,15 @@ async fn a_record_removed_moved_or_changed_or_missing_from_an_index_is_named() {
             *unnoticed.entry(kind(key)).or_insert(0) += 1;
         }
     }
-    // Nothing points at a block, at CRLs (the CA signs them anew), or at what was told of who is gone.
-    let blocks = pairs.keys().filter(|key| kind(key) == 'b').count();
-    assert!(unnoticed.keys().all(|kind| "blm".contains(*kind)), "{unnoticed:?}");
-    assert!(blocks > 0 && unnoticed.get(&'m').is_none_or(|count| *count <= 3), "{unnoticed:?}");
+    // Nothing points at a block, at CRLs (the CA signs them anew), at what was told of who is out, or at
+    // the one node that has left (it might have been forgotten).
+    let most = |kind: char| match kind {
+        'b' => pairs.keys().filter(|key| key[0] == b'b').count(),
+        'l' | 'm' => 3,
+        'n' => 1,
+        _ => 0,
+    };
+    assert!(unnoticed.iter().all(|(kind, count)| *count <= most(*kind)), "{unnoticed:?}");
 
     // Two records of a kind, each under the other's key.
     let keys: Vec<_> = pairs.keys().collect();
@@ -218,7 +226,8 @@ async fn flip(flips: usize) {
     let mut drawn = 0x9e37_79b9_7f4a_7c15_u64;
     let (mut found, mut harmless, mut silent) = (0, 0, Vec::new());
     for _ in 0..flips {
-        drawn = drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        drawn =
+            drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let at = usize::try_from((drawn >> 24) % used as u64).unwrap();
         let changed = db[at] ^ (1 << (drawn >> 20 & 7));
         file.write_all_at(&[changed], at as u64).unwrap();
@@ -233,7 +242,11 @@ async fn flip(flips: usize) {
         }
     }
     println!("{flips} flips in {used} bytes: {found} found, {harmless} harmless");
-    assert!(silent.is_empty(), "{} of {flips} changed the state and passed: {silent:?}", silent.len());
+    assert!(
+        silent.is_empty(),
+        "{} of {flips} changed the state and passed: {silent:?}",
+        silent.len()
+    );
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -257,8 +270,17 @@ async fn a_key_is_exported_once_on_record_and_openssl_reads_it() {
     let export = |authority: &str, key: &str, out: &str| {
         let out = folder.join(out);
         ca_server(&[
-            "export-key", "--dir", dir.to_str().unwrap(), "--kek-file", kek.to_str().unwrap(),
-            "--authority", authority, "--key", key, "--out", out.to_str().unwrap(),
+            "export-key",
+            "--dir",
+            dir.to_str().unwrap(),
+            "--kek-file",
+            kek.to_str().unwrap(),
+            "--authority",
+            authority,
+            "--key",
+            key,
+            "--out",
+            out.to_str().unwrap(),
         ])
     };
     for (authority, key, out) in [
@@ -288,7 +310,8 @@ async fn a_key_is_exported_once_on_record_and_openssl_reads_it() {
     assert!(!folder.join("none.pem").exists());
     let report = lived_in.check(&dir);
     assert_eq!(report.findings_total, 0, "{:#?}", report.findings);
-    let log = String::from_utf8_lossy(&fs::read(init::store_dir(&dir).join("db")).unwrap()).into_owned();
+    let log =
+        String::from_utf8_lossy(&fs::read(init::store_dir(&dir).join("db")).unwrap()).into_owned();
     assert!(log.contains("of cluster/c1"), "no record of it");
 }
 

@@ -78,7 +78,8 @@ async fn the_log_is_shown_by_filter_followed_exported_and_verified_elsewhere() {
     let (code, text) = says(&deployment, "log export --out a.jsonl").await;
     assert!(code == 0 && text.contains(&format!("records 1 to {count}")), "{text}");
     deployment.revoke("c2", "w2").await;
-    let (code, text) = says(&deployment, &format!("log export --after {count} --out b.jsonl")).await;
+    let (code, text) =
+        says(&deployment, &format!("log export --after {count} --out b.jsonl")).await;
     assert!(code == 0 && text.contains(&format!("records {} to", count + 1)), "{text}");
     let (code, text) = says(&deployment, "log export --out a.jsonl").await;
     assert!(code == 1 && text.contains("never replaces"), "{text}");

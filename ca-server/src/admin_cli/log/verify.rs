@@ -66,9 +66,9 @@ impl View for Report {
         let Self { records, first, last, last_sha256, .. } = self;
         text + &match (self.faults_total, records) {
             (0, 0) => format!("holds: no records from {first} on\n"),
-            (0, _) => format!(
-                "holds: {records} records, {first} to {last}, last hash {last_sha256}\n"
-            ),
+            (0, _) => {
+                format!("holds: {records} records, {first} to {last}, last hash {last_sha256}\n")
+            }
             (faults, _) => format!("{records} records read, {faults} faults\n"),
         }
     }
@@ -137,7 +137,8 @@ fn next_line(lines: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
 
 impl Check {
     fn new(head: &Head) -> Self {
-        let report = Report { first: head.first, last: head.first.saturating_sub(1), ..Report::default() };
+        let report =
+            Report { first: head.first, last: head.first.saturating_sub(1), ..Report::default() };
         // An export without records carries no hash.
         let previous = (!head.previous_sha256.is_empty())
             .then(|| hex::decode(&head.previous_sha256).unwrap_or_default());
@@ -243,7 +244,8 @@ mod tests {
             lines.push(record_line(&record, &stored).unwrap());
             hash = sha256(&stored).to_vec();
         }
-        let end = End { end_after_records: count, last: after + count, last_sha256: hex::encode(hash) };
+        let end =
+            End { end_after_records: count, last: after + count, last_sha256: hex::encode(hash) };
         lines.push(json_line(&end).unwrap());
         lines
     }

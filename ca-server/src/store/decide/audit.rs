@@ -37,11 +37,7 @@ pub fn list(view: &View<'_>, after: u64, limit: usize) -> Result<Vec<AuditRecord
 ///
 /// # Errors
 /// A record does not decode, or is missing.
-pub fn page(
-    view: &View<'_>,
-    ask: &AuditAsk,
-    newest_index: u64,
-) -> Result<AuditPage, StoreError> {
+pub fn page(view: &View<'_>, ask: &AuditAsk, newest_index: u64) -> Result<AuditPage, StoreError> {
     let mut walk = Walk::new(ask, newest_index);
     let limit = ask.limit.clamp(1, ROWS_MAX);
     let (mut records, mut bytes) = (Vec::new(), 0);
@@ -232,7 +228,15 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         let asks = [
             (AuditAsk { limit: 1_000, ..AuditAsk::default() }, 1),
-            (AuditAsk { limit: 7, cluster: some("c1"), actor: some("uid:0"), ..AuditAsk::default() }, 6),
+            (
+                AuditAsk {
+                    limit: 7,
+                    cluster: some("c1"),
+                    actor: some("uid:0"),
+                    ..AuditAsk::default()
+                },
+                6,
+            ),
             (AuditAsk { limit: 9, node: some("rare"), ..AuditAsk::default() }, 4_999),
             (AuditAsk { limit: 50, serial: Some(vec![0; 16]), ..AuditAsk::default() }, 7),
             (AuditAsk { limit: 0, node: some("nobody"), ..AuditAsk::default() }, RECORDS + 1),
@@ -246,7 +250,8 @@ mod tests {
             let back = AuditAsk { newest_first: true, ..ask };
             assert_eq!(all(&view, &back, RECORDS).0, wanted, "{back:?}");
         }
-        let kind = AuditAsk { kind: Some(AuditKind::Initialized), limit: 1_000, ..AuditAsk::default() };
+        let kind =
+            AuditAsk { kind: Some(AuditKind::Initialized), limit: 1_000, ..AuditAsk::default() };
         assert_eq!(all(&view, &kind, RECORDS).0.len(), 2_000);
         // What is not durable yet is not told.
         assert_eq!(all(&view, &AuditAsk { limit: 1_000, ..AuditAsk::default() }, 10).0.len(), 10);

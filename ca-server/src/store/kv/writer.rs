@@ -154,9 +154,7 @@ impl Writer<'_> {
             self.shared.counters.commit_micros.fetch_add(micros, Ordering::Relaxed);
             self.publish(&writes)?;
             let newest = self.audit_head.index;
-            self.shared
-                .audit
-                .send_if_modified(|seen| std::mem::replace(seen, newest) != newest);
+            self.shared.audit.send_if_modified(|seen| std::mem::replace(seen, newest) != newest);
         }
         self.shared.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.shared.counters.jobs.fetch_add(count, Ordering::Relaxed);
