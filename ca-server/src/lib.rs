@@ -4,6 +4,7 @@
 //! In reading order: [`serve`] wires everything; [`grpc`] is the edge; [`enroll`], [`renew`],
 //! [`issue`], [`sync`], [`leave`] and [`admin`] are the requests, one straight function each;
 //! [`token`] and [`policy`] judge, without I/O; [`keys`] signs; [`store`] decides and remembers.
+//! [`check`] and [`export_key`] work on the data folder of a server that does not run.
 //! [`admin_cli`] is the operator's command line, which speaks gRPC and shares nothing else.
 
 pub mod accept;
@@ -11,6 +12,7 @@ pub mod admin;
 pub mod admin_cli;
 pub mod admin_socket;
 pub mod ca;
+pub mod check;
 pub mod config;
 pub mod contacts;
 pub mod crls;
@@ -18,6 +20,7 @@ pub mod crowd;
 pub mod descriptors;
 pub mod directives;
 pub mod enroll;
+pub mod export_key;
 pub mod failpoint;
 pub mod grpc;
 pub mod http;

@@ -1,4 +1,5 @@
-//! The command line of `ca-server`: arguments to configuration to `init` or `serve` to an exit code.
+//! The command line of `ca-server`: arguments to configuration to `init`, `serve`, `check`
+//! or `export-key` to an exit code.
 
 use std::{
     future::Future,
@@ -21,13 +22,16 @@ use tracing::{error, info, warn};
 use crate::{
     admin_socket,
     ca::{Ca, CaError},
+    check::{self, CheckError},
     config::{Config, LogFormat},
-    descriptors, init,
+    descriptors,
+    export_key::{self, ExportError, Which},
+    init,
     keys::{authority::AuthorityError, kek::Kek},
     limits::Limits,
     proxy_protocol::TrustedProxies,
     serve::{self, Listeners},
-    store::{Store, kv::KvStore, sled::SledEngine},
+    store::{Authority, Store, kv::KvStore, sled::SledEngine, unix_ms},
     trusted_folder,
 };
 
@@ -69,6 +73,53 @@ enum Command {
         #[arg(long, default_value = "/etc/ray-mtls/kek")]
         kek_file: PathBuf,
     },
+    /// Check a data folder while no server uses it
+    #[command(
+        after_help = "Reads every record, looks up whatever it points at, and computes the audit \
+                      log's hashes again. It works on a copy, made in the data folder or below \
+                      --scratch, because the database repairs what it opens. Exits with 1 where \
+                      anything is wrong.\n\nIt cannot tell an old copy of the store from the newest: \
+                      compare the last hash of the audit log with one noted elsewhere.\n\nExample:\n  \
+                      ca-server check --dir /var/lib/ray-mtls/ca --kek-file /etc/ray-mtls/kek"
+    )]
+    Check {
+        /// Data folder
+        #[arg(long)]
+        dir: PathBuf,
+        /// Folder with room for a copy of the store; the data folder if none is named
+        #[arg(long)]
+        scratch: Option<PathBuf>,
+        /// Key-encryption key: with it every CA key is unwrapped too
+        #[arg(long)]
+        kek_file: Option<PathBuf>,
+        /// How the result is printed
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Write a CA's private key to a file, in PKCS#8, while no server uses the folder
+    #[command(
+        after_help = "Writes the key and its certificate as PEM, mode 0600, to a file that must not \
+                      be there. Whoever has the file can be this CA: the audit log gets a record of \
+                      it first.\n\nExample:\n  ca-server export-key --dir /var/lib/ray-mtls/ca \
+                      --authority control --key root --out control-root.pem"
+    )]
+    ExportKey {
+        /// Data folder
+        #[arg(long)]
+        dir: PathBuf,
+        /// Key-encryption key
+        #[arg(long, default_value = "/etc/ray-mtls/kek")]
+        kek_file: PathBuf,
+        /// Whose key: `control`, or `cluster/NAME`
+        #[arg(long, value_parser = export_key::authority)]
+        authority: Authority,
+        /// Which of its keys
+        #[arg(long, value_enum, default_value_t = Which::Issuer)]
+        key: Which,
+        /// File to write
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Serve enrolment, nodes and operators
     #[command(
         after_help = serve_help()
@@ -81,6 +132,15 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// Lines for people
+    Text,
+    /// One JSON document
+    Json,
 }
 
 /// What `serve --help` says of the configuration.
@@ -172,6 +232,13 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Init { dir, trust_domain, kek_file } => {
             init_command(&dir, &kek_file, &trust_domain).await
         }
+        Command::Check { dir, scratch, kek_file, output } => {
+            let now_ms = unix_ms(SystemClock.now());
+            check_command(&check::Options { dir, scratch, kek_file, now_ms }, output)
+        }
+        Command::ExportKey { dir, kek_file, authority, key, out } => {
+            export_key_command(&dir, &kek_file, &authority, key, &out).await
+        }
         Command::Serve { dir, config } => {
             let config = Config::load(config.as_deref()).map_err(Failure::config)?;
             start_logging(config.log_format);
@@ -207,6 +274,51 @@ async fn init_command(
          /etc/ray-mtls/ca-server.toml",
         kek_file.display(),
         dir.display()
+    );
+    Ok(())
+}
+
+fn check_command(options: &check::Options, output: Output) -> Result<(), Failure> {
+    let mut progress = |records| eprintln!("ca-server: {records} records read");
+    let report = check::check(options, &mut progress).map_err(|error| match error {
+        CheckError::NoCa(_) | CheckError::Kek(_) => Failure::config(error),
+        CheckError::InUse(_) | CheckError::Copy { .. } | CheckError::Read { .. } => {
+            Failure::failed(error)
+        }
+    })?;
+    match output {
+        Output::Text => print!("{}", report.text()),
+        Output::Json => {
+            let json = serde_json::to_string_pretty(&report).map_err(Failure::failed)?;
+            println!("{json}");
+        }
+    }
+    match report.findings_total {
+        0 => Ok(()),
+        total => Err(Failure::failed(format!("{}: {total} findings", options.dir.display()))),
+    }
+}
+
+async fn export_key_command(
+    dir: &Path,
+    kek_file: &Path,
+    authority: &Authority,
+    which: Which,
+    out: &Path,
+) -> Result<(), Failure> {
+    let exported = export_key::export(dir, kek_file, authority, which, out, &SystemClock).await;
+    let subject = exported.map_err(|error| match error {
+        ExportError::NoCa(_) | ExportError::Kek(_) => Failure::config(error),
+        ExportError::IsThere(_) => Failure(EXIT_USAGE, error.to_string()),
+        ExportError::Store(_)
+        | ExportError::Authority(_)
+        | ExportError::Incomplete(_)
+        | ExportError::Write(_) => Failure::failed(error),
+    })?;
+    println!(
+        "{}: private key and certificate of {subject}\nwhoever has this file can be this CA: move it \
+         to where it is safe, and remove it here; the audit log has a record of it",
+        out.display()
     );
     Ok(())
 }

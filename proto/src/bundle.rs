@@ -38,6 +38,12 @@ pub fn crls_to_pem<D: AsRef<[u8]>>(crls_der: &[D]) -> String {
     to_pem("X509 CRL", crls_der)
 }
 
+/// A private key in PKCS#8 as PEM: the caller wipes it.
+#[must_use]
+pub fn private_key_to_pem(pkcs8_der: &[u8]) -> String {
+    to_pem("PRIVATE KEY", &[pkcs8_der])
+}
+
 fn to_pem<D: AsRef<[u8]>>(label: &str, blocks_der: &[D]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     blocks_der

@@ -67,6 +67,62 @@ pub fn create(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     written.map_err(|e| naming(path, &e))
 }
 
+/// A new file that grows piece by piece, and is there under its name once it is whole. Dropped before
+/// that, it leaves nothing.
+#[derive(Debug)]
+pub struct Growing {
+    writer: io::BufWriter<File>,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Growing {
+    /// Begins a file that is not there.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or whatever the system says.
+    pub fn begin(path: &Path, access: Access) -> io::Result<Self> {
+        if path.symlink_metadata().is_ok() {
+            return Err(naming(path, &io::Error::from(io::ErrorKind::AlreadyExists)));
+        }
+        let temporary = temporary_path(path)?;
+        let opened = remove_if_there(&temporary).and_then(|()| open_new(&temporary, access));
+        let file = opened.map_err(|e| naming(path, &e))?;
+        Ok(Self { writer: io::BufWriter::new(file), temporary, path: path.to_owned() })
+    }
+
+    /// Puts it in place, durably. It replaces nothing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or whatever the system says.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.writer
+            .flush()
+            .and_then(|()| self.writer.get_ref().sync_all())
+            .and_then(|()| std::fs::hard_link(&self.temporary, &self.path))
+            .and_then(|()| remove_if_there(&self.temporary))
+            .and_then(|()| sync_folder(folder_of(&self.path)))
+            .map_err(|e| naming(&self.path, &e))
+    }
+}
+
+impl Write for Growing {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.writer.write(piece)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        // Once it is in place the temporary name is gone.
+        let _ = remove_if_there(&self.temporary);
+    }
+}
+
 /// Points the symlink `path` at `target` by one rename, durably.
 ///
 /// # Errors
@@ -120,16 +176,21 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
+    let mut file = open_new(path, access)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn open_new(path: &Path, access: Access) -> io::Result<File> {
     // 0600 until owner and mode are right: never wider than asked, not even for a moment.
-    let mut file = File::options()
+    let file = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)?;
     give(&file, access)?;
-    file.write_all(content)?;
-    file.sync_all()
+    Ok(file)
 }
 
 fn give(file: &File, access: Access) -> io::Result<()> {
@@ -191,6 +252,24 @@ mod tests {
         let error = create(&path, b"second", Access::PRIVATE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_growing_file_is_there_when_it_is_whole_and_replaces_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut growing = Growing::begin(&path, Access::PRIVATE).unwrap();
+        growing.write_all(b"one").unwrap();
+        assert!(!path.exists());
+        drop(growing);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let mut growing = Growing::begin(&path, Access::PRIVATE).unwrap();
+        growing.write_all(b"one").unwrap();
+        growing.finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        let error = Growing::begin(&path, Access::PRIVATE).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

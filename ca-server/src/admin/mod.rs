@@ -1,6 +1,7 @@
 //! What an operator asks for: who may, and one file a noun.
 
 pub mod applied;
+pub mod audit;
 pub mod certificates;
 pub mod clusters;
 pub mod convert;

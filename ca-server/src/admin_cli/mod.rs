@@ -3,7 +3,7 @@
 //! key, no decision. What it says is what the CA answered.
 //!
 //! In reading order: [`CommandLine`] is what was typed, one file a noun (`cluster`, `token`,
-//! `node`, `cert`) does it, `client` is the connection, `consent` asks before the fleet is changed,
+//! `node`, `cert`, `log`) does it, `client` is the connection, `consent` asks before the fleet is changed,
 //! `output` and `moment` make the answer readable, `failure` makes the exit code.
 
 use std::{
@@ -29,6 +29,7 @@ mod consent;
 mod drain;
 mod duration;
 mod failure;
+mod log;
 mod moment;
 mod node;
 mod output;
@@ -44,7 +45,7 @@ mod token_revoke;
 #[command(
     name = "ca-admin",
     version,
-    about = "Runs a Ray mTLS certificate authority: clusters, tokens, nodes, certificates",
+    about = "Runs a Ray mTLS certificate authority: clusters, tokens, nodes, certificates, audit log",
     disable_help_subcommand = true,
     after_help = "\
 Examples:
@@ -89,6 +90,9 @@ enum Noun {
     /// Certificates the CA has issued.
     #[command(subcommand)]
     Cert(cert::Verb),
+    /// The audit log.
+    #[command(subcommand)]
+    Log(log::Verb),
 }
 
 /// Does what was typed; says what came of it on stdout, what went wrong on stderr.
@@ -131,6 +135,7 @@ async fn act(command_line: CommandLine, screen: &mut Screen) -> Result<(), Failu
         Noun::Token(verb) => token::run(verb, &client, screen).await,
         Noun::Node(verb) => node::run(verb, &client, screen).await,
         Noun::Cert(verb) => cert::run(verb, &client, screen).await,
+        Noun::Log(verb) => log::run(verb, &client, screen).await,
     }
 }
 
@@ -186,6 +191,11 @@ mod tests {
             "token revoke --cluster c1 0123456789abcdef --with-nodes --reason x --confirm-head h",
             "cert revoke --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --reason x --yes",
             "node forget --cluster c1 n1",
+            "log show",
+            "log show --cluster c1 --node n1 --actor uid:0 --kind node-revoked --since 2d --limit 5",
+            "log show --serial 019ab2c3d4e5f60718293a4b5c6d7e8f --since 2026-01-31 --follow -o json",
+            "log export --after 7 --out f",
+            "log verify f",
             "cert list --cluster c1 --node n1",
             "cert show --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --pem",
         ] {
@@ -224,6 +234,9 @@ mod tests {
             ("token revoke --cluster c1 0123456789abcdef --reason x", "a reason for nothing"),
             ("cert revoke --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f", "no reason"),
             ("node list", "no cluster"),
+            ("log show --kind nonsense", "no such kind"),
+            ("log show --limit 0", "nothing"),
+            ("log export", "no file"),
             ("cert show --cluster c1 abc", "short serial"),
         ] {
             let words: Vec<_> = line.split_whitespace().collect();

@@ -74,6 +74,16 @@ impl Screen {
         self.out.flush()
     }
 
+    /// One entry of an answer that has no end: a line each, for people and for programs.
+    pub(super) fn entry(&mut self, view: &impl View) -> io::Result<()> {
+        let text = match self.format {
+            Format::Table => view.text(self.now),
+            Format::Json => json_line(view)?,
+        };
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
     /// A part of an answer that comes in parts: printed as it comes for people, and for programs
     /// only with the whole.
     pub(super) fn part(&mut self, text: &str) -> io::Result<()> {
@@ -109,6 +119,21 @@ impl Screen {
             | Failure::Output(_) => self.say(&format!("error: {failure}")),
         }
     }
+}
+
+/// One line of JSON that steers no terminal.
+pub(super) fn json_line(value: &impl Serialize) -> io::Result<String> {
+    Ok(escaped(&serde_json::to_string(value)?) + "\n")
+}
+
+/// A word of a line of words: as it is where nothing in it could be taken for something else, else as
+/// a JSON string.
+pub(super) fn word(text: &str) -> String {
+    let plain = |c: char| is_visible(c) && !c.is_whitespace() && !matches!(c, '"' | '\\' | '=');
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    escaped(&serde_json::Value::from(text).to_string())
 }
 
 /// JSON with everything that would steer a terminal escaped. JSON's own characters are plain ASCII, so

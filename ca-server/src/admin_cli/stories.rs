@@ -262,6 +262,10 @@ impl AdminService for Played {
         not_played()
     }
 
+    async fn list_audit(&self, _: Request<v1::ListAuditRequest>) -> Answer<v1::ListAuditResponse> {
+        not_played()
+    }
+
     async fn get_certificate(
         &self,
         request: Request<v1::GetCertificateRequest>,

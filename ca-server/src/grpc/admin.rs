@@ -6,12 +6,13 @@ use raymtls_proto::v1::{
     self,
     admin_service_server::{AdminService, AdminServiceServer},
 };
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, applied, certificates, clusters, nodes, tokens, watches::Watches},
+    admin::{Operator, applied, audit, certificates, clusters, nodes, tokens, watches::Watches},
     ca::Ca,
     store::StoreError,
 };
@@ -23,6 +24,7 @@ pub struct Admin {
     own_uid: u32,
     operator_group: bool,
     watches: Arc<Watches>,
+    log_waits: Arc<Semaphore>,
 }
 
 impl Admin {
@@ -30,7 +32,13 @@ impl Admin {
     #[must_use]
     pub fn server(ca: Arc<Ca>, operator_group: bool) -> AdminServiceServer<Self> {
         let own_uid = rustix::process::geteuid().as_raw();
-        let service = Self { ca, own_uid, operator_group, watches: Arc::default() };
+        let service = Self {
+            ca,
+            own_uid,
+            operator_group,
+            watches: Arc::default(),
+            log_waits: Arc::new(Semaphore::new(audit::WAITS_MAX)),
+        };
         AdminServiceServer::new(service).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
@@ -206,5 +214,14 @@ impl AdminService for Admin {
         request: Request<v1::GetCertificateRequest>,
     ) -> Result<Response<v1::Certificate>, Status> {
         call!(self, request, "GetCertificate", certificates::show)
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let operator = self.operator(&request);
+        let answer = audit::list(&self.ca, &operator, &self.log_waits, request.into_inner()).await;
+        self.answer("ListAudit", &operator, answer)
     }
 }

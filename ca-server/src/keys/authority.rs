@@ -177,6 +177,19 @@ pub fn create_issuer(
     issuer_below(kek, authority, &unwrap_root(kek, authority, root)?, now, leaf_life)
 }
 
+/// Whether the certificates of an authority are signed as they must be; no key is asked.
+///
+/// # Errors
+/// `NotItsOwn`.
+pub fn check_signatures(
+    authority: &Authority,
+    root: &CaKey,
+    issuers: &[CaKey],
+) -> Result<(), AuthorityError> {
+    check_signature(authority, Place::Root, root, root)?;
+    issuers.iter().try_for_each(|issuer| check_signature(authority, Place::Issuer, issuer, root))
+}
+
 /// Life of an issuer: so long that it signs for one leaf life before the next is due.
 #[must_use]
 pub fn issuer_life(leaf_life: Duration) -> Duration {
@@ -203,6 +216,19 @@ pub fn unwrap_root(
     root: &CaKey,
 ) -> Result<Signer, AuthorityError> {
     unwrap_signer(kek, authority, Place::Root, root, root)
+}
+
+/// Unwraps an issuer of an authority.
+///
+/// # Errors
+/// See [`AuthorityError`].
+pub fn unwrap_issuer(
+    kek: &Kek,
+    authority: &Authority,
+    root: &CaKey,
+    issuer: &CaKey,
+) -> Result<Signer, AuthorityError> {
+    unwrap_signer(kek, authority, Place::Issuer, issuer, root)
 }
 
 /// The name is built from what is asked for, as it was at wrapping: what lies beside the ciphertext

@@ -131,7 +131,7 @@ impl Signer {
     }
 
     /// For CRLs.
-    pub(super) fn issuer(&self) -> &Issuer<'static, CaPrivateKey> {
+    pub(crate) fn issuer(&self) -> &Issuer<'static, CaPrivateKey> {
         &self.issuer
     }
 }
@@ -141,7 +141,7 @@ pub(crate) struct CaPrivateKey(KeyPair);
 
 impl CaPrivateKey {
     /// PKCS#8 in DER.
-    pub(super) fn pkcs8(&self) -> &[u8] {
+    pub(crate) fn pkcs8(&self) -> &[u8] {
         self.0.serialized_der()
     }
 }

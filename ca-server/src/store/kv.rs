@@ -23,9 +23,9 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT, LeafAsk, LeafPlan,
-    LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations, Revoking, Signed, Store,
-    StoreCounts, StoreError, Watched, decide, layout,
+    AuditAsk, AuditPage, Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT,
+    LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations,
+    Revoking, Signed, Store, StoreCounts, StoreError, Watched, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
@@ -77,6 +77,7 @@ impl KvStore {
         let header = read_header(&view)?;
         let audit_head = read_audit_head(&view)?;
         let shared = Arc::new(Shared::default());
+        shared.audit.send_replace(audit_head.index);
         for cluster in decide::cluster::list(&view)? {
             shared.publish(cluster);
         }
@@ -542,6 +543,33 @@ impl Store for KvStore {
 
     async fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, StoreError> {
         self.decide(None, move |view| decide::audit::list(view, after, limit)).await
+    }
+
+    async fn audit_page(&self, ask: AuditAsk) -> Result<AuditPage, StoreError> {
+        let newest_index = *self.shared.audit.borrow();
+        let page = move |view: &mut View<'_>| decide::audit::page(view, &ask, newest_index);
+        // No time is asked; what is durable of this log never changes.
+        match self.look(self.started_ms, page.clone()) {
+            Some(page) => page,
+            None => self.decide(None, page).await,
+        }
+    }
+
+    async fn note_key_export(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        authority: Authority,
+        detail: String,
+    ) -> Result<(), StoreError> {
+        self.decide(Some(now), move |view| {
+            decide::audit::note_key_export(view, &actor, &authority, detail)
+        })
+        .await
+    }
+
+    fn watch_audit(&self) -> watch::Receiver<u64> {
+        self.shared.audit.subscribe()
     }
 
     fn is_serving(&self) -> bool {

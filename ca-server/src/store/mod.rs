@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use crate::refusal::Refusal;
 pub use decide::block::{Blocked, Reach};
 use records::{
-    AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
-    MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
+    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
+    CrlSet, MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
 };
 
 /// Format this code writes and reads.
@@ -331,6 +331,42 @@ pub struct Revocations {
     pub entries: Vec<RevocationRecord>,
 }
 
+/// What is asked of the audit log; what is `None` is not asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditAsk {
+    /// Cluster concerned.
+    pub cluster: Option<String>,
+    /// Node concerned.
+    pub node: Option<String>,
+    /// Certificate concerned.
+    pub serial: Option<Vec<u8>>,
+    /// Who.
+    pub actor: Option<String>,
+    /// What.
+    pub kind: Option<AuditKind>,
+    /// Not before this.
+    pub since_ms: Option<i64>,
+    /// From the newest back.
+    pub newest_first: bool,
+    /// Index to go on behind; zero for the beginning.
+    pub cursor: u64,
+    /// Records at most.
+    pub limit: usize,
+}
+
+/// A page of the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditPage {
+    /// The records that fit, as stored.
+    pub records: Vec<Vec<u8>>,
+    /// Where the next page begins.
+    pub next: u64,
+    /// The log goes on there.
+    pub more: bool,
+    /// Index of the newest record.
+    pub newest_index: u64,
+}
+
 /// Running totals of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreCounts {
@@ -604,6 +640,22 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Up to `limit` audit records after an index.
     async fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, StoreError>;
+
+    /// A page of the audit log, of what is durable. It looks at a bounded part of the log and holds
+    /// nobody up who writes.
+    async fn audit_page(&self, ask: AuditAsk) -> Result<AuditPage, StoreError>;
+
+    /// Puts on record that the private keys of an authority are about to be written to a file.
+    async fn note_key_export(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        authority: Authority,
+        detail: String,
+    ) -> Result<(), StoreError>;
+
+    /// Index of the newest durable audit record; wakes whoever waits when it moves.
+    fn watch_audit(&self) -> watch::Receiver<u64>;
 
     /// Whether verbs can still commit.
     fn is_serving(&self) -> bool;

@@ -6,6 +6,9 @@
 
 use prost::Message;
 use raymtls_proto::{identity::Role, serial::Serial, v1};
+// A record of the audit log is told and exported in the bytes it is stored in: it belongs to the
+// contract.
+pub use raymtls_proto::v1::{AuditKind, AuditRecord};
 
 use super::ABSENT_AFTER_MS;
 
@@ -534,89 +537,6 @@ pub struct RevocationRecord {
     /// Issuer whose CRL it belongs on.
     #[prost(bytes = "vec", tag = "4")]
     pub issuer_key_id: Vec<u8>,
-}
-
-/// What an audit record tells of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
-#[repr(i32)]
-pub enum AuditKind {
-    /// Never written.
-    Unspecified = 0,
-    /// The deployment was made.
-    Initialized = 1,
-    /// A cluster was created.
-    ClusterCreated = 2,
-    /// Settings were changed.
-    ClusterSet = 3,
-    /// A CA certificate was issued.
-    IssuerCreated = 4,
-    /// A token was made.
-    TokenCreated = 5,
-    /// A token was revoked.
-    TokenRevoked = 6,
-    /// A node enrolled: a use was spent, an identity issued.
-    Enrolled = 7,
-    /// The next identity was issued.
-    IdentityRenewed = 8,
-    /// The next identity was used first; the one before it is retired.
-    IdentityActivated = 9,
-    /// A retired identity was used again.
-    IdentityReused = 10,
-    /// A Ray leaf was issued.
-    LeafIssued = 11,
-    /// A node went away by its own word.
-    NodeLeft = 12,
-    /// A node was revoked.
-    NodeRevoked = 13,
-    /// A node was forgotten.
-    NodeForgotten = 14,
-    /// CRLs were signed.
-    CrlSigned = 15,
-    /// A node lost an address it had only claimed to the machine that is there.
-    AddressLost = 16,
-    /// A node was silent for longer than the lease: no member any more.
-    MemberLapsed = 17,
-    /// A node that had lapsed was heard of again.
-    MemberReturned = 18,
-    /// A revoked node was taken back.
-    NodeReinstated = 19,
-    /// The key of a Ray leaf was revoked, with all its certificates.
-    LeafKeyRevoked = 20,
-}
-
-/// One record of the audit log. Its hash covers its bytes, and with them the hash before it.
-#[derive(Clone, PartialEq, Message)]
-pub struct AuditRecord {
-    /// Position, from 1 on, without gaps.
-    #[prost(uint64, tag = "1")]
-    pub index: u64,
-    /// SHA-256 of the record before; 32 zero bytes for the first.
-    #[prost(bytes = "vec", tag = "2")]
-    pub previous_hash: Vec<u8>,
-    /// When.
-    #[prost(int64, tag = "3")]
-    pub at_ms: i64,
-    /// Who: `uid:0`, `node:C/N`, `token:ID`, `ca`.
-    #[prost(string, tag = "4")]
-    pub actor: String,
-    /// What.
-    #[prost(enumeration = "AuditKind", tag = "5")]
-    pub kind: i32,
-    /// Cluster concerned, if one.
-    #[prost(string, tag = "6")]
-    pub cluster: String,
-    /// Node concerned, if one.
-    #[prost(string, tag = "7")]
-    pub node: String,
-    /// Certificate concerned, if one.
-    #[prost(bytes = "vec", tag = "8")]
-    pub serial: Vec<u8>,
-    /// Token concerned, if one.
-    #[prost(string, tag = "9")]
-    pub token_id: String,
-    /// More, for a person.
-    #[prost(string, tag = "10")]
-    pub detail: String,
 }
 
 /// Where the audit log ends.

@@ -5,6 +5,11 @@
 //! log file. That file is the only one a commit may touch: sled moves whatever is too large for a
 //! quarter of a log segment into files of its own (`blobs/`), which that `fdatasync` does not
 //! cover. Hence long values are cut into pieces here, and a commit that finds a file there fails.
+//!
+//! Each commit has a number, in the database and in `head` beside it: whether the database has lost
+//! commits by damage is seen when it is opened.
+
+mod head;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +24,7 @@ use std::{
 use raymtls_proto::durable::{self, Access};
 use sled::{Batch, Db, IVec};
 
+use self::head::Head;
 use super::{
     StoreError,
     view::{Engine, Reader, Writes, scan_start},
@@ -33,6 +39,9 @@ pub struct SledEngine {
     dir: PathBuf,
     /// Keys whose values are cut, and into how many pieces.
     cut: BTreeMap<Vec<u8>, u32>,
+    head: Head,
+    /// Number of the newest commit.
+    commits: u64,
 }
 
 impl SledEngine {
@@ -49,7 +58,16 @@ impl SledEngine {
         let db = open_db(dir)?;
         let log = File::open(dir.join("db")).map_err(|e| open_error(&e))?;
         let cut = cut_values(&db).map_err(|e| open_error(&e))?;
-        let engine = Self { pairs: Pairs(db), log, dir: dir.to_owned(), cut };
+        let commits = commits(&db).map_err(|e| open_error(&e))?;
+        let (head, reached) = Head::open(dir).map_err(|e| open_error(&e))?;
+        if commits < reached {
+            return Err(open_error(&format!(
+                "{} commits that were durable are missing: its file is damaged, and the database \
+                 drops what lies behind the first damaged byte; restore a backup",
+                reached - commits
+            )));
+        }
+        let engine = Self { pairs: Pairs(db), log, dir: dir.to_owned(), cut, head, commits };
         engine.settle().map_err(|e| open_error(&e))?;
         engine.refuse_blobs()?;
         Ok(engine)
@@ -180,13 +198,16 @@ impl Engine for SledEngine {
             }
             self.add(&mut batch, key, value.as_deref());
         }
+        self.commits += 1;
+        batch.insert(COMMITS, &self.commits.to_be_bytes());
         self.pairs.0.apply_batch(batch).map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterBatch);
         self.pairs.0.flush().map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterFlush);
         self.log.sync_data().map_err(|e| unavailable(&e))?;
         failpoint::hit(Point::AfterFdatasync);
-        self.refuse_blobs()
+        self.refuse_blobs()?;
+        self.head.note(self.commits).map_err(|e| unavailable(&e))
     }
 }
 
@@ -200,8 +221,14 @@ fn open_db(dir: &Path) -> Result<Db, StoreError> {
     for _ in 0..LOCK_TRIES {
         // sled panics on some damage.
         opened = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(opened) => opened.map_err(|e| e.to_string()),
-            Err(_) => Err("the database is damaged: restore a backup".to_owned()),
+            Ok(opened) => opened.map_err(|e| match e {
+                sled::Error::Corruption { .. } => DAMAGED.to_owned(),
+                sled::Error::CollectionNotFound(_)
+                | sled::Error::Unsupported(_)
+                | sled::Error::ReportableBug(_)
+                | sled::Error::Io(_) => e.to_string(),
+            }),
+            Err(_) => Err(DAMAGED.to_owned()),
         };
         match &opened {
             // sled's threads let go of the lock a moment after the database is dropped.
@@ -216,6 +243,13 @@ fn open_db(dir: &Path) -> Result<Db, StoreError> {
             format!("store {}: {why}", dir.display())
         })
     })
+}
+
+/// The number of the newest commit that is there.
+fn commits(db: &Db) -> Result<u64, String> {
+    let Some(stored) = db.get(COMMITS).map_err(|e| e.to_string())? else { return Ok(0) };
+    let bytes = stored.as_ref().try_into();
+    bytes.map(u64::from_be_bytes).map_err(|_| "the number of its commits is damaged".to_owned())
 }
 
 fn cut_values(db: &Db) -> sled::Result<BTreeMap<Vec<u8>, u32>> {
@@ -253,6 +287,8 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// Pieces of cut values lie here, each under its value's key and its index; no record's key begins
 /// like this.
 const PIECES: &[u8] = b"~/";
+/// The number of the newest commit; no piece's key begins like this.
+const COMMITS: &[u8] = b"~commits";
 const PIECE_INDEX_LEN: usize = size_of::<u32>();
 /// First byte of a stored value: what follows is all of it.
 const WHOLE: u8 = 0;
@@ -265,12 +301,15 @@ const PIECE_LEN: usize = 6_000;
 const KEY_LEN_MAX: usize = 400;
 const _: () = assert!(20 * (PIECE_LEN + KEY_LEN_MAX + 24) < 512 * 1024 / 4 - 20);
 
+const DAMAGED: &str = "the database is damaged: restore a backup";
 const LOCK_TAKEN: &str = "could not acquire lock";
 const LOCK_TRIES: u32 = 10;
 const LOCK_WAIT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     #[test]
@@ -330,6 +369,28 @@ mod tests {
             let gone = key((round * 13) % 600);
             engine.commit(&writes([(gone.as_str(), None)])).unwrap();
         }
+    }
+
+    #[test]
+    fn commits_that_damage_has_cut_off_are_missed_when_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = SledEngine::open(dir.path()).unwrap();
+        for n in 0..20 {
+            engine.commit(&writes([(format!("a/{n}").as_str(), Some(200))])).unwrap();
+        }
+        drop(engine);
+        let path = dir.path().join("db");
+        let log = std::fs::read(&path).unwrap();
+        let at = log.windows(4).position(|bytes| bytes == b"vvvv").unwrap() + 2_000;
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all_at(&[log[at] ^ 1], at as u64)
+            .unwrap();
+        let refused = SledEngine::open(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("commits that were durable are missing"), "{refused}");
+        assert!(refused.contains("restore a backup"), "{refused}");
     }
 
     #[test]

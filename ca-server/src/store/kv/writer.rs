@@ -57,6 +57,8 @@ pub(super) enum Message {
 pub(super) struct Shared {
     versions: Mutex<HashMap<String, watch::Sender<Watched>>>,
     pub(super) counters: Counters,
+    /// Index of the newest durable audit record.
+    pub(super) audit: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -150,6 +152,8 @@ impl Writer<'_> {
             self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.shared.counters.commit_micros.fetch_add(micros, Ordering::Relaxed);
             self.publish(&writes)?;
+            let newest = self.audit_head.index;
+            self.shared.audit.send_if_modified(|seen| std::mem::replace(seen, newest) != newest);
         }
         self.shared.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.shared.counters.jobs.fetch_add(count, Ordering::Relaxed);

@@ -1,0 +1,105 @@
+//! The audit log as operators read it: pages of what is stored, filtered here, and a wait for what
+//! comes.
+
+use std::{sync::Arc, time::Duration};
+
+use raymtls_proto::v1;
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{Operator, clusters};
+use crate::{
+    ca::Ca,
+    refusal::Refusal,
+    store::{AuditAsk, AuditPage, StoreError},
+};
+
+/// Longest wait for a record.
+pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// Waits of all operators at once.
+pub const WAITS_MAX: usize = 32;
+/// Least time between two looks, whatever comes in.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Longest actor anybody asks for, in bytes: one that is longer never acted.
+const ACTOR_LEN_MAX: usize = 512;
+
+/// A page of the audit log.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn list(
+    ca: &Ca,
+    operator: &Operator,
+    waits: &Arc<Semaphore>,
+    request: v1::ListAuditRequest,
+) -> Result<v1::ListAuditResponse, StoreError> {
+    let scope = (!request.cluster.is_empty()).then_some(request.cluster.as_str());
+    operator.require(v1::AdminRole::Viewer, scope)?;
+    let wait = Duration::from_secs(request.wait_seconds.into()).min(WAIT_MAX);
+    let ask = asked(&request)?;
+    if let Some(cluster) = scope {
+        // One that is not there has no log: a slip is told.
+        ca.store.cluster(clusters::id(cluster)?).await?;
+    }
+    let page = if wait.is_zero() || ask.newest_first {
+        ca.store.audit_page(ask).await?
+    } else {
+        let _turn = Arc::clone(waits).try_acquire_owned().map_err(|_| Refusal::RateLimited {
+            what: "as many commands as may follow the audit log already do",
+            retry_after: Duration::from_secs(5),
+        })?;
+        followed(ca, ask, wait).await?
+    };
+    let AuditPage { records, next, more, newest_index } = page;
+    Ok(v1::ListAuditResponse { records, next, more, newest_index })
+}
+
+/// The first page with a record in it, or what there is when the wait is over.
+async fn followed(ca: &Ca, mut ask: AuditAsk, wait: Duration) -> Result<AuditPage, StoreError> {
+    let deadline = Instant::now() + wait;
+    // Before the first look: what comes after it wakes the wait.
+    let mut newest = ca.store.watch_audit();
+    loop {
+        newest.mark_unchanged();
+        let page = ca.store.audit_page(ask.clone()).await?;
+        if !page.records.is_empty() || page.more || Instant::now() >= deadline {
+            return Ok(page);
+        }
+        ask.cursor = page.next;
+        tokio::select! {
+            moved = newest.changed() => if moved.is_err() { return Ok(page) },
+            () = tokio::time::sleep_until(deadline) => return Ok(page),
+            () = ca.stopped() => return Ok(page),
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+fn asked(request: &v1::ListAuditRequest) -> Result<AuditAsk, Refusal> {
+    let kind = v1::AuditKind::try_from(request.kind)
+        .map_err(|_| invalid("this CA knows no such kind of audit record"))?;
+    if !matches!(request.serial.len(), 0 | 16) {
+        return Err(invalid("a serial number has 16 bytes"));
+    }
+    if request.actor.len() > ACTOR_LEN_MAX || request.node.len() > ACTOR_LEN_MAX {
+        return Err(invalid("no actor and no node has a name that long"));
+    }
+    if request.newest_first && request.wait_seconds != 0 {
+        return Err(invalid("what is to come is waited for from the oldest on"));
+    }
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Ok(AuditAsk {
+        cluster: some(&request.cluster),
+        node: some(&request.node),
+        serial: (!request.serial.is_empty()).then(|| request.serial.clone()),
+        actor: some(&request.actor),
+        kind: (kind != v1::AuditKind::Unspecified).then_some(kind),
+        since_ms: (request.since_unix != 0).then(|| request.since_unix.saturating_mul(1_000)),
+        newest_first: request.newest_first,
+        cursor: request.cursor,
+        limit: usize::try_from(request.limit).unwrap_or(usize::MAX),
+    })
+}
+
+fn invalid(text: &str) -> Refusal {
+    Refusal::RequestInvalid(text.to_owned())
+}

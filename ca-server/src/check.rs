@@ -1,0 +1,244 @@
+//! `ca-server check`: whether a data folder holds what a CA wrote, and all of it belongs together. It
+//! takes the store's lock and works on a copy, because the database repairs what it opens: what was
+//! found damaged stays as it was found.
+//!
+//! It cannot tell an old copy of a store from a new one: both hold in themselves.
+
+mod walk;
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use raymtls_proto::{
+    digest::sha256,
+    durable::{self, Access},
+};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::{
+    init,
+    keys::kek::{Kek, KekError},
+    store::{sled::SledEngine, view::Reader},
+};
+
+/// Findings that are told one by one.
+const FINDINGS_TOLD: usize = 100;
+/// Name of the copy in the data folder.
+const COPY: &str = "store.check";
+const LOCK_TRIES: u32 = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(100);
+
+/// What is checked, and with what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data folder.
+    pub dir: PathBuf,
+    /// Where the copy is made: a folder with room for the store. The data folder if none is named.
+    pub scratch: Option<PathBuf>,
+    /// With the key-encryption key every CA key is unwrapped too.
+    pub kek_file: Option<PathBuf>,
+    /// What counts as now.
+    pub now_ms: i64,
+}
+
+/// Why nothing could be checked.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// No data folder.
+    #[error("{0} holds no CA: name its data folder with --dir")]
+    NoCa(PathBuf),
+    /// A server runs.
+    #[error("a ca-server uses {0}: stop it first, or check a copy that was made while none ran")]
+    InUse(PathBuf),
+    /// The copy.
+    #[error("cannot copy the store to {path}: {error}; name a folder with room by --scratch")]
+    Copy {
+        /// Where to.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The store's files.
+    #[error("{path}: {error}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The key-encryption key.
+    #[error(transparent)]
+    Kek(#[from] KekError),
+}
+
+/// What a check found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Records read.
+    pub records: u64,
+    /// Records of the audit log whose hashes were computed again.
+    pub audit_records: u64,
+    /// Index of the last one.
+    pub audit_last: u64,
+    /// Its hash: to be compared with what was noted elsewhere.
+    pub audit_last_sha256: String,
+    /// SHA-256 over every key and value: two stores that hold the same have the same.
+    pub state_sha256: String,
+    /// What is wrong: the first of them.
+    pub findings: Vec<Finding>,
+    /// How much is wrong.
+    pub findings_total: u64,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Where.
+    pub at: String,
+    /// What.
+    pub what: String,
+}
+
+impl Report {
+    fn find(&mut self, at: impl Into<String>, what: impl Into<String>) {
+        self.findings_total += 1;
+        if self.findings.len() < FINDINGS_TOLD {
+            self.findings.push(Finding { at: at.into(), what: what.into() });
+        }
+    }
+
+    /// For people: a line for each finding, then what it comes to.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for Finding { at, what } in &self.findings {
+            text.push_str(&format!("{}: {}\n", at.escape_debug(), what.escape_debug()));
+        }
+        let left_out = self.findings_total - u64::try_from(self.findings.len()).unwrap_or(0);
+        if left_out > 0 {
+            text.push_str(&format!("and {left_out} more\n"));
+        }
+        text + &if self.findings_total == 0 {
+            format!(
+                "holds: {} records, audit log 1 to {}, last hash {}\n",
+                self.records, self.audit_last, self.audit_last_sha256
+            )
+        } else {
+            format!(
+                "{} records read, {} findings: do not serve from this folder, keep it, and restore \
+                 a backup\n",
+                self.records, self.findings_total
+            )
+        }
+    }
+}
+
+/// Checks a data folder. `progress` hears how many records were read, from time to time.
+///
+/// # Errors
+/// See [`CheckError`]; what is wrong with the store stands in the report.
+pub fn check(options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Report, CheckError> {
+    let store = init::store_dir(&options.dir);
+    if !store.join("db").exists() {
+        return Err(CheckError::NoCa(options.dir.clone()));
+    }
+    let kek = options.kek_file.as_deref().map(Kek::read).transpose()?;
+    let _lock = lock(&store)?;
+    let copy = Copied::of(&store, options.scratch.as_deref().unwrap_or(&options.dir))?;
+    let mut report = Report::default();
+    match SledEngine::open(&copy.0) {
+        Ok(engine) => walk::walk(&engine, options.now_ms, kek.as_ref(), &mut report, progress),
+        Err(error) => {
+            // The copy's name says nothing to whoever reads it.
+            let said = error.to_string();
+            let said = said.replace(&copy.0.display().to_string(), &store.display().to_string());
+            report.find("store", format!("the database does not open: {said}"));
+        }
+    }
+    Ok(report)
+}
+
+/// Checks what is read, wherever that lies.
+#[must_use]
+pub fn read_through(reader: &dyn Reader, now_ms: i64, kek: Option<&Kek>) -> Report {
+    let mut report = Report::default();
+    walk::walk(reader, now_ms, kek, &mut report, &mut |_| ());
+    report
+}
+
+/// The lock a server holds: sled takes the same one.
+fn lock(store: &Path) -> Result<File, CheckError> {
+    let path = store.join("db");
+    let unread = |error: io::Error| CheckError::Read { path: path.clone(), error };
+    let file = File::open(&path).map_err(unread)?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // A server that has just stopped lets go of it a moment later.
+            Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(LOCK_WAIT),
+            Err(error) => return Err(unread(error.into())),
+        }
+    }
+    Err(CheckError::InUse(store.to_owned()))
+}
+
+/// A copy of the store, removed when it is done with.
+struct Copied(PathBuf);
+
+impl Copied {
+    fn of(store: &Path, scratch: &Path) -> Result<Self, CheckError> {
+        let copy = Self(scratch.join(COPY));
+        let path = copy.0.clone();
+        let uncopied = |error: io::Error| CheckError::Copy { path: path.clone(), error };
+        // One that a check left behind which was killed.
+        copy.remove().map_err(uncopied)?;
+        copy_folder(store, &copy.0).map_err(uncopied)?;
+        Ok(copy)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // What stays is named like a copy, private, and removed by the next check.
+        let _ = self.remove();
+    }
+}
+
+/// The store's folder is flat, but for the one in which nothing must be.
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    durable::make_folder(to, Access { mode: 0o700, ..Access::PRIVATE })?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// A hash over a growing sequence of pairs.
+struct State([u8; 32]);
+
+impl State {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        let parts = [&self.0[..], &sha256(key), &sha256(value)].concat();
+        self.0 = sha256(&parts);
+    }
+}
