@@ -58,6 +58,8 @@ impl Agent {
         status.problems.extend(self.unmet());
         status.ray_stop = self.ray_stop_status();
         status.isolation = self.isolation_status();
+        (status.served, status.served_problem) = self.served_status(now);
+        status.first_failure = self.first_failure(&status, now);
         status.problems.extend(self.lease_ends(now).map(|at| {
             let at = Moment::from(at);
             format!(
@@ -188,6 +190,9 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         clock_skew_seconds: None,
         ray_stop: None,
         isolation: IsolationStatus::default(),
+        served: None,
+        served_problem: None,
+        first_failure: None,
         problems: Vec::new(),
     }
 }

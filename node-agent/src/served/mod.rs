@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod horizon;
+mod kept;
 pub mod kind;
 pub mod probe;
 pub mod proc;
