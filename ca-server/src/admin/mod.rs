@@ -4,6 +4,7 @@ pub mod applied;
 pub mod certificates;
 pub mod clusters;
 pub mod convert;
+mod fleet;
 pub mod nodes;
 pub mod readiness;
 pub mod revocation;

@@ -62,7 +62,12 @@ impl Served {
     /// Whether nothing that matters to the CA differs.
     #[must_use]
     pub fn is_alike(&self, other: &Self) -> bool {
-        let unmoved = |served: &Self| v1::Running { looked_unix: 0, ..served.report() };
+        let unmoved = |served: &Self| v1::Running {
+            looked_unix: 0,
+            processes: 0,
+            plain_ports: 0,
+            ..served.report()
+        };
         unmoved(self) == unmoved(other)
     }
 
