@@ -5,6 +5,7 @@ mod enrolment;
 mod failures;
 mod hostile;
 mod isolation;
+mod looks;
 mod skew;
 
 use std::{

@@ -14,7 +14,7 @@ pub mod proc;
 pub mod sockets;
 pub mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
