@@ -193,6 +193,13 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     if let Some(last) = status.ca.last_contact {
         gauge("last_contact_timestamp_seconds", "When the CA answered last", last.unix());
     }
+    if let Some(ends) = status.lease_ends {
+        gauge(
+            "lease_seconds_left",
+            "Seconds until other nodes refuse this one: the CA has not heard it for half a lease",
+            left(ends.time()),
+        );
+    }
     if let Some(skew) = status.clock_skew_seconds {
         gauge("clock_skew_seconds", "Seconds this host's clock is ahead of the CA's", skew);
     }
@@ -252,12 +259,12 @@ fn running(registry: &mut Registry, served: &Served, now: OffsetDateTime) {
     }
     registry.register(
         "seconds_to_horizon",
-        "Seconds to the first end of a leaf that a process of Ray serves here",
+        "Seconds to the first end of a leaf that a process of Ray serves here, by class (node, driver)",
         horizons,
     );
     registry.register(
         "ray_processes",
-        "Processes of Ray that serve a leaf or must, by where they stand",
+        "Processes of Ray that serve a leaf or must, by class (node, driver) and state (fresh, unknown, recycle-due, recycle-overdue)",
         states,
     );
     let mut gauge = |name: &str, help: &str, value: i64| {

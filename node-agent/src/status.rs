@@ -84,6 +84,10 @@ pub struct Status {
     /// Why they could not be looked at.
     #[serde(default)]
     pub served_problem: Option<String>,
+    /// When other nodes take this one out of their tables; absent until the CA has not heard it for
+    /// half a lease.
+    #[serde(default)]
+    pub lease_ends: Option<Moment>,
     /// What fails first if nobody acts; without the CA where it does not answer.
     #[serde(default)]
     pub first_failure: Option<FirstFailure>,
@@ -106,8 +110,7 @@ impl Status {
     /// Read from the file of a daemon that ended: nothing is renewed any more.
     #[must_use]
     pub fn of_the_dead(mut self) -> Self {
-        let first = FirstFailure::of(&self, false);
-        self.first_failure = FirstFailure::earlier(first, self.first_failure.take());
+        self.first_failure = FirstFailure::of(&self, false);
         self
     }
 }

@@ -694,6 +694,40 @@ mod tests {
     }
 
     #[test]
+    fn the_node_whose_running_leaf_ends_first_comes_first() {
+        let running = |name: &str, seconds: i64, state: v1::NodeState| {
+            let running = v1::Running {
+                horizon_unix: 1_764_000_000 + seconds,
+                recycle_state: v1::RecycleState::Due.into(),
+                plain_ports: 3,
+                ..v1::Running::default()
+            };
+            let report = v1::Report { running: Some(running), ..Default::default() };
+            let (name, report) = (name.to_owned(), Some(report));
+            v1::Node { name, state: state.into(), report, ..node() }
+        };
+        let nodes = [
+            v1::Node { name: "silent".to_owned(), report: None, ..node() },
+            running("gone", 10, v1::NodeState::Left),
+            running("later", 7_200, v1::NodeState::Live),
+            running("sooner", 3_600, v1::NodeState::Absent),
+        ];
+        let list = NodeList::new(&nodes);
+        let names: Vec<_> = list.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["sooner", "later", "silent", "gone"]);
+        let text = list.text(now());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("(in 1h), recycle-due"), "{text}");
+        assert!(lines[3].contains("not known"), "{text}");
+        let shown = NodeView::new(&nodes[3]).text(now());
+        for part in
+            ["says: Ray serves", "node 2025-11-24 17:00:00Z (in 1h), recycle-due", "3 ports"]
+        {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+
+    #[test]
     fn only_a_revoked_node_whose_leaf_lives_cannot_be_forgotten() {
         let revoked = v1::Node { state: v1::NodeState::Revoked.into(), ..node() };
         let refused = must_be_forgettable(&revoked, now()).unwrap_err().to_string();

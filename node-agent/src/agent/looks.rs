@@ -10,9 +10,7 @@ use super::{Agent, Event, Task};
 use crate::{
     config::LooksConfig,
     keyfolder::folder_name,
-    moment::Moment,
     served::{Look, Memory, Served, ServedError, look},
-    status::{FirstFailure, Status},
 };
 
 /// What is known of Ray's processes. Moments are time that passes.
@@ -120,19 +118,5 @@ impl Agent {
 
     pub(super) fn running_report(&self) -> Option<v1::Running> {
         self.looks.served.as_ref().map(|served| served.at(self.clock.now()).report())
-    }
-
-    /// While the CA answers and serves this node, the files are renewed and the lease as well.
-    pub(super) fn first_failure(
-        &self,
-        status: &Status,
-        now: OffsetDateTime,
-    ) -> Option<FirstFailure> {
-        let renewed = status.ca.reachable == Some(true) && status.standing == "enrolled";
-        let lease = self.lease_ends(now).filter(|_| !renewed).map(|at| FirstFailure {
-            at: Moment::from(at),
-            what: "other nodes take this one out of their tables".to_owned(),
-        });
-        FirstFailure::earlier(FirstFailure::of(status, renewed), lease)
     }
 }

@@ -106,6 +106,7 @@ pub(crate) mod tests {
             isolation: IsolationStatus::default(),
             served: None,
             served_problem: None,
+            lease_ends: None,
             first_failure: None,
             problems: Vec::new(),
         }

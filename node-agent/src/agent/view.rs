@@ -20,7 +20,9 @@ use crate::{
     notify,
     state::{Life, Standing},
     statedir::{Identity, NodeFile, issued_at},
-    status::{CertificateStatus, Contact, FolderStatus, SettingsStatus, SplitStatus, Status},
+    status::{
+        CertificateStatus, Contact, FirstFailure, FolderStatus, SettingsStatus, SplitStatus, Status,
+    },
 };
 
 /// So many key folders are said to be many.
@@ -59,9 +61,9 @@ impl Agent {
         status.ray_stop = self.ray_stop_status();
         status.isolation = self.isolation_status();
         (status.served, status.served_problem) = self.served_status(now);
-        status.first_failure = self.first_failure(&status, now);
-        status.problems.extend(self.lease_ends(now).map(|at| {
-            let at = Moment::from(at);
+        status.lease_ends = self.lease_ends(now).map(Moment::from);
+        status.first_failure = first_failure(&status);
+        status.problems.extend(status.lease_ends.map(|at| {
             format!(
                 "the CA was not heard for half a lease: other nodes take this one out of their tables \
                  at {at}, and refuse it from then on"
@@ -144,6 +146,12 @@ impl Agent {
     }
 }
 
+/// While the CA answers and serves this node, its files are renewed.
+fn first_failure(status: &Status) -> Option<FirstFailure> {
+    let renewed = status.ca.reachable == Some(true) && status.standing == "enrolled";
+    FirstFailure::of(status, renewed)
+}
+
 /// Settings with values of a newer release.
 pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
     let text = |what: &str, value: i32, means: &str| {
@@ -192,6 +200,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         isolation: IsolationStatus::default(),
         served: None,
         served_problem: None,
+        lease_ends: None,
         first_failure: None,
         problems: Vec::new(),
     }

@@ -19,7 +19,8 @@ pub struct FirstFailure {
 }
 
 impl FirstFailure {
-    /// By the files and by what runs. Where they are `renewed`, the files fail nobody.
+    /// By the files, by what runs, and by the lease. Where the CA answers, files are `renewed` and the
+    /// lease as well.
     #[must_use]
     pub fn of(status: &Status, renewed: bool) -> Option<Self> {
         let files = status.files_work_until.filter(|_| !renewed).map(|at| Self {
@@ -31,7 +32,12 @@ impl FirstFailure {
             .filter_map(|process| Some((process.horizon?, process)))
             .min_by_key(|(at, _)| *at)
             .map(|(at, process)| Self { at, what: what(process) });
-        Self::earlier(running, files)
+        let lease = status.lease_ends.filter(|_| !renewed).map(|at| Self {
+            at,
+            what: "other nodes take this one out of their tables: the CA has not heard it"
+                .to_owned(),
+        });
+        Self::earlier(Self::earlier(running, files), lease)
     }
 
     /// The earlier of two; the first, of two at once.
@@ -121,5 +127,7 @@ mod tests {
             assert!(first.what.contains(what), "{name}: {}", first.what);
         }
         assert_eq!(FirstFailure::of(&status(Some(2), vec![]), true), None);
+        let silent = Status { lease_ends: Some(at(1)), ..status(Some(2), vec![]) };
+        assert_eq!(FirstFailure::of(&silent, false).unwrap().at, at(1));
     }
 }
