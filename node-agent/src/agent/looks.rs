@@ -70,7 +70,7 @@ impl Agent {
         let folder = &folder.ok_or("there is no valid leaf to ask with")?.folder;
         let bundle = self.memory.bundle().ok_or("the cluster's roots are not known yet")?;
         let key = self.tls.key(folder.number).map_err(|error| error.to_string())?;
-        let plan = self.memory.settings().and_then(|settings| settings.port_plan.clone());
+        let plan = self.memory.settings().and_then(|settings| settings.port_plan);
         // Root may start a driver; where nobody said who runs Ray, it may be anyone.
         let uids = self.config.ray_uid.map(|uid| vec![uid, 0]).unwrap_or_default();
         let plan = plan.unwrap_or_else(ports::default_plan);

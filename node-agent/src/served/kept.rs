@@ -232,7 +232,7 @@ mod tests {
         let Serves::Leaf { trusts, .. } = &small.processes[0].sockets[0].serves else { panic!() };
         assert_eq!(trusts.len(), TRUSTS_MAX);
         let few = served(vec![process(Kind::Raylet, 2)]);
-        assert!(few.clone().bounded().blind.is_empty());
+        assert!(few.bounded().blind.is_empty());
     }
 
     #[test]

@@ -112,7 +112,7 @@ mod tests {
                 "driver (pid 30, uid 1000, python3 train.py)",
             ),
             ("the files first", status(Some(2), both.clone()), false, 2, "Ray cannot be started"),
-            ("the files are renewed", status(Some(2), both.clone()), true, 3, "hang"),
+            ("the files are renewed", status(Some(2), both), true, 3, "hang"),
             (
                 "a raylet",
                 status(Some(9), vec![process(Kind::Raylet, 5)]),
