@@ -108,6 +108,48 @@ async fn files_that_are_renewed_hide_no_process_that_is_not() {
     agent.stop().await;
 }
 
+#[tokio::test]
+async fn a_look_follows_a_start_and_the_clock_and_none_follows_in_tunnel_mode() {
+    let clock = SettableClock::new(datetime!(2026-11-24 08:00 UTC));
+    let ca =
+        TestCa::start_at(Face::Ca, Arc::new(clock.clone()), "127.0.0.1:0".parse().unwrap()).await;
+    let place = Place::new(Arc::new(clock.clone()));
+    place.enroll(&ca).await.unwrap();
+    let host = Host::new();
+    let config = Config {
+        looks: Some(LooksConfig {
+            proc: host.path().to_owned(),
+            pause: Duration::from_secs(60),
+            after_start: Duration::from_secs(10),
+        }),
+        ..place.config()
+    };
+    let agent = Running::new(Agent::open(config, place.clock.clone()).unwrap());
+    let looked = |status: &Status| status.served.as_ref().map(|served| served.as_of);
+    let first = looked(&agent.until("the first look", |s| looked(s).is_some()).await);
+    let none_within = |seconds| {
+        clock.advance(Duration::from_secs(seconds));
+        let soon = Duration::from_millis(200);
+        async move { tokio::time::sleep(soon).await }
+    };
+    let Answer::ExecFolder(_) = agent.handle.ask(Ask::ExecFolder).await else { panic!("refused") };
+    none_within(9).await;
+    assert_eq!(looked(&agent.handle.status()), first, "Ray does not listen yet");
+    clock.advance(Duration::from_secs(2));
+    let second = looked(&agent.until("a look after the start", |s| looked(s) > first).await);
+    none_within(55).await;
+    assert_eq!(looked(&agent.handle.status()), second, "no minute has passed");
+    clock.advance(Duration::from_secs(6));
+    agent.until("a look after a minute", |s| looked(s) > second).await;
+
+    ca.with(|k| (k.mode, k.version) = (v1::Mode::Tunnel, 2));
+    let mode = |s: &Status| s.settings.as_ref().is_some_and(|s| s.mode == "tunnel");
+    agent.until("tunnel mode", mode).await;
+    clock.advance(Duration::from_secs(61));
+    agent.until("nothing to look at", |s| looked(s).is_none()).await;
+    agent.stop().await;
+}
+
 #[test]
 fn a_dead_daemon_s_file_is_judged_by_the_reader_s_clock() {
     let now = datetime!(2026-11-24 08:00 UTC);
