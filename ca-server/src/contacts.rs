@@ -4,7 +4,7 @@
 mod acknowledged;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
 };
 
@@ -19,6 +19,9 @@ pub use acknowledged::Acknowledged;
 const APPLIED_MAX: usize = 8;
 /// A head is not waited for when it was silent for longer: an agent calls each minute.
 const HEAD_SILENT_MAX: Duration = Duration::minutes(2);
+/// The running horizon of a node counts for its cluster so long after it was heard of: a node that is
+/// gone has none.
+const HORIZON_SILENT_MAX: Duration = Duration::hours(1);
 
 /// Contacts of all nodes. Bounded by the number of enrolled nodes: only an identified caller makes
 /// an entry.
@@ -61,6 +64,15 @@ pub struct LastContact {
     pub at: Option<OffsetDateTime>,
     /// What it reported last: claims.
     pub report: Option<v1::Report>,
+}
+
+/// The first end of a leaf that runs in a cluster, in seconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizons {
+    /// Of the nodes' processes.
+    pub node: Option<i64>,
+    /// Of drivers.
+    pub driver: Option<i64>,
 }
 
 /// A call that waits, until a newer one of the same node begins.
@@ -162,6 +174,24 @@ impl Contacts {
         })
     }
 
+    /// Where each cluster stands, by what nodes say that were heard of lately.
+    #[must_use]
+    pub fn horizons(&self, now: OffsetDateTime) -> BTreeMap<String, Horizons> {
+        let clusters = self.lock();
+        let of = |cluster: &ClusterContacts| {
+            let heard = cluster
+                .nodes
+                .values()
+                .filter(|contact| contact.last.is_some_and(|at| now - at <= HORIZON_SILENT_MAX));
+            let running = heard.filter_map(|contact| contact.report.as_ref()?.running);
+            running.fold(Horizons::default(), |all, running| Horizons {
+                node: earlier(all.node, running.horizon_unix),
+                driver: earlier(all.driver, running.driver_horizon_unix),
+            })
+        };
+        clusters.iter().map(|(name, cluster)| (name.clone(), of(cluster))).collect()
+    }
+
     /// Forgets a node.
     pub fn forget(&self, cluster: &str, node: &str) {
         if let Some(cluster) = self.lock().get_mut(cluster) {
@@ -191,6 +221,11 @@ impl Contacts {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, ClusterContacts>> {
         self.0.lock().expect("no code panics while it holds the contacts")
     }
+}
+
+/// Zero is none.
+fn earlier(first: Option<i64>, unix: i64) -> Option<i64> {
+    first.into_iter().chain((unix != 0).then_some(unix)).min()
 }
 
 /// Whether what was applied holds a version; of another epoch it does not.
@@ -280,6 +315,26 @@ mod tests {
             contacts.report(&caller(1), Role::Worker, applied(counter), later(5));
         }
         assert_eq!(heard(2), Some(later(5)), "what is remembered is bounded");
+    }
+
+    #[test]
+    fn the_first_leaf_to_end_counts_while_its_node_is_heard_of() {
+        let contacts = Contacts::default();
+        let say = |name, horizon_unix, driver_horizon_unix| {
+            let running =
+                v1::Running { horizon_unix, driver_horizon_unix, ..v1::Running::default() };
+            let report = v1::Report { running: Some(running), ..v1::Report::default() };
+            contacts.note(&named(name, 1), START);
+            contacts.report(&named(name, 1), Role::Worker, report, START);
+        };
+        say("w1", 500, 0);
+        say("w2", 400, 900);
+        say("w3", 0, 0);
+        let at = |now| contacts.horizons(now)["c1"];
+        assert_eq!(at(START), Horizons { node: Some(400), driver: Some(900) });
+        let later = START + HORIZON_SILENT_MAX + Duration::seconds(1);
+        contacts.note(&named("w1", 1), later);
+        assert_eq!(at(later), Horizons { node: Some(500), driver: None });
     }
 
     #[test]

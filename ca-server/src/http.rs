@@ -110,6 +110,8 @@ fn router(ca: Arc<Ca>) -> Router {
 
 async fn metrics(State(ca): State<Arc<Ca>>) -> ([(&'static str, &'static str); 1], String) {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ca.metrics.ready(why_not_ready(&ca).await.is_none());
+    ca.metrics.horizons(&ca.contacts.horizons(ca.clock.now()));
     ([("content-type", kind)], ca.metrics.text())
 }
 

@@ -1,6 +1,7 @@
 //! What the server counts, in Prometheus' text format.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -16,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::store::Store;
+use crate::{contacts::Horizons, store::Store};
 
 /// The counters. Names carry their units.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Metrics {
     server_certificate_expiry: Gauge<i64, std::sync::atomic::AtomicI64>,
     started: Gauge<i64, std::sync::atomic::AtomicI64>,
     syncs: Counter<u64, AtomicU64>,
+    ready: Gauge,
+    horizons: Family<Horizon, Gauge>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -56,6 +59,12 @@ struct Listener {
     listener: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Horizon {
+    cluster: String,
+    class: &'static str,
+}
+
 impl Metrics {
     /// The counters, and the store's own on each scrape.
     #[must_use]
@@ -73,6 +82,8 @@ impl Metrics {
             server_certificate_expiry: Gauge::default(),
             started: Gauge::default(),
             syncs: Counter::default(),
+            ready: Gauge::default(),
+            horizons: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -109,6 +120,17 @@ impl Metrics {
             "start_timestamp_seconds",
             "When the server began to serve",
             metrics.started.clone(),
+        );
+        registry.register(
+            "ready",
+            "1 if the server can sign and commit, as /readyz says",
+            metrics.ready.clone(),
+        );
+        registry.register(
+            "horizon_timestamp_seconds",
+            "First end of a leaf that a process of Ray serves in a cluster, by class (node, driver), as \
+             the agents say that were heard in the last hour",
+            metrics.horizons.clone(),
         );
         registry.register_collector(Box::new(StoreTotals(store)));
         metrics
@@ -169,6 +191,23 @@ impl Metrics {
     /// The server began to serve then.
     pub fn started(&self, unix: i64) {
         self.started.set(unix);
+    }
+
+    /// Whether it can sign and commit.
+    pub fn ready(&self, is_ready: bool) {
+        self.ready.set(is_ready.into());
+    }
+
+    /// Where the clusters stand; what is not named any more is gone.
+    pub fn horizons(&self, horizons: &BTreeMap<String, Horizons>) {
+        self.horizons.clear();
+        for (cluster, of) in horizons {
+            for (class, at) in [("node", of.node), ("driver", of.driver)] {
+                let Some(unix) = at else { continue };
+                let label = Horizon { cluster: cluster.clone(), class };
+                self.horizons.get_or_create(&label).set(unix);
+            }
+        }
     }
 
     /// Everything, as Prometheus scrapes it.

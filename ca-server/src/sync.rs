@@ -30,6 +30,8 @@ const KEY_FOLDERS_MAX: usize = 64;
 const REPORT_TEXT_LEN_MAX: usize = 64;
 /// Characters of what keeps a node from isolating itself, at most.
 const PROBLEM_LEN_MAX: usize = 500;
+/// Processes and ports of Ray on one node, at most.
+const RUNNING_MAX: u32 = 65_536;
 /// How long a change of the members waits for others; and longer, for each call that waits.
 const MEMBERS_TOGETHER: Duration = Duration::from_secs(1);
 const EACH_WAITING: Duration = Duration::from_micros(250);
@@ -196,10 +198,22 @@ pub fn check_report(report: &v1::Report) -> Result<(), Refusal> {
             "a problem in a report has at most {PROBLEM_LEN_MAX} characters, all visible"
         ));
     }
+    if report.running.as_ref().is_some_and(|running| !is_possible(running)) {
+        return invalid(format!(
+            "a report of what runs has moments until 9999 and at most {RUNNING_MAX} of each thing"
+        ));
+    }
     if report.key_folders.iter().any(|folder| folder.serial.len() > SERIAL_LEN_MAX) {
         return invalid(format!("a serial in a report has at most {SERIAL_LEN_MAX} bytes"));
     }
     Ok(())
+}
+
+fn is_possible(running: &v1::Running) -> bool {
+    let moments = [running.horizon_unix, running.driver_horizon_unix, running.looked_unix];
+    let counts = [running.processes, running.unknown, running.plain_ports];
+    moments.iter().all(|at| *at >= 0 && raymtls_proto::clock::from_unix(*at).is_some())
+        && counts.iter().all(|count| *count <= RUNNING_MAX)
 }
 
 fn is_problem(text: &str) -> bool {

@@ -8,6 +8,8 @@ use crate::{rayenv::RayEnv, status::Status};
 pub const VERSION: u32 = 1;
 /// Longest line either way, in bytes.
 pub const LINE_LEN_MAX: usize = 64 * 1024;
+/// Longest answer, in bytes: a status names the sockets of Ray.
+pub const ANSWER_LEN_MAX: usize = 4 * 1024 * 1024;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -81,10 +81,13 @@ http_listen and log_format.")]
   node-agent status --check || echo look after this node
 
 The field `standing` says whether the CA serves this node: enrolled, refused, re-enrol needed or
-left. Without --check the exit code tells only whether the daemon answers: 0 yes, 1 no.
+left. `running horizon` is the first end
+of a leaf that a process of Ray serves here, and `fails first` what breaks if nobody acts, and when.
+Without --check the exit code tells only whether the daemon answers: 0 yes, 1 no.
 With --check:
   0  the daemon answers, the standing is enrolled, and what starts now finds all its files
-  1  the daemon does not answer, or there is no valid leaf or not yet Ray's token
+  1  the daemon does not answer, or there is no valid leaf or not yet Ray's token, or Ray must be
+     started again (recycle-overdue)
   2  refused, re-enrol needed or left: nothing is renewed, though files may still be valid")]
     Status(StatusArgs),
     /// Renew the leaf of every live key folder now (same key, next serial), and the identity if it is due soon
@@ -519,7 +522,7 @@ async fn read_status(args: &StatusArgs) -> Result<(Status, bool), Failure> {
     let mut said = silent.to_string();
     for path in [beside, args.state_dir.join("status.json")] {
         match written_status(&path) {
-            Ok(status) => return Ok((status, false)),
+            Ok(status) => return Ok((status.of_the_dead(), false)),
             Err(why) => said = format!("{said}; and {why}"),
         }
     }

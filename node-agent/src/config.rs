@@ -150,6 +150,7 @@ impl Partial {
             limits: CallLimits::default(),
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
+            looks: Some(LooksConfig::default()),
             tick: TICK,
         })
     }
@@ -203,6 +204,8 @@ pub struct Config {
     pub pauses: Pauses,
     /// How the kernel's table is reached, and the pauses around it.
     pub isolation: IsolationConfig,
+    /// How it is found out what Ray serves; `None`: not at all.
+    pub looks: Option<LooksConfig>,
     /// Longest sleep of the loop.
     pub tick: Duration,
 }
@@ -234,8 +237,29 @@ impl Default for IsolationConfig {
     }
 }
 
+/// How it is found out what Ray serves. No setting of an operator.
+#[derive(Clone, Debug)]
+pub struct LooksConfig {
+    /// `/proc`.
+    pub proc: PathBuf,
+    /// From one look to the next.
+    pub pause: Duration,
+    /// From a start by `exec` to a look: Ray listens by then.
+    pub after_start: Duration,
+}
+
+impl Default for LooksConfig {
+    fn default() -> Self {
+        Self {
+            proc: "/proc".into(),
+            pause: Duration::from_secs(60),
+            after_start: Duration::from_secs(10),
+        }
+    }
+}
+
 impl Config {
-    /// A configuration for use inside another process: no socket, no hooks, no HTTP.
+    /// A configuration for use inside another process: no socket, no hooks, no HTTP, no look at Ray.
     #[must_use]
     pub fn in_process(state_dir: PathBuf, tls_dir: PathBuf) -> Self {
         Self {
@@ -250,6 +274,7 @@ impl Config {
             limits: CallLimits::default(),
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
+            looks: None,
             tick: Duration::from_millis(20),
         }
     }

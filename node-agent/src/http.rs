@@ -29,7 +29,10 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::status::Status;
+use crate::{
+    served::{Served, kind::Class},
+    status::Status,
+};
 
 /// Connections at once; the next ones wait.
 const CONNECTIONS_MAX: usize = 16;
@@ -142,6 +145,17 @@ struct ModeLabel {
     mode: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabel {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    class: &'static str,
+    state: &'static str,
+}
+
 /// Written anew for each scrape: a key folder that is gone leaves no series behind.
 fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     let mut registry = Registry::with_prefix("raymtls_agent");
@@ -157,6 +171,9 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
         "Seconds to the end of the leaf of a key folder",
         leaves,
     );
+    if let Some(served) = &status.served {
+        running(&mut registry, &served.at(now), now);
+    }
     let mut gauge = |name: &str, help: &str, value: i64| {
         let gauge = Gauge::<i64>::default();
         gauge.set(value);
@@ -175,6 +192,13 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     gauge("enrolled", "1 if the CA serves this node", i64::from(status.standing == "enrolled"));
     if let Some(last) = status.ca.last_contact {
         gauge("last_contact_timestamp_seconds", "When the CA answered last", last.unix());
+    }
+    if let Some(ends) = status.lease_ends {
+        gauge(
+            "lease_seconds_left",
+            "Seconds until other nodes refuse this one: the CA has not heard it for half a lease",
+            left(ends.time()),
+        );
     }
     if let Some(skew) = status.clock_skew_seconds {
         gauge("clock_skew_seconds", "Seconds this host's clock is ahead of the CA's", skew);
@@ -215,6 +239,49 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     let mut text = String::new();
     encode(&mut text, &registry).expect("writing to a String");
     text
+}
+
+/// What Ray's processes serve: where no leaf is served there is no horizon, and no series of it.
+fn running(registry: &mut Registry, served: &Served, now: OffsetDateTime) {
+    let horizons = Family::<ClassLabel, Gauge>::default();
+    let states = Family::<StateLabel, Gauge>::default();
+    for (class, name, horizon) in
+        [(Class::Node, "node", served.horizon), (Class::Driver, "driver", served.drivers_horizon)]
+    {
+        if let Some(at) = horizon {
+            let left = at.unix() - now.unix_timestamp();
+            horizons.get_or_create(&ClassLabel { class: name }).set(left);
+        }
+        for (state, count) in served.counts(class) {
+            let label = StateLabel { class: name, state: state.word() };
+            states.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register(
+        "seconds_to_horizon",
+        "Seconds to the first end of a leaf that a process of Ray serves here, by class (node, driver)",
+        horizons,
+    );
+    registry.register(
+        "ray_processes",
+        "Processes of Ray that serve a leaf or must, by class (node, driver) and state (fresh, unknown, recycle-due, recycle-overdue)",
+        states,
+    );
+    let mut gauge = |name: &str, help: &str, value: i64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    gauge(
+        "ray_plain_ports",
+        "Ports of Ray without TLS",
+        i64::try_from(served.plain_ports().count()).unwrap_or(i64::MAX),
+    );
+    gauge(
+        "ray_looked_timestamp_seconds",
+        "When what Ray serves was looked at last",
+        served.as_of.unix(),
+    );
 }
 
 #[cfg(test)]

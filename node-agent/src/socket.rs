@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     agent::Handle,
-    api::{Answer, Ask, ErrorKind, LINE_LEN_MAX, Request, VERSION},
+    api::{ANSWER_LEN_MAX, Answer, Ask, ErrorKind, LINE_LEN_MAX, Request, VERSION},
 };
 
 /// Most connections at one time of those who may ask more than the status.
@@ -183,7 +183,7 @@ async fn serve_one(
     line_time: Duration,
 ) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
-    let line = tokio::time::timeout(line_time, read_line(reader)).await??;
+    let line = tokio::time::timeout(line_time, read_line(reader, LINE_LEN_MAX)).await??;
     let answer = answer(&line, uid, handle, allowed).await;
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
@@ -231,7 +231,7 @@ pub async fn ask(path: &Path, ask: Ask) -> Result<Answer, AskError> {
         let mut line = serde_json::to_vec(&Request { version: VERSION, ask })?;
         line.push(b'\n');
         writer.write_all(&line).await?;
-        let line = read_line(reader).await?;
+        let line = read_line(reader, ANSWER_LEN_MAX).await?;
         Ok::<_, io::Error>(serde_json::from_slice(&line)?)
     };
     let no_answer = |why: String| AskError::NoAnswer { path: named(), why };
@@ -241,12 +241,15 @@ pub async fn ask(path: &Path, ask: Ask) -> Result<Answer, AskError> {
         .map_err(|e| no_answer(e.to_string()))
 }
 
-async fn read_line(reader: impl tokio::io::AsyncRead + Unpin) -> io::Result<Vec<u8>> {
-    let bound = u64::try_from(LINE_LEN_MAX).expect("the bound fits");
+async fn read_line(
+    reader: impl tokio::io::AsyncRead + Unpin,
+    len_max: usize,
+) -> io::Result<Vec<u8>> {
+    let bound = u64::try_from(len_max).expect("the bound fits");
     let mut line = Vec::new();
     BufReader::new(reader.take(bound)).read_until(b'\n', &mut line).await?;
     if line.pop() != Some(b'\n') {
-        let why = format!("no whole line of at most {LINE_LEN_MAX} bytes");
+        let why = format!("no whole line of at most {len_max} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     Ok(line)

@@ -1,17 +1,22 @@
 //! What the agent says of itself: to the socket, to the status file, to metrics and to people. It
 //! holds no secret.
 
+mod first_failure;
+mod running;
+
 use std::fmt::Write;
 
 use raymtls_proto::span::Span;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub use self::first_failure::FirstFailure;
 use crate::{
     caclock::{SKEW_REPORTED, skew_text},
     failure::Failure,
     isolation::status::IsolationStatus,
     moment::Moment,
+    served::{Served, horizon::State},
 };
 
 /// One consistent view of the agent.
@@ -72,6 +77,20 @@ pub struct Status {
     /// Who may reach Ray's ports of this host.
     #[serde(default)]
     pub isolation: IsolationStatus,
+    /// What Ray's processes on this host serve; absent until they were looked at, and where Ray's TLS is
+    /// not Ray's own.
+    #[serde(default)]
+    pub served: Option<Served>,
+    /// Why they could not be looked at.
+    #[serde(default)]
+    pub served_problem: Option<String>,
+    /// When other nodes take this one out of their tables; absent until the CA has not heard it for
+    /// half a lease.
+    #[serde(default)]
+    pub lease_ends: Option<Moment>,
+    /// What fails first if nobody acts; without the CA where it does not answer.
+    #[serde(default)]
+    pub first_failure: Option<FirstFailure>,
     /// What is wrong and does not stop the agent.
     pub problems: Vec<String>,
 }
@@ -84,6 +103,15 @@ impl Status {
         self.files_work_until.is_some()
             && self.has_ray_token != Some(false)
             && self.isolation.is_ready()
+    }
+}
+
+impl Status {
+    /// Read from the file of a daemon that ended: nothing is renewed any more.
+    #[must_use]
+    pub fn of_the_dead(mut self) -> Self {
+        self.first_failure = FirstFailure::of(&self, false);
+        self
     }
 }
 
@@ -220,7 +248,7 @@ pub fn check(status: &Status, now: OffsetDateTime) -> Result<(), Failure> {
     if !status.isolation.is_ready() {
         return Err(Failure::Failed("isolation: the table is not loaded yet".to_owned()));
     }
-    Ok(())
+    running::check(status.served.as_ref(), now)
 }
 
 /// The status for a person. `now` is the reader's clock; `live` says that the daemon answered itself.
@@ -272,6 +300,9 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
             "MISSING: the CA has not delivered it yet, Ray is not started without it",
         );
     }
+    for (name, text) in running::lines(status, now) {
+        line(name, &text);
+    }
     line("ray.env", &status.ray_env);
     if let Some(settings) = &status.settings {
         let token = if settings.ray_token { "on" } else { "off" };
@@ -297,6 +328,9 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
     }
     for problem in &status.problems {
         line("problem", problem);
+    }
+    if let Some(served) = &status.served {
+        out.push_str(&running::processes(served, now));
     }
     out
 }

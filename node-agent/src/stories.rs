@@ -6,6 +6,7 @@ mod enrolment;
 mod failures;
 mod hostile;
 mod isolation;
+mod looks;
 mod skew;
 
 use std::{
@@ -444,7 +445,8 @@ async fn the_socket_and_http_tell_what_the_agent_knows() {
     let mut config = place.config();
     (config.socket, config.http_listen) = (Some(socket.clone()), Some(http));
     let agent = Running::new(Agent::open(config, place.clock.clone()).unwrap());
-    agent.until("served", |s| s.ca.reachable == Some(true)).await;
+    let status = agent.until("served", |s| s.ca.reachable == Some(true)).await;
+    assert_eq!(status.first_failure, None, "files are renewed, and nothing runs");
     assert_eq!(mode_of(&socket), 0o666);
 
     let answer = crate::socket::ask(&socket, Ask::Status).await.unwrap();
@@ -519,7 +521,9 @@ async fn without_the_ca_exec_gets_the_newest_valid_folder_and_is_told() {
     let agent = place.run();
     let status = agent.until("the CA is away", |s| s.ca.reachable == Some(false)).await;
     assert_eq!(status.standing, "enrolled");
-    assert!(status.files_work_until.is_some());
+    let first = status.first_failure.unwrap();
+    assert_eq!(Some(first.at), status.files_work_until);
+    assert!(first.what.contains("Ray cannot be started"), "{}", first.what);
     let Answer::ExecFolder(folder) = agent.handle.ask(Ask::ExecFolder).await else {
         panic!("no folder")
     };

@@ -104,6 +104,29 @@ need_nginx() {
   systemctl disable --now nginx 2>/dev/null || service nginx stop 2>/dev/null || true
 }
 
+# need_promtool: the program alone, out of Debian's package: an installation would start a server too.
+PROMTOOL=$BASE/prometheus/usr/bin/promtool
+need_promtool() {
+  local folder
+  ! command -v promtool >/dev/null || PROMTOOL=$(command -v promtool)
+  [ ! -x "$PROMTOOL" ] || return 0
+  command -v apt-get >/dev/null || die "missing: promtool. Install Prometheus with this system's package manager and run again"
+  note "fetching promtool"
+  folder=$(mktemp -d)
+  run "$INSTALL_MAX" "$BASE/logs/apt.log" "the package prometheus" fetch_package prometheus "$folder"
+  mkdir -p "$BASE/prometheus/usr/bin"
+  mv "$folder/tree/usr/bin/promtool" "$PROMTOOL"
+  rm -rf "$folder"
+}
+
+# fetch_package PACKAGE FOLDER: its files, in FOLDER/tree; nothing is installed.
+fetch_package() {
+  chmod 0755 "$2"
+  cd "$2"
+  apt-get download -q "$1" || { apt-get update -q && apt-get download -q "$1"; }
+  dpkg-deb -x "$1"_*.deb "$2/tree"
+}
+
 # need_manifest_linters: what knows the schemas of Kubernetes and of CloudFormation, in a virtual environment.
 KUBERNETES_VALIDATE_VERSION=1.37.0
 CFN_LINT_VERSION=1.58.0

@@ -8,7 +8,7 @@ use raymtls_proto::{
 };
 use tracing::info;
 
-use super::{Operator, convert, readiness};
+use super::{Operator, convert, fleet, readiness};
 use crate::{
     ca::{Ca, CaError},
     keys::{authority, random},
@@ -177,12 +177,18 @@ async fn count_nodes(
     message: &mut v1::Cluster,
 ) -> Result<(), StoreError> {
     let now = ca.clock.now();
+    let mut horizon = v1::Horizon::default();
     let mut page = String::new();
     loop {
         let nodes = ca.store.nodes(cluster.clone(), page).await?;
         for node in &nodes.rows {
             let last = ca.contacts.last(&node.cluster, &node.name);
-            match convert::node_state(node, &last, ca.started, now) {
+            let state = convert::node_state(node, &last, ca.started, now);
+            let report = last.report.as_ref();
+            if matches!(state, v1::NodeState::Live | v1::NodeState::Absent) && !node.once {
+                fleet::add(&mut horizon, &node.name, report.and_then(|r| r.running.as_ref()));
+            }
+            match state {
                 v1::NodeState::Live => message.nodes_live += 1,
                 v1::NodeState::Absent => message.nodes_absent += 1,
                 v1::NodeState::Left => message.nodes_left += 1,
@@ -191,6 +197,7 @@ async fn count_nodes(
             }
         }
         if nodes.next.is_empty() {
+            message.horizon = Some(horizon);
             return Ok(());
         }
         page = nodes.next;

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod certificates;
 pub mod clusters;
 pub mod convert;
+mod fleet;
 pub mod nodes;
 pub mod readiness;
 pub mod revocation;

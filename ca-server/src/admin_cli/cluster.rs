@@ -13,6 +13,7 @@ use super::{
     failure::Failure,
     moment::Moment,
     output::{Screen, Table, View},
+    running::FleetView,
     settings::SettingsView,
 };
 
@@ -171,6 +172,8 @@ struct ClusterView {
     settings: SettingsView,
     root: AuthorityView,
     issuers: Vec<AuthorityView>,
+    /// What the nodes' agents say of Ray's processes.
+    running: Option<FleetView>,
     notes: Vec<String>,
 }
 
@@ -221,6 +224,7 @@ impl ClusterView {
                 .iter()
                 .map(|issuer| AuthorityView::new(&issuer.certificate_der, issuer.active))
                 .collect(),
+            running: cluster.horizon.as_ref().map(FleetView::new),
             notes: cluster.notes.clone(),
         }
     }
@@ -257,6 +261,9 @@ impl View for ClusterView {
         table.fact("root sha256", &self.root.sha256);
         let issuers: Vec<_> = self.issuers.iter().map(|issuer| issuer.line(now)).collect();
         table.facts("issuers", &issuers);
+        if let Some(running) = &self.running {
+            table.facts("say: horizon", &running.lines(now));
+        }
         for (key, value) in self.settings.lines(now) {
             table.fact(&key, value);
         }

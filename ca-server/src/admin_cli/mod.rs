@@ -34,6 +34,7 @@ mod moment;
 mod node;
 mod output;
 mod revoke;
+mod running;
 mod settings;
 #[cfg(test)]
 mod stories;

@@ -18,6 +18,7 @@ use super::{
     moment::Moment,
     output::{Screen, Table, View, or_dash, printable, yes_no},
     revoke,
+    running::{self, RunningView},
 };
 use crate::refusal::Refusal;
 
@@ -26,7 +27,7 @@ const REASON_LEN_MAX: usize = 200;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Lists a cluster's nodes.
+    /// Lists a cluster's nodes, the first whose running leaf ends on top.
     #[command(after_help = "\
 Examples:
   ca-admin node list --cluster c1
@@ -118,7 +119,7 @@ async fn list(cluster: &ClusterId, client: &Client, screen: &mut Screen) -> Resu
         Ok((answer.nodes, answer.next_page))
     })
     .await?;
-    Ok(screen.show(&NodeList { nodes: nodes.iter().map(NodeView::new).collect() })?)
+    Ok(screen.show(&NodeList::new(&nodes))?)
 }
 
 async fn show(which: &Which, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
@@ -231,6 +232,7 @@ struct ClaimsView {
     received_counter: u64,
     applied_counter: u64,
     isolation: Option<IsolationView>,
+    running: Option<RunningView>,
     key_folders: Vec<KeyFolderView>,
 }
 
@@ -310,6 +312,21 @@ impl NodeView {
         } else {
             format!("over since {}", self.lease_until.human(now))
         }
+    }
+
+    fn running(&self) -> Option<&RunningView> {
+        self.claims.as_ref()?.running.as_ref()
+    }
+
+    /// When the first leaf ends that its processes serve; of a node that is gone, none.
+    fn horizon(&self) -> Moment {
+        let runs = matches!(self.state, "live" | "absent");
+        let horizon = self.running().filter(|_| runs).map(|running| running.horizon);
+        horizon.unwrap_or_else(|| Moment::from_unix(0))
+    }
+
+    fn horizon_words(&self, now: OffsetDateTime) -> String {
+        self.running().map_or_else(|| "not known".to_owned(), |running| running.short(now))
     }
 
     /// What it is, in a line's beginning.
@@ -403,6 +420,7 @@ impl ClaimsView {
             received_counter: report.received.unwrap_or_default().counter,
             applied_counter: report.applied.unwrap_or_default().counter,
             isolation: report.isolation.as_ref().map(IsolationView::new),
+            running: report.running.as_ref().map(RunningView::new),
             key_folders: report
                 .key_folders
                 .iter()
@@ -423,6 +441,9 @@ impl ClaimsView {
         table.fact("says: version", format!("{received} received, {applied} applied"));
         if let Some(isolation) = &self.isolation {
             table.facts("says: isolation", &isolation.lines(now));
+        }
+        if let Some(running) = &self.running {
+            table.facts("says: Ray serves", &running.lines(now));
         }
         let folders = self.key_folders.iter().map(|folder| {
             let current = if folder.current { ", current" } else { "" };
@@ -473,6 +494,15 @@ struct NodeList {
     nodes: Vec<NodeView>,
 }
 
+impl NodeList {
+    /// The node that must be looked after first comes first.
+    fn new(nodes: &[v1::Node]) -> Self {
+        let mut nodes: Vec<_> = nodes.iter().map(NodeView::new).collect();
+        nodes.sort_by(|one, other| running::earlier(one.horizon(), other.horizon()));
+        Self { nodes }
+    }
+}
+
 impl View for NodeList {
     fn text(&self, now: OffsetDateTime) -> String {
         if self.nodes.is_empty() {
@@ -486,6 +516,7 @@ impl View for NodeList {
             "LAST-CONTACT",
             "IDENTITY-UNTIL",
             "LEAF-UNTIL",
+            "HORIZON",
             "ISOLATION",
             "LEASE",
         ]);
@@ -498,6 +529,7 @@ impl View for NodeList {
                 view.last_contact_words(now),
                 view.identity_until(now),
                 view.leaf_not_after.human(now),
+                view.horizon_words(now),
                 view.claims.as_ref().map_or_else(|| "-".to_owned(), ClaimsView::isolation_words),
                 view.lease_words(now),
             ]);
@@ -655,6 +687,40 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].contains("driver (once)") && lines[1].contains("not kept"), "{text}");
         assert!(!lines[1].contains("in 30d") && !lines[2].contains("not kept"), "{text}");
+    }
+
+    #[test]
+    fn the_node_whose_running_leaf_ends_first_comes_first() {
+        let running = |name: &str, seconds: i64, state: v1::NodeState| {
+            let running = v1::Running {
+                horizon_unix: 1_764_000_000 + seconds,
+                recycle_state: v1::RecycleState::Due.into(),
+                plain_ports: 3,
+                ..v1::Running::default()
+            };
+            let report = v1::Report { running: Some(running), ..Default::default() };
+            let (name, report) = (name.to_owned(), Some(report));
+            v1::Node { name, state: state.into(), report, ..node() }
+        };
+        let nodes = [
+            v1::Node { name: "silent".to_owned(), report: None, ..node() },
+            running("gone", 10, v1::NodeState::Left),
+            running("later", 7_200, v1::NodeState::Live),
+            running("sooner", 3_600, v1::NodeState::Absent),
+        ];
+        let list = NodeList::new(&nodes);
+        let names: Vec<_> = list.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["sooner", "later", "silent", "gone"]);
+        let text = list.text(now());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("(in 1h), recycle-due"), "{text}");
+        assert!(lines[3].contains("not known"), "{text}");
+        let shown = NodeView::new(&nodes[3]).text(now());
+        for part in
+            ["says: Ray serves", "node 2025-11-24 17:00:00Z (in 1h), recycle-due", "3 ports"]
+        {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
     }
 
     #[test]

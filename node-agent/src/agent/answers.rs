@@ -71,6 +71,7 @@ impl Agent {
             };
             return Answer::error(kind, format!("there is no valid leaf; {why}"));
         };
+        self.look_after_start();
         let env = self.tls.env_for(number, &self.told());
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
         let notes: Vec<String> = note.into_iter().chain(not_seen).collect();

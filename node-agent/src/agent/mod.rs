@@ -6,6 +6,7 @@ mod answers;
 mod execs;
 mod isolation;
 pub(crate) mod issue;
+mod looks;
 mod outcome;
 mod revoked;
 mod skew;
@@ -54,6 +55,9 @@ use crate::{
     stopray,
     verify::{self, VerifyError},
 };
+
+#[cfg(test)]
+pub(crate) use self::statusfile::tests::status as empty_status;
 
 /// Most messages that wait for the daemon.
 const EVENTS_LEN_MAX: usize = 64;
@@ -169,6 +173,8 @@ enum Event {
     Counted(Result<Option<Counters>, TableError>),
     /// Where the CA's endpoints are, and whether each of them was found.
     Resolved(BTreeSet<IpAddr>, bool),
+    /// A look at what Ray serves has ended.
+    Looked(Box<looks::Looked>),
 }
 
 /// The agent of one node.
@@ -199,6 +205,7 @@ pub struct Agent {
     stopping: revoked::Stopping,
     status_file: statusfile::StatusFile,
     isolation: isolation::Isolation,
+    looks: looks::Looks,
     askers: Vec<execs::Asker>,
     /// The version at which this node saw itself as a member.
     seen_at: Option<v1::SyncVersion>,
@@ -284,6 +291,7 @@ impl Agent {
             stopping: revoked::Stopping::default(),
             status_file: statusfile::StatusFile::default(),
             isolation: isolation::Isolation::default(),
+            looks: looks::Looks::default(),
             askers: Vec::new(),
             seen_at: None,
             heads_applied: None,
@@ -336,6 +344,7 @@ impl Agent {
             self.reconsider(now);
             let step = async {
                 self.tend_isolation().await;
+                self.tend_looks();
                 self.answer_askers().await;
                 match state::next_action(now, &self.look(now)) {
                     Action::Wait(until) => self.wait(now, until).await,
@@ -502,6 +511,7 @@ impl Agent {
             }
             Ok(Some(Event::Counted(counted))) => self.counted(counted).await,
             Ok(Some(Event::Resolved(found, all))) => self.resolved(found, all).await,
+            Ok(Some(Event::Looked(looked))) => self.looked(*looked),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }

@@ -62,15 +62,15 @@ fn lasting(status: &Status) -> Status {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         moment::Moment,
         status::{CertificateStatus, SplitStatus},
     };
 
-    fn status() -> Status {
-        let moment = Moment::from(time::macros::datetime!(2026-11-24 08:00 UTC));
+    pub(crate) fn status(now: time::OffsetDateTime) -> Status {
+        let moment = Moment::from(now);
         let certificate =
             CertificateStatus { serial: "01".into(), not_after: moment, renew_at: moment };
         Status {
@@ -104,13 +104,18 @@ mod tests {
             clock_skew_seconds: None,
             ray_stop: None,
             isolation: IsolationStatus::default(),
+            served: None,
+            served_problem: None,
+            lease_ends: None,
+            first_failure: None,
             problems: Vec::new(),
         }
     }
 
     #[test]
     fn a_change_is_written_at_once_and_an_age_now_and_then() {
-        let (before, began) = (status(), Instant::now());
+        let (before, began) =
+            (status(time::macros::datetime!(2026-11-24 08:00 UTC)), Instant::now());
         let last = (began, before.clone());
         let later = Moment::from(time::macros::datetime!(2026-11-24 09:00 UTC));
         let called = Contact { last_contact: Some(later), ..before.ca.clone() };

@@ -221,6 +221,7 @@ impl Agent {
             key_folders: self.folders.iter().map(folder).collect(),
             node_time_unix: self.clock.now().unix_timestamp(),
             isolation: Some(self.isolation_report()),
+            running: self.running_report(),
         }
     }
 

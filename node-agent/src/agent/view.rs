@@ -20,7 +20,9 @@ use crate::{
     notify,
     state::{Life, Standing},
     statedir::{Identity, NodeFile, issued_at},
-    status::{CertificateStatus, Contact, FolderStatus, SettingsStatus, SplitStatus, Status},
+    status::{
+        CertificateStatus, Contact, FirstFailure, FolderStatus, SettingsStatus, SplitStatus, Status,
+    },
 };
 
 /// So many key folders are said to be many.
@@ -58,8 +60,10 @@ impl Agent {
         status.problems.extend(self.unmet());
         status.ray_stop = self.ray_stop_status();
         status.isolation = self.isolation_status();
-        status.problems.extend(self.lease_ends(now).map(|at| {
-            let at = Moment::from(at);
+        (status.served, status.served_problem) = self.served_status(now);
+        status.lease_ends = self.lease_ends(now).map(Moment::from);
+        status.first_failure = first_failure(&status);
+        status.problems.extend(status.lease_ends.map(|at| {
             format!(
                 "the CA was not heard for half a lease: other nodes take this one out of their tables \
                  at {at}, and refuse it from then on"
@@ -142,6 +146,12 @@ impl Agent {
     }
 }
 
+/// While the CA answers and serves this node, its files are renewed.
+fn first_failure(status: &Status) -> Option<FirstFailure> {
+    let renewed = status.ca.reachable == Some(true) && status.standing == "enrolled";
+    FirstFailure::of(status, renewed)
+}
+
 /// Settings with values of a newer release.
 pub(super) fn unknown(settings: &v1::Settings) -> Vec<String> {
     let text = |what: &str, value: i32, means: &str| {
@@ -188,6 +198,10 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         clock_skew_seconds: None,
         ray_stop: None,
         isolation: IsolationStatus::default(),
+        served: None,
+        served_problem: None,
+        lease_ends: None,
+        first_failure: None,
         problems: Vec::new(),
     }
 }

@@ -132,8 +132,19 @@ fn foreign(chain: &CertificateChain, why: String) -> Worth {
 /// Where a process with this leaf stands.
 #[must_use]
 pub fn state_of(leaf: &Leaf, class: Class, now: OffsetDateTime) -> State {
-    let life = leaf.not_after - leaf.issued;
-    let left = leaf.not_after - now;
+    state_between(leaf.issued, leaf.not_after, class, now)
+}
+
+/// Where a process stands whose leaf lives from one moment to another.
+#[must_use]
+pub fn state_between(
+    issued: OffsetDateTime,
+    not_after: OffsetDateTime,
+    class: Class,
+    now: OffsetDateTime,
+) -> State {
+    let life = not_after - issued;
+    let left = not_after - now;
     if left <= life / OVERDUE_PART_LEFT {
         return State::RecycleOverdue;
     }

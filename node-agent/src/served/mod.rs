@@ -7,13 +7,14 @@
 
 pub mod command;
 pub mod horizon;
+mod kept;
 pub mod kind;
 pub mod probe;
 pub mod proc;
 pub mod sockets;
 pub mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -13,11 +13,21 @@ pub fn table(served: &Served, now: OffsetDateTime) -> String {
     let mut out = String::new();
     let mut line =
         |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String");
-    line(summary("running horizon", served.horizon, served.state, now));
-    line(summary("drivers", served.drivers_horizon, served.drivers_state, now));
+    let (node, drivers) = (served.state, served.drivers_state);
+    line(format!("{:<18} {}", "running horizon", horizon(served.horizon, node, now)));
+    line(format!("{:<18} {}", "drivers", horizon(served.drivers_horizon, drivers, now)));
     for sentence in &served.blind {
         line(format!("{:<18} {sentence}", "not seen"));
     }
+    out + &processes(served, now)
+}
+
+/// One line a socket, under a head.
+#[must_use]
+pub fn processes(served: &Served, now: OffsetDateTime) -> String {
+    let mut out = String::new();
+    let mut line =
+        |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String");
     line(format!(
         "{:<18} {:<8} {:<15} {:<20} {:<22} SERVES",
         "KIND", "PID", "STATE", "PORT", "ADDRESS"
@@ -38,18 +48,15 @@ pub fn table(served: &Served, now: OffsetDateTime) -> String {
     out
 }
 
-fn summary(
-    name: &str,
-    horizon: Option<Moment>,
-    state: Option<State>,
-    now: OffsetDateTime,
-) -> String {
+/// A horizon and a state, for a person.
+#[must_use]
+pub fn horizon(horizon: Option<Moment>, state: Option<State>, now: OffsetDateTime) -> String {
     let horizon = horizon.map_or_else(
         || "no leaf is served".to_owned(),
         |at| format!("{at} ({})", at.relative(now)),
     );
     let state = state.map(|state| format!(", {}", state.word())).unwrap_or_default();
-    format!("{name:<18} {horizon}{state}")
+    format!("{horizon}{state}")
 }
 
 fn serves(serves: &Serves, process: &ProcessServed, now: OffsetDateTime) -> String {

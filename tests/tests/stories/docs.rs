@@ -5,6 +5,7 @@
 //! `docs/refusals.md` and `docs/metrics.md` are written with
 //! `UPDATE_SNAPSHOT=1 cargo test -p raymtls-tests --test stories docs`.
 
+mod alerts;
 mod commands;
 mod links;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ca_server::admin::clusters;
 use raymtls_proto::v1;
 use raymtls_tests::{Deployment, word};
 
@@ -67,6 +68,60 @@ async fn the_newest_wait_of_a_node_wins() {
     assert_eq!(older.await.unwrap(), "SUPERSEDED");
     deployment.set("c1", "ray-client=on").await;
     assert_eq!(newer.await.unwrap(), "OK");
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn the_cluster_knows_which_node_s_running_leaf_ends_first() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", DAY).await;
+    let running = |horizon_unix, recycle_state: v1::RecycleState| v1::Running {
+        horizon_unix,
+        recycle_state: recycle_state.into(),
+        processes: 9,
+        ..v1::Running::default()
+    };
+    let nodes = [
+        ("w1", "10.0.0.1", Some(running(2_000_000_000, v1::RecycleState::Fresh))),
+        ("w2", "10.0.0.2", Some(running(1_900_000_000, v1::RecycleState::Overdue))),
+        ("w3", "10.0.0.3", None),
+    ];
+    for (name, address, running) in nodes {
+        let member = deployment.worker("c1", name, address).await;
+        let report = v1::Report { running, ..v1::Report::default() };
+        let ask = v1::SyncRequest { report: Some(report), ..v1::SyncRequest::default() };
+        member.client.sync(ask).await.unwrap();
+    }
+    let cluster = clusters::show(&deployment.ca, &deployment.operator, "c1").await.unwrap();
+    let horizon = cluster.horizon.unwrap();
+    assert_eq!((horizon.unix, horizon.node.as_str()), (1_900_000_000, "w2"));
+    assert_eq!((horizon.nodes_overdue, horizon.nodes_unknown), (1, 1));
+    deployment.finish().await;
+}
+
+#[tokio::test]
+async fn a_report_of_what_runs_has_bounds() {
+    let deployment = Deployment::start().await;
+    deployment.cluster("c1", DAY).await;
+    let member = deployment.worker("c1", "w1", "10.0.0.1").await;
+    let most = v1::Running {
+        horizon_unix: 253_402_300_799,
+        processes: 65_536,
+        recycle_state: 77,
+        ..v1::Running::default()
+    };
+    for (running, wanted) in [
+        (most, "OK"),
+        (v1::Running { horizon_unix: 253_402_300_800, ..most }, "REQUEST_INVALID"),
+        (v1::Running { looked_unix: i64::MIN, ..most }, "REQUEST_INVALID"),
+        (v1::Running { driver_horizon_unix: i64::MAX, ..most }, "REQUEST_INVALID"),
+        (v1::Running { processes: 65_537, ..most }, "REQUEST_INVALID"),
+        (v1::Running { plain_ports: u32::MAX, ..most }, "REQUEST_INVALID"),
+    ] {
+        let report = v1::Report { running: Some(running), ..v1::Report::default() };
+        let ask = v1::SyncRequest { report: Some(report), ..v1::SyncRequest::default() };
+        assert_eq!(word(member.client.sync(ask).await), wanted, "{running:?}");
+    }
     deployment.finish().await;
 }
 

@@ -106,6 +106,10 @@ fn status() -> Status {
             in_force: "enforce".into(),
             ..IsolationStatus::default()
         },
+        served: None,
+        served_problem: None,
+        lease_ends: None,
+        first_failure: None,
         problems: vec![],
     }
 }

@@ -3,7 +3,7 @@
 
 mod finding;
 mod judging;
-mod story;
+pub(crate) mod story;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,13 +19,13 @@ use super::{
 };
 
 /// A /proc with a network namespace `1` and a process namespace `1` that are the agent's own.
-struct Host {
+pub(crate) struct Host {
     folder: tempfile::TempDir,
     tables: [String; 2],
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // In memory, as /proc is: thousands of links are slow to make on some disks.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let host = Self { folder, tables: [HEAD.to_owned(), HEAD.to_owned()] };
@@ -34,12 +34,12 @@ impl Host {
         host
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// A process of the agent's own namespaces, with these sockets open.
-    fn process(&self, pid: u32, arguments: &[&str], inodes: &[u64]) -> PathBuf {
+    pub(crate) fn process(&self, pid: u32, arguments: &[&str], inodes: &[u64]) -> PathBuf {
         self.process_in(pid, arguments, inodes, "1", "1")
     }
 
@@ -70,7 +70,7 @@ impl Host {
     }
 
     /// Sockets that listen in the agent's own network namespace.
-    fn listen(&mut self, sockets: impl IntoIterator<Item = (SocketAddr, u64)>) {
+    pub(crate) fn listen(&mut self, sockets: impl IntoIterator<Item = (SocketAddr, u64)>) {
         for (addr, inode) in sockets {
             let table = usize::from(addr.is_ipv6());
             self.tables[table].push_str(&row(addr, 0x0A, own_uid(), inode));

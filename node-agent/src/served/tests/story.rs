@@ -43,15 +43,15 @@ const SETTINGS: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// A process of Ray as far as a caller sees it: gRPC's TLS with the files it read at its start.
 #[derive(Clone)]
-struct Server {
-    addr: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     /// What each caller said after the handshake, and how it went.
     heard: Arc<Mutex<Vec<(Vec<u8>, bool)>>>,
 }
 
 impl Server {
-    async fn start(leaf: &(v1::CertificateChain, PrivateKey), trust: &Trust) -> Self {
+    pub(crate) async fn start(leaf: &(v1::CertificateChain, PrivateKey), trust: &Trust) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             addr: listener.local_addr().unwrap(),
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// What a restart does.
-    fn restart(&self, leaf: &(v1::CertificateChain, PrivateKey), trust: &Trust) {
+    pub(crate) fn restart(&self, leaf: &(v1::CertificateChain, PrivateKey), trust: &Trust) {
         *self.config.lock().unwrap() = config(leaf, trust);
     }
 }
