@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -227,6 +227,12 @@ impl NodeClient {
         Ok(Self { grpc, dialler, limits })
     }
 
+    /// Where the last connection ended, at a server that proved to be the CA.
+    #[must_use]
+    pub fn reached(&self) -> Option<SocketAddr> {
+        *self.dialler.0.reached.lock().expect("no code panics while it holds this")
+    }
+
     /// The next identity.
     ///
     /// # Errors
@@ -307,6 +313,7 @@ struct DiallerInner {
     limits: CallLimits,
     /// Why the last dial failed: tonic passes no typed error on.
     last_failure: Mutex<Option<DialFailure>>,
+    reached: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Clone, Debug, Error)]
@@ -352,6 +359,7 @@ impl Dialler {
             tls: tls.map_err(CallError::Setup)?,
             limits,
             last_failure: Mutex::new(None),
+            reached: Mutex::new(None),
         })))
     }
 
@@ -378,6 +386,8 @@ impl Dialler {
             match self.dial_one(endpoint).await {
                 Ok(stream) => {
                     self.remember(None);
+                    *self.0.reached.lock().expect("no code panics while it holds this") =
+                        stream.get_ref().0.peer_addr().ok();
                     return Ok(stream);
                 }
                 Err(failure) => failures.push(failure),
