@@ -522,6 +522,7 @@ async fn another_port_plan_is_a_trial_again_and_closes_neither_ssh_nor_the_ca() 
     let guarded = Guarded::new(v1::Isolation::Enforce).await;
     let mut config = guarded.config();
     config.isolation.trial_time = Duration::from_millis(500);
+    config.isolation.retrial_pause = Duration::from_millis(300);
     config.limits.connect = Duration::from_millis(200);
     let agent = guarded.run_with(config);
     agent.until("the table", at(100)).await;
