@@ -67,7 +67,7 @@ fn parse_listing(json: &[u8]) -> Vec<IpAddr> {
         gateway: Option<String>,
         via: Option<Via>,
         #[serde(default)]
-        nexthops: Vec<Path>,
+        nexthops: Vec<Self>,
     }
     #[derive(Deserialize)]
     struct Via {

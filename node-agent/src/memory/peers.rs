@@ -180,7 +180,7 @@ impl Blocks {
             return Some(Cow::Borrowed(peer));
         }
         let addresses = &peer.addresses - blocked;
-        (!addresses.is_empty()).then(|| Cow::Owned(Peer { role: peer.role, addresses }))
+        (!addresses.is_empty()).then_some(Cow::Owned(Peer { role: peer.role, addresses }))
     }
 
     pub(super) fn to_proto(&self) -> v1::Blocks {
