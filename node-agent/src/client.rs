@@ -8,7 +8,7 @@ pub use knock::knock;
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -231,6 +231,12 @@ impl NodeClient {
         Ok(Self { grpc, dialler, limits })
     }
 
+    /// Where the last connection ended, at a server that proved to be the CA.
+    #[must_use]
+    pub fn reached(&self) -> Option<SocketAddr> {
+        *self.dialler.0.reached.lock().expect("no code panics while it holds this")
+    }
+
     /// The next identity.
     ///
     /// # Errors
@@ -311,6 +317,7 @@ struct DiallerInner {
     limits: CallLimits,
     /// Why the last dial failed: tonic passes no typed error on.
     last_failure: Mutex<Option<DialFailure>>,
+    reached: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Clone, Debug, Error)]
@@ -356,6 +363,7 @@ impl Dialler {
             tls: tls.map_err(CallError::Setup)?,
             limits,
             last_failure: Mutex::new(None),
+            reached: Mutex::new(None),
         })))
     }
 
@@ -382,6 +390,8 @@ impl Dialler {
             match self.dial_one(endpoint).await {
                 Ok(stream) => {
                     self.remember(None);
+                    *self.0.reached.lock().expect("no code panics while it holds this") =
+                        stream.get_ref().0.peer_addr().ok();
                     return Ok(stream);
                 }
                 Err(failure) => failures.push(failure),

@@ -2,7 +2,7 @@
 
 mod peers;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use prost::Message;
 use raymtls_proto::v1;
@@ -95,13 +95,11 @@ impl Memory {
         }
     }
 
-    /// Members by name.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &Peer)> {
+    /// Members by name, without what is blocked in their own name.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, Cow<'_, Peer>)> {
         let blocks = Arc::clone(&self.blocks);
         let peers = self.peers.iter().flat_map(|peers| peers.iter());
-        peers.filter_map(move |(name, peer, is_old)| {
-            (!is_old || !blocks.names(name)).then_some((name, peer))
-        })
+        peers.filter_map(move |(name, peer)| Some((name, blocks.apart(name, peer)?)))
     }
 
     /// One member.

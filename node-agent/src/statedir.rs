@@ -12,10 +12,9 @@
 //! | `lock` | held by the one daemon or enrolment at work |
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    net::IpAddr,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -354,8 +353,8 @@ pub struct IsolationRecord {
     pub enforced: bool,
     /// This agent loaded the cluster's table, and did not remove it.
     pub table: bool,
-    /// Where the CA's endpoints were found last.
-    pub ca: BTreeSet<IpAddr>,
+    /// Where a connection of ours ended at the CA, the last first.
+    pub reached: Vec<SocketAddr>,
 }
 
 /// What a key waits for.

@@ -3,9 +3,13 @@
 //!
 //! Stopped is what belongs to this node and nothing else: `raylet` and `gcs_server`, told by the file
 //! they run, of Ray's configured user, in the agent's own process and network namespaces, started with
-//! a leaf of this node's TLS folder (as far as their environment can be read: under the limits of our unit
-//! it cannot where Ray has another user, and all of that user's count); their descendants of the same user; and the helpers `ray start`
+//! a leaf of this node's TLS folder; their descendants of the same user; and the helpers `ray start`
 //! left beside them (Ray 2.60). Drivers started by hand are not: they lose their raylet and end.
+
+//!
+//! Under the limits of our unit the environment cannot be read where Ray has another user. There a daemon
+//! is this node's if its command line names a port of the cluster's plan; what names none is left alone and
+//! named: it may be another cluster's on the same host.
 
 mod proc;
 
@@ -14,6 +18,10 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +40,10 @@ use proc::{Inside, Leaf, Process};
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a killed one may take to be gone.
 const KILLED_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long all processes of Ray's user may take to be read.
+const READ_TIME_MAX: Duration = Duration::from_secs(10);
+/// Threads that may hang in a process that keeps them.
+const STUCK_MAX: usize = 4;
 /// Time between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Processes stopped in one go; what is left is found by the next.
@@ -48,6 +60,41 @@ const HELPERS: [&str; 5] = [
     "ray.util.client.server",
     "ray_process_reaper.py",
 ];
+
+/// The flags by which Ray's daemons are told their ports (Ray 2.60).
+const PORT_FLAGS: [&str; 3] =
+    ["--gcs_server_port=", "--node_manager_port=", "--object_manager_port="];
+
+/// Threads that read processes now.
+static READERS: AtomicUsize = AtomicUsize::new(0);
+
+/// By what a process is known as this node's.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// The node's TLS folder.
+    pub tls_dir: PathBuf,
+    /// The cluster's, if it is known.
+    pub plan: Option<v1::PortPlan>,
+}
+
+impl Marks {
+    /// The folder as it is configured and as it is without links.
+    fn folders(&self) -> Vec<PathBuf> {
+        let real = std::fs::canonicalize(&self.tls_dir).ok();
+        [self.tls_dir.clone()].into_iter().chain(real).collect()
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let Some(plan) = self.plan else { return Vec::new() };
+        let ports = [plan.gcs, plan.node_manager, plan.object_manager];
+        PORT_FLAGS
+            .iter()
+            .zip(ports)
+            .filter(|(_, port)| *port != 0)
+            .map(|(flag, port)| format!("{flag}{port}"))
+            .collect()
+    }
+}
 
 /// What to do about Ray on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,15 +143,19 @@ pub struct Outcome {
     pub problem: Option<String>,
 }
 
-/// Stops Ray of this user with leaves of this TLS folder: daemons first, then the rest, and whatever is
+/// Stops Ray of this user that bears these marks: daemons first, then the rest, and whatever is
 /// still there after [`GRACE`] by force.
-pub async fn stop(uid: u32, tls_dir: PathBuf) -> Outcome {
-    let looked = tokio::task::spawn_blocking(move || look(uid, &tls_dir)).await;
-    let (mut held, mut outcome) = match looked {
-        Ok(Ok(looked)) => looked,
-        Ok(Err(error)) => return Outcome::failed(format!("/proc cannot be read: {error}")),
-        Err(error) => return Outcome::failed(error.to_string()),
+pub async fn stop(uid: u32, marks: Marks) -> Outcome {
+    stop_within(uid, marks, READ_TIME_MAX).await
+}
+
+async fn stop_within(uid: u32, marks: Marks, read_time: Duration) -> Outcome {
+    let (all, stuck) = match read_all(uid, read_time).await {
+        Ok(read) => read,
+        Err(error) => return Outcome::failed(format!("/proc cannot be read: {error}")),
     };
+    let (mut held, mut outcome) = look(&all, uid, &marks);
+    outcome.problem = outcome.problem.or(stuck);
     signal(&mut held, Signal::TERM, uid, &mut outcome);
     outcome.stopped = held.len();
     outcome.named = held.iter().take(NAMED_MAX).map(|held| held.name.clone()).collect();
@@ -138,12 +189,83 @@ struct Held {
     name: String,
 }
 
-fn look(uid: u32, tls_dir: &Path) -> io::Result<(Vec<Held>, Outcome)> {
-    let all = proc::of_user(uid)?;
-    let chosen = choose(&all, &ways_to(tls_dir), own_pid());
+/// All processes of the user, as far as they could be read in time, and why not all of it could. A thread
+/// that a process keeps is left behind; the daemon and its end wait for none.
+async fn read_all(uid: u32, most: Duration) -> io::Result<(Vec<Process>, Option<String>)> {
+    let mut all = proc::of_user(uid)?;
+    // A stuck helper keeps no daemon from being seen.
+    all.sort_by_key(|process| !could_be_daemon(process));
+    if READERS.fetch_add(1, Ordering::SeqCst) >= STUCK_MAX {
+        READERS.fetch_sub(1, Ordering::SeqCst);
+        return Ok((all, Some(stuck_text(uid, most))));
+    }
+    let shared = Arc::new(Mutex::new(all));
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let work = Arc::clone(&shared);
+    let read = move || {
+        let get = |at: usize| lock(&work).get(at).cloned();
+        let mut at = 0;
+        while let Some(process) = get(at) {
+            let inside = proc::read_memory(&process, matters);
+            if let Some(process) = lock(&work).get_mut(at) {
+                process.inside = inside;
+            }
+            at += 1;
+        }
+        READERS.fetch_sub(1, Ordering::SeqCst);
+        let _ = ended.send(());
+    };
+    if let Err(error) = std::thread::Builder::new().name("stopray".to_owned()).spawn(read) {
+        READERS.fetch_sub(1, Ordering::SeqCst);
+        return Err(error);
+    }
+    let in_time = tokio::time::timeout(most, end).await.is_ok();
+    // Taken out: a reader that comes back later finds nothing more to read.
+    let all = std::mem::take(&mut *lock(&shared));
+    Ok((all, (!in_time).then(|| stuck_text(uid, most))))
+}
+
+fn lock(all: &Mutex<Vec<Process>>) -> std::sync::MutexGuard<'_, Vec<Process>> {
+    all.lock().expect("no code panics while it holds this")
+}
+
+fn stuck_text(uid: u32, most: Duration) -> String {
+    format!(
+        "a process of uid {uid} kept its command line from being read for {most:?}: what is behind it \
+         was judged by less"
+    )
+}
+
+fn could_be_daemon(process: &Process) -> bool {
+    matches!(&process.inside, Inside::Seen { program, .. } if is_daemon_name(&file_name(program)))
+}
+
+/// The words by which something is decided here.
+fn matters(word: &str) -> bool {
+    session_in(word).is_some()
+        || PORT_FLAGS.iter().any(|flag| word.starts_with(flag))
+        || is_helper_word(word)
+}
+
+fn look(all: &[Process], uid: u32, marks: &Marks) -> (Vec<Held>, Outcome) {
+    let chosen = choose(all, &marks.folders(), &marks.flags(), own_pid());
     let mut outcome = Outcome::default();
     if chosen.len() > STOPPED_MAX {
         outcome.problem = Some(format!("{} processes, {STOPPED_MAX} at a time", chosen.len()));
+    }
+    let unsure = all.iter().filter(|process| {
+        could_be_daemon(process)
+            && matches!(&process.inside, Inside::Seen { leaf: Leaf::Hidden, .. })
+            && !chosen.iter().any(|chosen| chosen.pid == process.pid)
+    });
+    let unsure: Vec<String> =
+        unsure.take(NAMED_MAX).map(|p| format!("{} {}", p.title, p.pid)).collect();
+    if !unsure.is_empty() {
+        outcome.problem = Some(format!(
+            "whether {} of uid {uid} is of this node cannot be seen, and no port of the cluster's plan \
+             is in its command line: left alone; stop it by hand if it is, or start Ray with the plan's ports",
+            unsure.join(", ")
+        ));
     }
     let hidden =
         all.iter().filter(|p| p.inside == Inside::Hidden && is_daemon_name(&p.title)).count();
@@ -153,13 +275,7 @@ fn look(uid: u32, tls_dir: &Path) -> io::Result<(Vec<Held>, Outcome)> {
              seen: the agent needs the capability SYS_PTRACE"
         ));
     }
-    Ok((chosen.into_iter().take(STOPPED_MAX).filter_map(hold).collect(), outcome))
-}
-
-/// The folder as it is configured and as it is without links.
-fn ways_to(tls_dir: &Path) -> Vec<PathBuf> {
-    let real = std::fs::canonicalize(tls_dir).ok();
-    [tls_dir.to_path_buf()].into_iter().chain(real).collect()
+    (chosen.into_iter().take(STOPPED_MAX).filter_map(hold).collect(), outcome)
 }
 
 fn own_pid() -> i32 {
@@ -167,11 +283,16 @@ fn own_pid() -> i32 {
 }
 
 /// The processes to stop, daemons first. Pure.
-fn choose<'a>(all: &'a [Process], tls_dirs: &[PathBuf], own_pid: i32) -> Vec<&'a Process> {
+fn choose<'a>(
+    all: &'a [Process],
+    tls_dirs: &[PathBuf],
+    flags: &[String],
+    own_pid: i32,
+) -> Vec<&'a Process> {
     let (daemons, rest): (Vec<_>, Vec<_>) = all
         .iter()
         .filter(|process| process.pid > 1 && process.pid != own_pid)
-        .partition(|process| is_daemon(process, tls_dirs));
+        .partition(|process| is_daemon(process, tls_dirs, flags));
     let sessions: BTreeSet<&str> =
         daemons.iter().flat_map(|process| sessions_of(process)).collect();
     let mut pids: BTreeSet<i32> = daemons.iter().map(|process| process.pid).collect();
@@ -202,21 +323,24 @@ fn is_here(process: &Process) -> bool {
     }
 }
 
-fn is_daemon(process: &Process, tls_dirs: &[PathBuf]) -> bool {
-    let Inside::Seen { program, leaf, .. } = &process.inside else { return false };
-    is_daemon_name(&file_name(program)) && is_ours(leaf, tls_dirs)
+/// Another node of the same host and user has a folder and ports of its own, and a Ray without TLS is
+/// no node's. Where the environment may not be read, the ports decide.
+fn is_daemon(process: &Process, tls_dirs: &[PathBuf], flags: &[String]) -> bool {
+    let Inside::Seen { program, words, leaf } = &process.inside else { return false };
+    let is_ours = match leaf {
+        Leaf::Hidden => words.iter().any(|word| flags.contains(word)),
+        Leaf::None | Leaf::At(_) => is_ours(leaf, tls_dirs),
+    };
+    is_daemon_name(&file_name(program)) && is_ours
 }
 
 fn is_daemon_name(name: &str) -> bool {
     DAEMONS.contains(&name)
 }
 
-/// Another node of the same host and user has a folder of its own, and a Ray without TLS is no node's.
-/// Where we may not look it is taken for ours: it is of Ray's user, and beside us.
 fn is_ours(leaf: &Leaf, tls_dirs: &[PathBuf]) -> bool {
     match leaf {
-        Leaf::Hidden => true,
-        Leaf::None => false,
+        Leaf::Hidden | Leaf::None => false,
         Leaf::At(path) => tls_dirs.iter().any(|folder| path.starts_with(folder)),
     }
 }
@@ -232,10 +356,11 @@ fn is_helper(process: &Process, tls_dirs: &[PathBuf], sessions: &BTreeSet<&str>)
         .iter()
         .filter(|word| word.starts_with("--"))
         .any(|word| session_in(word).is_some_and(|session| sessions.contains(session)));
-    let is_named = |word: &String| {
-        HELPERS.contains(&word.as_str()) || HELPERS.contains(&file_name(Path::new(word)).as_ref())
-    };
-    of_session || (is_ours(leaf, tls_dirs) && words.iter().any(is_named))
+    of_session || (is_ours(leaf, tls_dirs) && words.iter().any(|word| is_helper_word(word)))
+}
+
+fn is_helper_word(word: &str) -> bool {
+    HELPERS.contains(&word) || HELPERS.contains(&file_name(Path::new(word)).as_ref())
 }
 
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {

@@ -98,9 +98,12 @@ pub(crate) struct Knobs {
     pub(crate) members: Option<Vec<v1::Member>>,
     /// Members in one answer; the version must be larger than the number of pages.
     pub(crate) page_len: usize,
+    /// After so many pages it goes away.
+    pub(crate) last_page: Option<usize>,
     pub(crate) blocks: Vec<v1::Block>,
     pub(crate) heads_applied: Option<u64>,
     pub(crate) lease_seconds: i64,
+    pub(crate) port_plan: v1::PortPlan,
     /// Takes no new connection.
     pub(crate) deaf: bool,
 }
@@ -166,9 +169,11 @@ impl TestCa {
                 bend_sync: None,
                 members: None,
                 page_len: usize::MAX,
+                last_page: None,
                 blocks: Vec::new(),
                 heads_applied: None,
                 lease_seconds: 0,
+                port_plan: raymtls_proto::ports::default_plan(),
                 deaf: false,
             }),
             requests: Mutex::default(),
@@ -366,7 +371,7 @@ impl TestCa {
             mode,
             isolation: isolation.unwrap_or_else(|| v1::Isolation::Off.into()),
             ray_token,
-            port_plan: Some(raymtls_proto::ports::default_plan()),
+            port_plan: Some(self.with(|k| k.port_plan)),
             lease_seconds: self.with(|k| k.lease_seconds),
             ..v1::Settings::default()
         }
@@ -482,6 +487,14 @@ impl NodeService for TestCa {
             left -= 1;
         }
         self.node_refusal()?;
+        let have = request.have.and_then(|have| usize::try_from(have.counter).ok());
+        if have.is_some()
+            && have > self.with(|k| k.last_page)
+            && self.with(|k| k.last_page).is_some()
+        {
+            self.with(|k| k.deaf = true);
+            return Err(Status::unavailable("away"));
+        }
         let mut answer = v1::SyncResponse {
             version: Some(self.version()),
             settings: Some(self.settings()),

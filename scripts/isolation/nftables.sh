@@ -14,6 +14,8 @@ PORTS_BYTES_MAX=65536
 LOG_RATE="5/second burst 10 packets"
 # What a plan may never close: SSH and the CA.
 NEVER_GUARDED=(22 7443 7444)
+# Where the CA answers this host.
+CA_PORTS=(7443 7444)
 # Where the kernel says from which ports this host dials; the same ones for IPv6.
 LOCAL_PORTS=/proc/sys/net/ipv4
 
@@ -38,7 +40,7 @@ A LIST is addresses separated by commas, or a file with one a line (# begins a c
   --driver-ranges LIST    who may reach Ray Client
   --blocked LIST          whom to cut off at once, in both directions, established or not
   --blocked-all-traffic LIST  the same on every port, not on the cluster's alone
-  --ca LIST               addresses of the CA: never blocked
+  --ca LIST               addresses of the CA: never blocked, and its answers from 7443 and 7444 always pass
   --ports FILE            the port plan; default $PORTS
   --audit                 count what would be refused, refuse nothing
   --dry-run               print the table, load nothing
@@ -391,9 +393,10 @@ render_clear() {
 # render [BLOCKED_PACKETS REFUSED_PACKETS]: the table as nft loads it. Three chains:
 # - blocked_in, blocked_out (raw, before connection tracking): nothing passes between this host and a
 #   blocked address on a port of the cluster at either end, established or not; nothing at all between it
-#   and an address of the sets cut4 and cut6;
+#   and an address of the sets cut4 and cut6; what goes to and comes from the CA's ports passes;
 # - arriving (before destination NAT, so a port that a container runtime publishes is seen as it was
-#   dialled): who may reach a guarded port of this host;
+#   dialled): who may reach a guarded port of this host; what comes from the CA's ports passes, but for
+#   the packet that opens a connection;
 # - published (forward): the same for a port that is published under another number, whichever side the
 #   kernel takes for the one that began.
 render() {
@@ -402,6 +405,7 @@ render() {
   render_clear
   printf 'table inet %s {\n' "$(table_name)"
   printf '\tcounter %s { packets %d bytes 0 }\n' blocked "${1:-0}" refused "${2:-0}"
+  endpoints
   set_of cluster_ports inet_service "flags interval" "$(ports_of any cluster)"
   set_of guarded_ports inet_service "flags interval" "$(ports_of any "$ROLE")"
   hosts blocked "" "${BLOCKED[@]}"
@@ -415,6 +419,8 @@ render() {
   cat <<'TEXT'
 	chain arriving {
 		type filter hook prerouting priority mangle; policy accept;
+		ip saddr . tcp sport @ca4 tcp flags & (syn | ack) != syn accept
+		ip6 saddr . tcp sport @ca6 tcp flags & (syn | ack) != syn accept
 		iif lo accept
 		fib daddr type != local accept
 		tcp dport @guarded_ports jump judge
@@ -427,6 +433,18 @@ render() {
 TEXT
   judge
   printf '}\n'
+}
+
+# endpoints: the CA's addresses, each with its ports.
+endpoints() {
+  local address port v4=() v6=()
+  for address in "${CA[@]}"; do
+    for port in "${CA_PORTS[@]}"; do
+      if [[ $address == *:* ]]; then v6+=("$address . $port"); else v4+=("$address . $port"); fi
+    done
+  done
+  set_of ca4 "ipv4_addr . inet_service" "" "$(comma "${v4[@]}")"
+  set_of ca6 "ipv6_addr . inet_service" "" "$(comma "${v6[@]}")"
 }
 
 # callers SET CALLER ADDRESS...: its two address sets and the set of what it may reach.
@@ -457,8 +475,12 @@ set_of() {
 }
 
 raw_chain() {
-  local family port
+  local family port ca=sport open="tcp flags & (syn | ack) != syn "
+  [ "$3" = saddr ] || ca=dport open=""
   printf '\tchain %s {\n\t\ttype filter hook %s priority raw; policy accept;\n' "$1" "$2"
+  for family in ip:ca4 ip6:ca6; do
+    printf '\t\t%s %s . tcp %s @%s %saccept\n' "${family%:*}" "$3" "$ca" "${family#*:}" "$open"
+  done
   for family in ip:cut4 ip6:cut6; do
     printf '\t\t%s %s @%s %s\n' "${family%:*}" "$3" "${family#*:}" "$4"
   done

@@ -59,6 +59,10 @@ impl Agent {
                 Ok(_) => None,
                 Err(error) => {
                     self.failed(Some(Call::NewFolder), &error);
+                    // It was this call that found it out.
+                    if let Some(revoked) = self.revoked() {
+                        return revoked;
+                    }
                     Some(format!("no new key folder: {error}"))
                 }
             },

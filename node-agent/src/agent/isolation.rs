@@ -1,17 +1,20 @@
 //! Isolation: brings the kernel's table in line with what the CA said last. What to enforce is decided
 //! in `isolation`; here is when, and what follows from a load that did not work.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use raymtls_proto::{clock::Clock, v1};
 use time::OffsetDateTime;
 
-use super::{Agent, Event, Task};
+use super::{
+    Agent, Event, Task,
+    cut::{Addresses, Cutting},
+};
 use crate::{
     isolation::{
-        Counters, Policy, Protected, Verdict, clear, host, render,
+        Counters, Mark, Policy, Protected, Verdict, clear, host, render, render_marked, rules_in,
         status::{IsolationStatus, word},
-        table::TableError,
+        table::{Seen, TableError},
         trial::Trial,
     },
     state,
@@ -20,8 +23,14 @@ use crate::{
 
 /// Own addresses and gateways are looked at this often, whatever else happens.
 const LOOK_PAUSE: Duration = Duration::from_secs(60);
-/// Names of the CA's endpoints are looked up this often.
+/// All routes are looked up this often.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(300);
+/// The table is loaded again this often: a look sees rules, not what the sets hold.
+const RELOAD_PAUSE: Duration = Duration::from_secs(300);
+/// Looks at the table that fail in a row before it is a problem.
+const BLIND_MAX: u32 = 3;
+/// Endpoints of the CA that are kept of all that were reached.
+const REACHED_MAX: usize = 16;
 /// Characters of a problem in a report.
 const PROBLEM_LEN_MAX: usize = 200;
 /// After the CA was heard, a failed trial is repeated no sooner than after this part of the pause.
@@ -34,17 +43,22 @@ pub(super) struct Isolation {
     on_duty: bool,
     record: IsolationRecord,
     trial: Trial,
-    loaded: Option<Loaded>,
+    pub(super) loaded: Option<Loaded>,
     /// What is to be in force, kept on the disk or not yet: a disk that is full must not let a node in
     /// again that was cut off.
     told: Memory,
     counters: Counters,
-    sockets_closed: u32,
+    pub(super) cutting: Cutting,
     load_problem: Option<String>,
-    cut_problem: Option<String>,
+    /// Looks that failed in a row.
+    blind: u32,
+    blind_problem: Option<String>,
+    /// Of all routes; those that `/proc` shows are read each time.
+    gateways: BTreeSet<IpAddr>,
     failures: u32,
     retry_at: Option<Duration>,
     look_at: Duration,
+    reload_at: Duration,
     lookup_at: Duration,
     count_at: Duration,
     counting: Option<Task>,
@@ -54,15 +68,23 @@ pub(super) struct Isolation {
 
 /// A table as this agent loaded it.
 #[derive(Debug)]
-struct Loaded {
-    verdict: Verdict,
-    /// The ruleset with counters at zero.
+pub(super) struct Loaded {
+    pub(super) verdict: Verdict,
+    /// The ruleset with counters at zero, and without a mark.
     text: String,
+    mark: Mark,
+    rules: usize,
+    /// The cluster's.
+    pub(super) ports: Vec<RangeInclusive<u16>>,
+    /// Those of the plan that stay open.
+    left_open: Vec<u16>,
     /// All of which is in the table; absent while that is not known.
     version: Option<v1::SyncVersion>,
     at: OffsetDateTime,
-    blocked: BTreeSet<IpAddr>,
-    blocked_entirely: BTreeSet<IpAddr>,
+    pub(super) blocked: BTreeSet<IpAddr>,
+    pub(super) blocked_entirely: BTreeSet<IpAddr>,
+    /// Addresses that the CA lists and that are not cut off.
+    spared: usize,
     members: usize,
 }
 
@@ -85,7 +107,18 @@ impl Isolation {
                 trial_time.as_secs()
             )
         });
-        self.load_problem.clone().or(rolled_back).or_else(|| self.cut_problem.clone())
+        let open = self.loaded.iter().flat_map(|loaded| &loaded.left_open);
+        let open: Vec<String> = open.map(u16::to_string).collect();
+        let open = (!open.is_empty()).then(|| {
+            format!(
+                "the port plan covers {}, SSH's or this agent's: left open on this host; give Ray \
+                 other ports",
+                open.join(", ")
+            )
+        });
+        let problems =
+            [&self.load_problem, &rolled_back, &self.blind_problem, &self.cutting.problem];
+        problems.into_iter().flatten().next().cloned().or(open)
     }
 }
 
@@ -103,7 +136,10 @@ impl Agent {
             if let Ok(cluster) = record.cluster.parse()
                 && let Err(error) = self.config.isolation.kernel.load(&clear(&cluster)).await
             {
-                self.problem(format!("the table of {cluster} stays: {error}"));
+                self.problem(format!(
+                    "the table of cluster {cluster}, in which this host was before, stays in force: \
+                     {error}; remove it by `node-agent isolation clear --cluster {cluster}`"
+                ));
             }
         }
         self.isolation.record = if record.cluster == self.node.cluster.as_str() {
@@ -111,7 +147,6 @@ impl Agent {
         } else {
             IsolationRecord { cluster: self.node.cluster.to_string(), ..IsolationRecord::default() }
         };
-        self.isolation.record.ca.extend(host::literal_addresses(&self.node.node_endpoints));
         if self.isolation.record.enforced {
             self.isolation.trial = Trial::Passed;
         }
@@ -119,8 +154,23 @@ impl Agent {
         let heard = u64::try_from(heard).ok().map(Duration::from_secs);
         self.isolation.last_contact = heard.and_then(|ago| self.clock.elapsed().checked_sub(ago));
         self.isolation.on_duty = true;
+        self.find_table().await;
         let memory = self.memory.clone();
         self.enforce(&memory).await;
+    }
+
+    /// What an earlier run left in the kernel: its counters go on, and what bears an agent's mark is
+    /// removed with isolation off even where no file knows of it.
+    async fn find_table(&mut self) {
+        match self.config.isolation.kernel.look(&self.node.cluster).await {
+            Ok(Some(seen)) => {
+                self.isolation.counters = seen.counters;
+                self.isolation.record.table |= seen.mark.is_some();
+            }
+            Ok(None) => {}
+            // A load says it where there is one; with isolation off nothing of this is needed.
+            Err(error) => tracing::debug!(%error, "no look at the table"),
+        }
     }
 
     /// What time brings: the end of a trial, another try, other addresses of this host or of the CA.
@@ -143,68 +193,102 @@ impl Agent {
             self.isolation.look_at = now + LOOK_PAUSE;
             self.enforce_again().await;
         }
+        self.tend_cut(now);
         self.look_up(now);
         self.count(now);
     }
 
+    /// Routes that `/proc` does not show, beside the loop.
     fn look_up(&mut self, now: Duration) {
-        let is_off = self.isolation.loaded.is_none();
-        if is_off || now < self.isolation.lookup_at {
+        if self.isolation.loaded.is_none() || now < self.isolation.lookup_at {
             return;
         }
         self.isolation.lookup_at = now + LOOKUP_PAUSE;
-        let (endpoints, events) = (self.node.node_endpoints.clone(), self.event_sender.clone());
+        let (kernel, events) = (self.config.isolation.kernel.clone(), self.event_sender.clone());
         let task = tokio::spawn(async move {
-            let (found, all) = host::resolve(&endpoints).await;
-            let _ = events.send(Event::Resolved(found, all)).await;
+            let found = host::all_gateways(&kernel).await;
+            let _ = events.send(Event::Gateways(found)).await;
         });
         self.isolation.looking_up = Some(Task(task.abort_handle()));
     }
 
-    /// Where the CA is, newly looked up. What is not found any more stays: a name server that is away
-    /// must not uncover the CA.
-    pub(super) async fn resolved(&mut self, mut found: BTreeSet<IpAddr>, all: bool) {
-        if !all {
-            let before = self.isolation.record.ca.iter().copied();
-            found = found.into_iter().chain(before).take(host::ADDRESSES_MAX).collect();
+    pub(super) async fn found_gateways(&mut self, found: BTreeSet<IpAddr>) {
+        if found != self.isolation.gateways {
+            self.isolation.gateways = found;
+            self.enforce_again().await;
         }
-        if found == self.isolation.record.ca {
+    }
+
+    /// The CA answered on a connection that ended there: its place is no name server's word.
+    fn note_endpoint(&mut self) {
+        let reached = self.client.as_ref().and_then(|connected| connected.client.reached());
+        let Some(reached) = reached.map(host::canonical) else { return };
+        let known = &mut self.isolation.record.reached;
+        let is_literal = || host::literal_endpoints(&self.node.node_endpoints).contains(&reached);
+        if known.first() == Some(&reached) || is_literal() {
             return;
         }
-        self.isolation.record.ca = found;
+        known.retain(|endpoint| *endpoint != reached);
+        known.insert(0, reached);
+        known.truncate(REACHED_MAX);
+        self.isolation.look_at = Duration::ZERO;
         self.keep_record();
-        self.enforce_again().await;
     }
 
     fn count(&mut self, now: Duration) {
-        if self.isolation.loaded.is_none() || now < self.isolation.count_at {
+        let Some(loaded) = self.isolation.loaded.as_ref() else { return };
+        if now < self.isolation.count_at {
             return;
         }
+        let mark = loaded.mark;
         self.isolation.count_at = now + self.config.isolation.count_pause;
         let (kernel, cluster) = (self.config.isolation.kernel.clone(), self.node.cluster.clone());
         let events = self.event_sender.clone();
         let task = tokio::spawn(async move {
-            let _ = events.send(Event::Counted(kernel.counters(&cluster).await)).await;
+            let _ = events.send(Event::Counted(mark, kernel.look(&cluster).await)).await;
         });
         self.isolation.counting = Some(Task(task.abort_handle()));
     }
 
-    /// The table's counters, or that somebody removed it.
-    pub(super) async fn counted(&mut self, counted: Result<Option<Counters>, TableError>) {
-        match counted {
-            Ok(Some(counters)) => self.isolation.counters = counters,
-            Ok(None) if self.isolation.loaded.is_some() => {
-                tracing::error!("somebody removed the table of this cluster: it is loaded again");
-                self.isolation.loaded = None;
-                self.enforce_again().await;
+    /// The table's counters, or that somebody removed, replaced or emptied it.
+    pub(super) async fn counted(&mut self, mark: Mark, seen: Result<Option<Seen>, TableError>) {
+        // Another was loaded while somebody looked.
+        let Some(loaded) = self.isolation.loaded.as_ref().filter(|l| l.mark == mark) else {
+            return;
+        };
+        let what = match seen {
+            Err(error) => return self.not_seen_table(&error),
+            Ok(None) => "removed",
+            Ok(Some(seen)) if seen.mark != Some(mark) => "replaced",
+            Ok(Some(seen)) => {
+                self.isolation.counters = seen.counters;
+                if seen.rules == loaded.rules { "" } else { "changed" }
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the table's counters cannot be read"),
+        };
+        (self.isolation.blind, self.isolation.blind_problem) = (0, None);
+        if !what.is_empty() {
+            tracing::error!("somebody {what} the table of this cluster: it is loaded again");
+            self.isolation.loaded = None;
+            self.enforce_again().await;
+        }
+    }
+
+    fn not_seen_table(&mut self, error: &TableError) {
+        self.isolation.blind = self.isolation.blind.saturating_add(1);
+        if self.isolation.blind == BLIND_MAX {
+            tracing::warn!(%error, "the table cannot be looked at");
+            self.isolation.blind_problem = Some(format!(
+                "the table was loaded and cannot be looked at since: whether it is still there is not \
+                 known: {error}"
+            ));
         }
     }
 
     /// The CA answered, on a connection made after the last load if a trial runs.
     pub(super) fn isolation_heard(&mut self) {
+        if self.isolation.on_duty {
+            self.note_endpoint();
+        }
         let now = self.clock.elapsed();
         let share = RETRIAL_MIN + (1.0 - RETRIAL_MIN) * rand::random::<f64>();
         let wait = self.config.isolation.retrial_pause.mul_f64(share);
@@ -235,8 +319,14 @@ impl Agent {
         }
         let before = std::mem::replace(&mut self.isolation.told, memory.clone());
         let Some(settings) = memory.settings() else { return };
-        if before.settings().is_some_and(|before| before != settings) {
+        if let Some(before) = before.settings().filter(|before| *before != settings) {
             self.isolation.trial = self.isolation.trial.settings_changed();
+            if before.port_plan != settings.port_plan {
+                self.isolation.trial = self.isolation.trial.plan_changed();
+                if std::mem::take(&mut self.isolation.record.enforced) {
+                    self.keep_record();
+                }
+            }
         }
         let verdict = match v1::Isolation::try_from(settings.isolation) {
             Ok(v1::Isolation::Off) => return self.remove_table().await,
@@ -259,15 +349,18 @@ impl Agent {
             Err(error) => return self.not_loaded(&format!("own addresses: {error}")),
         };
         let text = render(&policy, Counters::default());
-        if let Some(loaded) = self.isolation.loaded.as_mut().filter(|l| l.text == text) {
+        let fresh = self.clock.elapsed() < self.isolation.reload_at;
+        let same = |loaded: &&mut Loaded| fresh && loaded.text == text;
+        if let Some(loaded) = self.isolation.loaded.as_mut().filter(same) {
             if !memory.is_filling() {
                 loaded.version = memory.version();
             }
             self.loaded_well();
             return;
         }
-        match self.load(&policy).await {
-            Ok(()) => self.loaded(&policy, text, memory).await,
+        let mark = Mark(rand::random());
+        match self.load(&policy, mark).await {
+            Ok(()) => self.loaded(&policy, text, mark, memory).await,
             Err(error) => self.not_loaded(&error.to_string()),
         }
     }
@@ -280,29 +373,31 @@ impl Agent {
     ) -> std::io::Result<Policy> {
         let mut policy = Policy::of(&self.node.cluster, self.node.role, settings, verdict);
         policy.people(memory);
+        let literal = host::literal_endpoints(&self.node.node_endpoints);
+        // What listens on loopback alone is not guarded anyway.
+        let listens = self.config.http_listen.filter(|listen| !listen.ip().is_loopback());
+        policy.never_guarded = listens.iter().map(std::net::SocketAddr::port).collect();
         policy.protected = Protected {
-            ca: self.isolation.record.ca.clone(),
-            gateways: host::gateways(),
+            ca: literal.iter().map(std::net::SocketAddr::ip).collect(),
+            endpoints: literal.into_iter().chain(self.isolation.record.reached.clone()).collect(),
+            gateways: &host::gateways() | &self.isolation.gateways,
             own: host::own_addresses()?.into_iter().chain(self.node.addresses.clone()).collect(),
         };
         Ok(policy)
     }
 
-    async fn load(&mut self, policy: &Policy) -> Result<(), TableError> {
+    async fn load(&mut self, policy: &Policy, mark: Mark) -> Result<(), TableError> {
         if !self.isolation.record.table {
             // Kept first: a table that nobody knows of would never be removed.
             self.isolation.record.table = true;
             self.keep_record();
         }
-        let kernel = &self.config.isolation.kernel;
-        // The load says what is wrong with nft; a table that is not there has counted nothing more.
-        if let Ok(Some(counters)) = kernel.counters(&self.node.cluster).await {
-            self.isolation.counters = counters;
-        }
-        kernel.load(&render(policy, self.isolation.counters)).await
+        // As counted last: somebody may wait for this load, and a look takes as long as it does.
+        let ruleset = render_marked(policy, self.isolation.counters, mark);
+        self.config.isolation.kernel.load(&ruleset).await
     }
 
-    async fn loaded(&mut self, policy: &Policy, text: String, memory: &Memory) {
+    async fn loaded(&mut self, policy: &Policy, text: String, mark: Mark, memory: &Memory) {
         let (blocked, blocked_entirely) = (policy.blocked(), policy.blocked_entirely());
         let before = self.isolation.loaded.take();
         let version = match &before {
@@ -316,11 +411,18 @@ impl Agent {
                 |address: &&IpAddr| dropped.as_ref().is_some_and(|l| of(l).contains(*address));
             now.iter().filter(|address| !known(address)).copied().collect::<BTreeSet<_>>()
         };
-        let some = fresh(&blocked, |loaded| &loaded.blocked);
-        let all = fresh(&blocked_entirely, |loaded| &loaded.blocked_entirely);
+        let fresh = Addresses {
+            some: fresh(&blocked, |loaded| &loaded.blocked),
+            all: fresh(&blocked_entirely, |loaded| &loaded.blocked_entirely),
+        };
         let loaded = Loaded {
             verdict: policy.verdict,
+            rules: rules_in(&text),
             text,
+            mark,
+            ports: policy.cluster_ports(),
+            left_open: policy.left_open(),
+            spared: policy.spared(),
             version,
             at: self.clock.now(),
             blocked,
@@ -334,9 +436,11 @@ impl Agent {
             "the table is loaded"
         );
         self.isolation.loaded = Some(loaded);
+        self.isolation.reload_at = self.clock.elapsed() + RELOAD_PAUSE;
         self.loaded_well();
         if policy.verdict == Verdict::Drop {
-            self.cut(&some, &all, policy).await;
+            self.isolation.cutting.add(fresh);
+            self.cut().await;
             self.begin_trial();
         }
     }
@@ -345,22 +449,6 @@ impl Agent {
         self.isolation.load_problem = None;
         self.isolation.failures = 0;
         self.isolation.retry_at = None;
-    }
-
-    async fn cut(&mut self, some: &BTreeSet<IpAddr>, all: &BTreeSet<IpAddr>, policy: &Policy) {
-        if some.is_empty() && all.is_empty() {
-            return;
-        }
-        let kernel = &self.config.isolation.kernel;
-        let ports = policy.cluster_ports();
-        let on_ports = kernel.cut(some, Some(&ports)).await;
-        let everywhere = kernel.cut(all, None).await;
-        let closed = [&on_ports, &everywhere].into_iter().flatten().sum::<usize>();
-        self.isolation.sockets_closed = u32::try_from(closed).unwrap_or(u32::MAX);
-        self.isolation.cut_problem = on_ports.and(everywhere).err().map(|error| {
-            format!("packets of blocked hosts are dropped, but their sockets stay open: {error}")
-        });
-        tracing::info!(closed, "sockets of blocked hosts closed");
     }
 
     /// A table that drops is loaded for the first time: the next call makes a new connection, which
@@ -401,7 +489,8 @@ impl Agent {
         }
         self.isolation.loaded = None;
         self.isolation.counters = Counters::default();
-        self.isolation.cut_problem = None;
+        self.isolation.cutting.forget();
+        (self.isolation.blind, self.isolation.blind_problem) = (0, None);
         self.loaded_well();
     }
 
@@ -429,9 +518,12 @@ impl Agent {
             problem: problem.chars().map(plain).take(PROBLEM_LEN_MAX).collect(),
             blocked_packets: isolation.counters.blocked,
             refused_packets: isolation.counters.refused,
-            sockets_closed: isolation.sockets_closed,
+            sockets_closed: isolation.cutting.closed,
             loaded_unix: isolation.loaded.as_ref().map_or(0, |l| l.at.unix_timestamp()),
-            spared_blocks: 0,
+            spared_blocks: isolation
+                .loaded
+                .as_ref()
+                .map_or(0, |l| u32::try_from(l.spared).unwrap_or(u32::MAX)),
         }
     }
 
@@ -448,7 +540,8 @@ impl Agent {
             blocked_packets: isolation.counters.blocked,
             refused_packets: isolation.counters.refused,
             loaded_at: loaded.map(|l| l.at.into()),
-            sockets_closed: isolation.sockets_closed,
+            sockets_closed: isolation.cutting.closed,
+            spared: loaded.map_or(0, |l| l.spared),
             problem: isolation.problem(self.config.isolation.trial_time),
         }
     }

@@ -3,6 +3,7 @@
 //! await lies before the writes of an act, so that stopping never cuts a write in two.
 
 mod answers;
+mod cut;
 mod execs;
 mod isolation;
 pub(crate) mod issue;
@@ -39,7 +40,10 @@ use crate::{
     failure::Failure,
     hooks::{Event as HookEvent, Hooks},
     http,
-    isolation::{Counters, table::TableError},
+    isolation::{
+        Mark,
+        table::{Seen, TableError},
+    },
     keyfolder,
     keyfolder::{Folder, KeyFolderError, TlsDir},
     keys::KeyError,
@@ -169,10 +173,12 @@ enum Event {
     /// A Sync ended; the number says which one, the moment when its answer came.
     Synced(u64, Instant, Box<Result<v1::SyncResponse, CallError>>),
     RayStopped(Box<stopray::Outcome>),
-    /// What the table counted; no table, no counters.
-    Counted(Result<Option<Counters>, TableError>),
-    /// Where the CA's endpoints are, and whether each of them was found.
-    Resolved(BTreeSet<IpAddr>, bool),
+    /// The table as it was seen while the one with this mark was loaded.
+    Counted(Mark, Result<Option<Seen>, TableError>),
+    /// The gateways of all routes.
+    Gateways(BTreeSet<IpAddr>),
+    /// Sockets of blocked hosts were closed, or could not be.
+    Cut(cut::Done),
     /// A look at what Ray serves has ended.
     Looked(Box<looks::Looked>),
 }
@@ -509,8 +515,12 @@ impl Agent {
             Ok(Some(Event::Synced(number, came, result))) => {
                 self.synced(number, came, *result).await;
             }
-            Ok(Some(Event::Counted(counted))) => self.counted(counted).await,
-            Ok(Some(Event::Resolved(found, all))) => self.resolved(found, all).await,
+            Ok(Some(Event::Counted(mark, seen))) => self.counted(mark, seen).await,
+            Ok(Some(Event::Gateways(found))) => self.found_gateways(found).await,
+            Ok(Some(Event::Cut(done))) => {
+                self.cut_ended(done);
+                self.sync.report_soon();
+            }
             Ok(Some(Event::Looked(looked))) => self.looked(*looked),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}

@@ -74,8 +74,8 @@ impl Agent {
             self.contact.reachable = Some(refused);
             if refused {
                 self.isolation_heard();
-            } else {
-                self.sync.ca_went_away();
+            } else if self.sync.ca_went_away() {
+                self.memory.forget_version();
             }
         }
         match scope(error) {

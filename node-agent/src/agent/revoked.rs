@@ -8,7 +8,7 @@ use crate::{
     api::{Answer, ErrorKind},
     state::Standing,
     status::RayStopStatus,
-    stopray::{self, Decision, Outcome},
+    stopray::{self, Decision, Marks, Outcome},
 };
 
 /// How far it has come.
@@ -34,9 +34,13 @@ impl Agent {
             Decision::Stop { .. } if self.stopping.under_way => {}
             Decision::Stop { uid } => {
                 self.stopping.under_way = true;
-                let (events, tls_dir) = (self.event_sender.clone(), self.tls.path().to_path_buf());
+                let marks = Marks {
+                    tls_dir: self.tls.path().to_path_buf(),
+                    plan: self.memory.settings().and_then(|settings| settings.port_plan),
+                };
+                let events = self.event_sender.clone();
                 tokio::spawn(async move {
-                    let outcome = stopray::stop(uid, tls_dir).await;
+                    let outcome = stopray::stop(uid, marks).await;
                     let _ = events.send(Event::RayStopped(Box::new(outcome))).await;
                 });
             }

@@ -89,9 +89,11 @@ impl Waiting {
         self.task = None;
     }
 
-    /// The CA went away: what comes back may be another release.
-    pub(super) fn ca_went_away(&mut self) {
+    /// The CA went away: what comes back may be another release, and what changed while it was away may
+    /// be forgotten there. Whether pages were still to come, after which all are to be asked for again.
+    pub(super) fn ca_went_away(&mut self) -> bool {
         self.no_members_told = false;
+        std::mem::take(&mut self.pages_follow)
     }
 
     /// Whether somebody else keeps calling with this identity.

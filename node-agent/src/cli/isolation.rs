@@ -35,7 +35,7 @@ pub(super) enum IsolationCommand {
   node-agent isolation clear
   node-agent isolation clear --cluster c1 --yes
 
-A running agent of that cluster loads its table again within 10 s: for good, say
+A running agent of that cluster loads its table again within 10 seconds: for good, say
 `ca-admin cluster set CLUSTER isolation=off`, or stop the agent first. Without a table nothing is done.")]
     Clear(ClearArgs),
 }
@@ -120,7 +120,7 @@ async fn remove(args: ClearArgs) -> Result<(), Failure> {
         None => enrolled_in(&args.state_dir)?,
     };
     let name = table_name(&cluster);
-    if Kernel::default().counters(&cluster).await.map_err(failure)?.is_none() {
+    if Kernel::default().look(&cluster).await.map_err(failure)?.is_none() {
         return print(&format!("there is no table {name}: nothing to remove\n"));
     }
     let warning = format!(
@@ -143,8 +143,8 @@ async fn reload_warning(socket: &std::path::Path, cluster: &ClusterId) -> &'stat
     if status.cluster != cluster.to_string() || !is_on {
         return "";
     }
-    " The running agent loads the table again within 10 s: set isolation=off with ca-admin, or stop the \
-     agent first."
+    " The running agent loads the table again within 10 seconds: set isolation=off with ca-admin, or stop \
+     the agent first."
 }
 
 fn enrolled_in(state_dir: &std::path::Path) -> Result<ClusterId, Failure> {

@@ -15,4 +15,4 @@ mod tests;
 pub mod trial;
 
 pub use policy::{Policy, Protected, Verdict};
-pub use ruleset::{Counters, clear, render, table_name};
+pub use ruleset::{Counters, Mark, clear, render, render_marked, rules_in, table_name};

@@ -1,7 +1,11 @@
 //! What to enforce: sets of addresses by what they may reach, and the one rule that a block is never
 //! a weapon. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 use ipnet::IpNet;
 use raymtls_proto::{
@@ -11,6 +15,9 @@ use raymtls_proto::{
 };
 
 use crate::statedir::Memory;
+
+/// Whoever closes it cannot come and open it again.
+const SSH: u16 = 22;
 
 /// What happens to a packet that no rule lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +47,9 @@ pub struct Policy {
     pub blocked_entirely: BTreeSet<IpAddr>,
     /// What no block may hit, whatever the CA lists.
     pub protected: Protected,
+    /// Ports of this host that stay open whatever the plan says: those the agent listens on. SSH's is
+    /// one of them without being named.
+    pub never_guarded: BTreeSet<u16>,
     /// What a packet that no rule lets through meets.
     pub verdict: Verdict,
 }
@@ -47,8 +57,12 @@ pub struct Policy {
 /// What this host needs to live: no block ever covers it.
 #[derive(Clone, Debug, Default)]
 pub struct Protected {
-    /// The CA's endpoints.
+    /// The CA's addresses that the join file gives in numbers. What a name server says is none: it
+    /// would spare a revoked node at large.
     pub ca: BTreeSet<IpAddr>,
+    /// The CA's endpoints, wherever they are: those given in numbers, and those where a connection of
+    /// ours ended at the CA. Packets to and from them pass, whatever the plan and the blocks are.
+    pub endpoints: BTreeSet<SocketAddr>,
     /// The gateways of the default routes.
     pub gateways: BTreeSet<IpAddr>,
     /// The host's own addresses.
@@ -68,6 +82,7 @@ impl Policy {
             blocked: BTreeSet::new(),
             blocked_entirely: BTreeSet::new(),
             protected: Protected::default(),
+            never_guarded: BTreeSet::new(),
             verdict,
         }
     }
@@ -99,6 +114,27 @@ impl Policy {
     #[must_use]
     pub fn blocked_entirely(&self) -> BTreeSet<IpAddr> {
         self.guilty(&self.blocked_entirely)
+    }
+
+    /// How many of the addresses the CA lists are not cut off.
+    #[must_use]
+    pub fn spared(&self) -> usize {
+        let listed = |set: &BTreeSet<IpAddr>| -> BTreeSet<IpAddr> {
+            set.iter().map(IpAddr::to_canonical).collect()
+        };
+        let all = &listed(&self.blocked) | &listed(&self.blocked_entirely);
+        all.len() - (&self.blocked() | &self.blocked_entirely()).len()
+    }
+
+    /// Ports that the plan would have closed and that stay open.
+    #[must_use]
+    pub fn left_open(&self) -> Vec<u16> {
+        let plan = self.plan();
+        let planned: Vec<_> = PORTS.iter().filter_map(|row| row.port.range(&plan)).collect();
+        let open = self.never_guarded.iter().copied().chain([SSH]);
+        let open: BTreeSet<u16> =
+            open.filter(|port| planned.iter().any(|range| range.contains(port))).collect();
+        open.into_iter().collect()
     }
 
     fn guilty(&self, listed: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
@@ -145,18 +181,41 @@ impl Policy {
     /// All ports of the cluster, wherever they listen: what a block covers at either end.
     #[must_use]
     pub fn cluster_ports(&self) -> Vec<RangeInclusive<u16>> {
-        let plan = self.settings.port_plan.unwrap_or_default();
-        PORTS.iter().filter_map(|row| row.port.range(&plan)).collect()
+        let plan = self.plan();
+        self.without_open(PORTS.iter().filter_map(|row| row.port.range(&plan)))
+    }
+
+    fn plan(&self) -> v1::PortPlan {
+        self.settings.port_plan.unwrap_or_default()
+    }
+
+    /// The ranges, with holes where a port stays open.
+    fn without_open(
+        &self,
+        ranges: impl Iterator<Item = RangeInclusive<u16>>,
+    ) -> Vec<RangeInclusive<u16>> {
+        let open = self.left_open();
+        let pieces = |range: RangeInclusive<u16>| {
+            let (mut pieces, mut rest) = (Vec::new(), Some(range));
+            for port in &open {
+                let Some(range) = rest.take_if(|range| range.contains(port)) else { continue };
+                if *range.start() < *port {
+                    pieces.push(*range.start()..=port - 1);
+                }
+                rest = (*port < *range.end()).then(|| port + 1..=*range.end());
+            }
+            pieces.extend(rest);
+            pieces
+        };
+        ranges.flat_map(pieces).collect()
     }
 
     fn ranges_where(&self, wanted: impl Fn(&Row) -> bool) -> Vec<RangeInclusive<u16>> {
-        let plan = self.settings.port_plan.unwrap_or_default();
+        let plan = self.plan();
         // Ray Client's port is guarded whether it is on or not: somebody may start it by hand.
         let guarded = v1::Settings { ray_client: true, ..self.settings.clone() };
-        ports::of_role(self.role, &guarded)
-            .filter(|row| wanted(row))
-            .filter_map(|row| row.port.range(&plan))
-            .collect()
+        let rows = ports::of_role(self.role, &guarded).filter(|row| wanted(row));
+        self.without_open(rows.filter_map(|row| row.port.range(&plan)))
     }
 }
 

@@ -5,8 +5,11 @@
 //! - `blocked_in`, `blocked_out` (raw hook, before connection tracking): nothing passes between this
 //!   host and a blocked address on a port of the cluster at either end, established or not; nothing at
 //!   all between it and an address of the sets `cut4` and `cut6`.
+//!   What goes to and comes from the CA's endpoints (`ca4`, `ca6`) passes.
 //! - `arriving` (before destination NAT, so that a port which a container runtime publishes under its
-//!   own number is seen as it was dialled): who may reach a guarded port of this host.
+//!   own number is seen as it was dialled): who may reach a guarded port of this host. What comes from
+//!   the CA's endpoints passes, so that no port plan cuts the agent off from the next one; but for the packet
+//!   that opens a connection: who sits at an endpoint, or relays to it, does not reach Ray by it.
 //! - `published` (forward): the same, for a port that is published under another number.
 //!
 //! Each packet is judged, by address and port: what a caller that was taken out of a set sends does not
@@ -19,7 +22,7 @@
 use std::{
     collections::BTreeSet,
     fmt::{self, Write},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
@@ -31,6 +34,9 @@ use super::policy::{Policy, Verdict};
 /// Lines in the kernel's log, at most, for what is refused.
 const LOG_RATE: &str = "5/second burst 10 packets";
 
+/// All packets but the one that opens a connection.
+const NOT_OPENING: &str = "tcp flags & (syn | ack) != syn ";
+
 /// Packets counted so far: a replaced table goes on from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -38,6 +44,20 @@ pub struct Counters {
     pub blocked: u64,
     /// To a guarded port, from somebody who may not reach it.
     pub refused: u64,
+}
+
+/// What tells one load from any other, and from a table that somebody else made: it stands in the
+/// table as the name of a counter that counts nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(pub u64);
+
+/// What the names of marks begin with.
+pub(super) const MARK: &str = "load_";
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{MARK}{:016x}", self.0)
+    }
 }
 
 /// Name of a cluster's table.
@@ -57,16 +77,49 @@ pub fn clear(cluster: &ClusterId) -> String {
 /// The text that puts a policy in force, in the place of what the table held before.
 #[must_use]
 pub fn render(policy: &Policy, counted: Counters) -> String {
+    rendered(policy, counted, None)
+}
+
+/// The same with a mark in it.
+#[must_use]
+pub fn render_marked(policy: &Policy, counted: Counters, mark: Mark) -> String {
+    rendered(policy, counted, Some(mark))
+}
+
+/// How many rules a rendered table has.
+#[must_use]
+pub fn rules_in(text: &str) -> usize {
+    let mut in_chain = false;
+    let is_rule = |line: &&str| {
+        if line.starts_with("\t\t") {
+            return in_chain && !line.starts_with("\t\ttype ");
+        }
+        in_chain = line.starts_with("\tchain ");
+        false
+    };
+    text.lines().filter(is_rule).count()
+}
+
+fn rendered(policy: &Policy, counted: Counters, mark: Option<Mark>) -> String {
     let mut text = clear(&policy.cluster);
-    write_table(&mut text, policy, counted).expect("writing into a string");
+    write_table(&mut text, policy, counted, mark).expect("writing into a string");
     text
 }
 
-fn write_table(out: &mut String, policy: &Policy, counted: Counters) -> fmt::Result {
+fn write_table(
+    out: &mut String,
+    policy: &Policy,
+    counted: Counters,
+    mark: Option<Mark>,
+) -> fmt::Result {
     let name = table_name(&policy.cluster);
     writeln!(out, "table inet {name} {{")?;
     write_counter(out, "blocked", counted.blocked)?;
     write_counter(out, "refused", counted.refused)?;
+    if let Some(mark) = mark {
+        write_counter(out, &mark.to_string(), 0)?;
+    }
+    write_endpoints(out, &policy.protected.endpoints)?;
     write_ports(out, "cluster_ports", &policy.cluster_ports())?;
     write_ports(out, "guarded_ports", &policy.guarded_ports())?;
     write_hosts(out, "blocked", &policy.blocked())?;
@@ -90,9 +143,9 @@ enum Direction {
 }
 
 fn write_raw_chain(out: &mut String, policy: &Policy, direction: Direction) -> fmt::Result {
-    let (chain, hook, side) = match direction {
-        Direction::In => ("blocked_in", "prerouting", "saddr"),
-        Direction::Out => ("blocked_out", "output", "daddr"),
+    let (chain, hook, side, port) = match direction {
+        Direction::In => ("blocked_in", "prerouting", "saddr", "sport"),
+        Direction::Out => ("blocked_out", "output", "daddr", "dport"),
     };
     let end = match policy.verdict {
         Verdict::Count => "counter name blocked",
@@ -100,6 +153,10 @@ fn write_raw_chain(out: &mut String, policy: &Policy, direction: Direction) -> f
     };
     writeln!(out, "\tchain {chain} {{")?;
     writeln!(out, "\t\ttype filter hook {hook} priority raw; policy accept;")?;
+    for (family, set) in [("ip", "ca4"), ("ip6", "ca6")] {
+        let open = if matches!(direction, Direction::In) { NOT_OPENING } else { "" };
+        writeln!(out, "\t\t{family} {side} . tcp {port} @{set} {open}accept")?;
+    }
     for (family, set) in [("ip", "cut4"), ("ip6", "cut6")] {
         writeln!(out, "\t\t{family} {side} @{set} {end}")?;
     }
@@ -117,8 +174,13 @@ fn write_raw_chain(out: &mut String, policy: &Policy, direction: Direction) -> f
 fn write_arriving(out: &mut String) -> fmt::Result {
     out.write_str(
         "\tchain arriving {\n\
-         \t\ttype filter hook prerouting priority mangle; policy accept;\n\
-         \t\tiif lo accept\n\
+         \t\ttype filter hook prerouting priority mangle; policy accept;\n",
+    )?;
+    for (family, set) in [("ip", "ca4"), ("ip6", "ca6")] {
+        writeln!(out, "\t\t{family} saddr . tcp sport @{set} {NOT_OPENING}accept")?;
+    }
+    out.write_str(
+        "\t\tiif lo accept\n\
          \t\tfib daddr type != local accept\n\
          \t\ttcp dport @guarded_ports jump judge\n\
          \t}\n",
@@ -172,6 +234,19 @@ fn set_of(caller: Caller) -> &'static str {
 
 fn write_counter(out: &mut String, name: &str, packets: u64) -> fmt::Result {
     writeln!(out, "\tcounter {name} {{ packets {packets} bytes 0 }}")
+}
+
+fn write_endpoints(out: &mut String, endpoints: &BTreeSet<SocketAddr>) -> fmt::Result {
+    let canonical: BTreeSet<SocketAddr> = endpoints
+        .iter()
+        .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()))
+        .collect();
+    let of = |v4: bool| {
+        let of_family = canonical.iter().filter(move |endpoint| endpoint.is_ipv4() == v4);
+        of_family.map(|endpoint| format!("{} . {}", endpoint.ip(), endpoint.port()))
+    };
+    write_set(out, "ca4", "ipv4_addr . inet_service", false, of(true))?;
+    write_set(out, "ca6", "ipv6_addr . inet_service", false, of(false))
 }
 
 fn write_ports(out: &mut String, name: &str, ports: &[RangeInclusive<u16>]) -> fmt::Result {

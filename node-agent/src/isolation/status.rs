@@ -23,6 +23,8 @@ pub struct IsolationStatus {
     pub members: usize,
     /// Addresses that are cut off.
     pub blocked: usize,
+    /// Addresses that the CA lists as blocked and that are not: members', operators', this host's needs.
+    pub spared: usize,
     /// Packets of or to blocked addresses.
     pub blocked_packets: u64,
     /// Packets to guarded ports from whoever may not reach them.
@@ -42,6 +44,7 @@ impl Default for IsolationStatus {
             in_force: OFF.to_owned(),
             members: 0,
             blocked: 0,
+            spared: 0,
             blocked_packets: 0,
             refused_packets: 0,
             loaded_at: None,
@@ -70,8 +73,14 @@ impl IsolationStatus {
         } else {
             format!(" ({} IS WANTED)", self.wanted)
         };
+        let spared = match self.spared {
+            0 => String::new(),
+            spared => {
+                format!(" ({spared} NOT BLOCKED: members', operators', or needed by this host)")
+            }
+        };
         format!(
-            "{}{wanted}, version {}, table loaded {age}; {} members, {} blocked; packets: {} \
+            "{}{wanted}, version {}, table loaded {age}; {} members, {} blocked{spared}; packets: {} \
              refused, {} of blocked hosts{}",
             self.in_force,
             applied.unwrap_or("none"),

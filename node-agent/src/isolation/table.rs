@@ -1,5 +1,5 @@
-//! The table in the kernel: loads a ruleset, reads what it counted, closes sockets. It runs `nft` and
-//! `ss` with a bounded time and an empty environment, and decides nothing.
+//! The table in the kernel: loads a ruleset, looks at what is there, closes sockets. It runs `nft`, `ss`
+//! and `ip` with a bounded time and an empty environment, and decides nothing.
 
 use std::{
     collections::BTreeSet, net::IpAddr, ops::RangeInclusive, process::Stdio, time::Duration,
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::{Counters, table_name};
+use super::{Counters, Mark, ruleset::MARK, table_name};
 
 /// How long one run of `nft` or `ss` may take; 10,000 members take a tenth of a second.
 const RUN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -53,6 +53,17 @@ pub enum TableError {
     Form(String),
 }
 
+/// A table as it is in the kernel, without what its sets hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// What it counted.
+    pub counters: Counters,
+    /// Which load it is of; absent where no agent loaded it.
+    pub mark: Option<Mark>,
+    /// How many rules it has.
+    pub rules: usize,
+}
+
 /// The kernel's packet filter and sockets, reached by `nft` and `ss`.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -77,15 +88,16 @@ impl Kernel {
         self.run("nft", &["-f", "-"], ruleset.as_bytes()).await.map(drop)
     }
 
-    /// What the cluster's table counted; `None` if there is no table.
+    /// The cluster's table as it is; `None` if there is no table.
     ///
     /// # Errors
     /// See [`TableError`].
-    pub async fn counters(&self, cluster: &ClusterId) -> Result<Option<Counters>, TableError> {
+    pub async fn look(&self, cluster: &ClusterId) -> Result<Option<Seen>, TableError> {
         let table = table_name(cluster);
-        let arguments = ["-j", "list", "counters", "table", "inet", &table];
+        // Terse: without the sets' elements, which may be many.
+        let arguments = ["-j", "-t", "list", "table", "inet", &table];
         match self.run("nft", &arguments, b"").await {
-            Ok(json) => parse_counters(&json),
+            Ok(json) => parse_table(&json),
             Err(TableError::Failed { said, .. }) if said.contains("No such file") => Ok(None),
             Err(error) => Err(error),
         }
@@ -203,19 +215,27 @@ fn excerpt(said: &[u8]) -> String {
     text.trim().chars().take(EXCERPT_LEN_MAX).collect()
 }
 
-/// `None` where the listing names no counter: some releases of nft say nothing of a missing table.
-fn parse_counters(json: &[u8]) -> Result<Option<Counters>, TableError> {
+/// `None` where the listing names nothing of ours: some releases of nft say nothing of a missing table.
+fn parse_table(json: &[u8]) -> Result<Option<Seen>, TableError> {
     let bad = |error: serde_json::Error| TableError::Form(error.to_string());
     let listing: Listing = serde_json::from_slice(json).map_err(bad)?;
+    let counters = || listing.nftables.iter().filter_map(|item| item.counter.as_ref());
     let packets = |name: &str| {
-        let mut all = listing.nftables.iter().filter_map(|item| item.counter.as_ref());
-        all.find(|counter| counter.name == name).map_or(0, |counter| counter.packets)
+        counters().find(|counter| counter.name == name).map_or(0, |counter| counter.packets)
     };
-    let has_any = listing.nftables.iter().any(|item| item.counter.is_some());
-    Ok(has_any.then(|| Counters { blocked: packets("blocked"), refused: packets("refused") }))
+    let mark = |counter: &CounterItem| {
+        u64::from_str_radix(counter.name.strip_prefix(MARK)?, 16).ok().map(Mark)
+    };
+    let rules = listing.nftables.iter().filter(|item| item.rule.is_some()).count();
+    let is_table = rules > 0 || counters().next().is_some();
+    Ok(is_table.then(|| Seen {
+        counters: Counters { blocked: packets("blocked"), refused: packets("refused") },
+        mark: counters().find_map(mark),
+        rules,
+    }))
 }
 
-/// What `nft -j list counters` says (libnftables-json(5)), as far as it matters here.
+/// What `nft -j list table` says (libnftables-json(5)), as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct Listing {
     nftables: Vec<Item>,
@@ -224,6 +244,7 @@ struct Listing {
 #[derive(Debug, Deserialize)]
 struct Item {
     counter: Option<CounterItem>,
+    rule: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -237,17 +258,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_read_from_nft_s_json() {
+    fn a_table_is_read_from_nft_s_json() {
         let json = br#"{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
             {"counter": {"family": "inet", "name": "blocked", "table": "raymtls_c1", "handle": 1,
                          "packets": 7, "bytes": 420}},
             {"counter": {"family": "inet", "name": "refused", "table": "raymtls_c1", "handle": 2,
-                         "packets": 12, "bytes": 0}}]}"#;
-        let read = parse_counters(json).unwrap();
-        assert_eq!(read, Some(Counters { blocked: 7, refused: 12 }));
+                         "packets": 12, "bytes": 0}},
+            {"counter": {"family": "inet", "name": "load_00000000000000ff", "table": "raymtls_c1",
+                         "handle": 3, "packets": 0, "bytes": 0}},
+            {"set": {"family": "inet", "name": "ca4", "table": "raymtls_c1", "handle": 5}},
+            {"rule": {"chain": "judge", "handle": 8, "expr": [{"accept": null}]}},
+            {"rule": {"chain": "judge", "handle": 9, "expr": [{"accept": null}]}}]}"#;
+        let read = parse_table(json).unwrap();
+        let counters = Counters { blocked: 7, refused: 12 };
+        assert_eq!(read, Some(Seen { counters, mark: Some(Mark(255)), rules: 2 }));
         let none = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}]}"#;
-        assert_eq!(parse_counters(none).unwrap(), None);
-        assert!(parse_counters(b"Error: syntax").is_err());
+        assert_eq!(parse_table(none).unwrap(), None);
+        assert!(parse_table(b"Error: syntax").is_err());
     }
 
     #[tokio::test]

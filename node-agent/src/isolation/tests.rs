@@ -40,9 +40,13 @@ fn policy(role: v1::Role, verdict: Verdict) -> Policy {
         blocked_entirely: addresses(&["10.0.0.8", "2001:db8::8"]),
         protected: Protected {
             ca: addresses(&["10.0.0.250"]),
+            endpoints: ["10.0.0.250:7444", "[2001:db8::fa]:7444"]
+                .map(|e| e.parse().unwrap())
+                .into(),
             gateways: addresses(&["10.0.0.254"]),
             own: addresses(&["10.0.0.1"]),
         },
+        never_guarded: BTreeSet::from([7_447]),
         verdict,
     }
 }
@@ -80,6 +84,7 @@ fn an_empty_cluster_renders_too() {
         blocked: BTreeSet::new(),
         blocked_entirely: BTreeSet::new(),
         settings: v1::Settings::default(),
+        protected: Protected::default(),
         ..policy(v1::Role::Worker, Verdict::Drop)
     };
     let text = render(&empty, Counters::default());
@@ -123,6 +128,35 @@ fn each_port_of_the_plan_is_guarded_where_it_listens() {
     off.settings.ray_client = false;
     let client = Port::RayClient.range(&ports::default_plan()).unwrap();
     assert!(off.guarded_ports().contains(&client), "started by hand, it is closed");
+}
+
+/// A legal plan, a mistake or a lie of the CA: who closes SSH or the agent's own ports is not undone.
+#[test]
+fn no_plan_closes_ssh_or_the_agent_s_own_ports() {
+    let mut policy = policy(v1::Role::Worker, Verdict::Drop);
+    assert!(policy.left_open().is_empty());
+    let plan = policy.settings.port_plan.as_mut().unwrap();
+    (plan.collective_min, plan.collective_max) = (20, 10_000);
+    assert_eq!(policy.left_open(), [22, 7_447]);
+    for ranges in [policy.guarded_ports(), policy.cluster_ports(), policy.ports_of(Caller::Member)]
+    {
+        let holds = |port: u16| ranges.iter().any(|range| range.contains(&port));
+        assert!(!holds(22) && !holds(7_447), "{ranges:?}");
+        assert!([20, 21, 23, 7_446, 7_448, 10_000].iter().all(|port| holds(*port)), "{ranges:?}");
+    }
+    let plan = policy.settings.port_plan.as_mut().unwrap();
+    (plan.collective_min, plan.collective_max) = (22, 22);
+    assert!(!policy.guarded_ports().iter().any(|range| range.contains(&22)));
+}
+
+#[test]
+fn rules_are_counted_and_a_mark_is_no_rule() {
+    let policy = policy(v1::Role::Worker, Verdict::Drop);
+    let (plain, mark) = (render(&policy, Counters::default()), Mark(0xab));
+    let marked = render_marked(&policy, Counters::default(), mark);
+    assert!(marked.contains("\tcounter load_00000000000000ab {"), "{marked}");
+    let raw = 8 + 8;
+    assert_eq!((rules_in(&plain), rules_in(&marked)), (raw + 5 + 2 + 6, raw + 5 + 2 + 6));
 }
 
 #[test]
@@ -194,10 +228,12 @@ fn a_block_that_would_hit_the_innocent_is_left_out() {
                 ca: addresses(&["10.0.0.250", "::ffff:10.0.0.251"]),
                 gateways: addresses(&["10.0.0.254", "2001:db8::fe"]),
                 own: addresses(&["10.0.0.40"]),
+                endpoints: BTreeSet::new(),
             };
             let (some, all) = (policy.blocked(), policy.blocked_entirely());
             let (hit, other) = if all_traffic { (all, some) } else { (some, all) };
             assert_eq!(hit.len(), usize::from(is_blocked), "{name}, all traffic {all_traffic}");
+            assert_eq!(policy.spared(), usize::from(!is_blocked), "{name}");
             assert!(other.is_empty(), "{name}");
         }
     }
@@ -229,7 +265,12 @@ proptest! {
             drivers,
             blocked,
             blocked_entirely: entirely,
-            protected: Protected { ca: third(0), gateways: third(1), own: third(2) },
+            protected: Protected {
+                ca: third(0),
+                gateways: third(1),
+                own: third(2),
+                ..Protected::default()
+            },
             ..policy(v1::Role::Worker, verdict)
         };
         let text = render(&policy, Counters::default());

@@ -1,6 +1,6 @@
 //! The first `enforce` of a cluster on this host is a trial: if a CA that answered just before is not
 //! reached after it, the table only counts until somebody looks. Once the CA was reached through a table
-//! that drops, no later load opens the door again. Pure.
+//! that drops, no later load opens the door again, until the port plan changes. Pure.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub enum Trial {
         /// When it is tried again; absent before the CA was heard.
         again_at: Option<Duration>,
     },
-    /// The CA was reached: the door stays closed for good.
+    /// The CA was reached: the door stays closed for as long as the port plan is the same.
     Passed,
 }
 
@@ -70,6 +70,12 @@ impl Trial {
             Self::Failed { again_at: Some(at) } if now >= at => Self::NotBegun,
             Self::NotBegun | Self::Running { .. } | Self::Failed { .. } | Self::Passed => self,
         }
+    }
+
+    /// Another port plan closes other ports: that the CA was reached through the last one proves nothing.
+    #[must_use]
+    pub fn plan_changed(self) -> Self {
+        Self::NotBegun
     }
 
     /// The operator changed the settings: what failed may be tried anew.

@@ -2,6 +2,7 @@
 //! with a warning, never guessed. It does not decide who may reach what.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
@@ -34,7 +35,7 @@ pub(crate) struct Blocked {
     pub(crate) address: IpAddr,
     /// The revoked node.
     pub(crate) node: String,
-    /// When the block ends by itself.
+    /// When the CA takes it off its list. Kept and not looked at: a CA that is away ends nothing.
     until_unix: i64,
     /// On every port.
     pub(crate) all_traffic: bool,
@@ -65,10 +66,10 @@ impl Peers {
         self.was_whole = true;
     }
 
-    /// Name, member, and whether it stands here from before a snapshot.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Peer, bool)> {
-        let old = self.old.iter().flatten().map(|(name, peer)| (name.as_str(), peer, true));
-        self.known.iter().map(|(name, peer)| (name.as_str(), peer, false)).chain(old)
+    /// By name, those of before a snapshot last.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Peer)> {
+        let old = self.old.iter().flatten();
+        self.known.iter().chain(old).map(|(name, peer)| (name.as_str(), peer))
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Peer> {
@@ -106,7 +107,7 @@ impl Peers {
     }
 
     pub(super) fn to_proto(&self) -> v1::Members {
-        let member = |(name, peer, _): (&str, &Peer, bool)| v1::Member {
+        let member = |(name, peer): (&str, &Peer)| v1::Member {
             name: name.to_owned(),
             role: peer.role.to_proto().into(),
             state: v1::MemberState::Member.into(),
@@ -142,7 +143,7 @@ fn read_member(member: &v1::Member) -> Result<Option<Peer>, String> {
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     all: Vec<Blocked>,
-    names: BTreeSet<String>,
+    by_name: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 impl Blocks {
@@ -159,16 +160,27 @@ impl Blocks {
             })
         };
         let all: Vec<Blocked> = blocks.blocks.iter().take(BLOCKS_MAX).filter_map(block).collect();
-        let names = all.iter().map(|block| block.node.clone()).collect();
-        Self { all, names }
+        let mut by_name = BTreeMap::<String, BTreeSet<IpAddr>>::new();
+        for block in &all {
+            by_name.entry(block.node.clone()).or_default().insert(block.address);
+        }
+        Self { all, by_name }
     }
 
     pub(super) fn all(&self) -> &[Blocked] {
         &self.all
     }
 
-    pub(super) fn names(&self, node: &str) -> bool {
-        self.names.contains(node)
+    /// The member without those of its addresses that are blocked in its own name: a page that is
+    /// still to come, or never came, must not let a revoked node cancel its block. `None` where
+    /// nothing is left of it. Blocked in another's name, an address is the member's.
+    pub(super) fn apart<'a>(&self, name: &str, peer: &'a Peer) -> Option<Cow<'a, Peer>> {
+        let Some(blocked) = self.by_name.get(name) else { return Some(Cow::Borrowed(peer)) };
+        if blocked.is_disjoint(&peer.addresses) {
+            return Some(Cow::Borrowed(peer));
+        }
+        let addresses = &peer.addresses - blocked;
+        (!addresses.is_empty()).then_some(Cow::Owned(Peer { role: peer.role, addresses }))
     }
 
     pub(super) fn to_proto(&self) -> v1::Blocks {
@@ -274,11 +286,50 @@ mod tests {
         };
         memory.merge(&v1::SyncResponse {
             blocks: Some(v1::Blocks { blocks: vec![block] }),
-            ..page(true, vec![member("b", Member, &[])])
+            ..page(true, vec![member("b", Member, &["10.0.0.2"])])
         });
         assert_eq!(names(&memory), ["b"]);
         assert_eq!(memory.blocks()[0].address, "10.0.0.1".parse::<IpAddr>().unwrap());
         assert_eq!(known(&memory).blocks(), memory.blocks());
+    }
+
+    /// Changes in pages: the block comes with the first, the word that its node is revoked with the last, or
+    /// never.
+    #[test]
+    fn no_member_cancels_the_block_of_its_own_address_and_another_s_name_changes_nothing() {
+        let mut memory = Memory::default();
+        memory.merge(&page(
+            true,
+            vec![
+                member("a", Member, &["10.0.0.1"]),
+                member("again", Member, &["10.0.0.7", "10.0.0.8"]),
+                member("c", Member, &["10.0.0.3"]),
+            ],
+        ));
+        memory.end_snapshot();
+        let block = |address: &str, node: &str| v1::Block {
+            address: address.to_owned(),
+            node: node.to_owned(),
+            ..v1::Block::default()
+        };
+        memory.merge(&v1::SyncResponse {
+            blocks: Some(v1::Blocks {
+                blocks: vec![
+                    block("10.0.0.1", "a"),
+                    // An earlier node of that name, which had other addresses.
+                    block("10.0.0.6", "again"),
+                    block("10.0.0.7", "again"),
+                    block("10.0.0.3", "a"),
+                ],
+            }),
+            ..page(false, vec![])
+        });
+        assert_eq!(names(&memory), ["again", "c"]);
+        let of = |name: &str| {
+            let (_, peer) = memory.members().find(|(n, _)| *n == name).unwrap();
+            peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!((of("again"), of("c")), (vec!["10.0.0.8".into()], vec!["10.0.0.3".into()]));
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! What the processes of one user are, read from `/proc`. It signals none and decides nothing.
+//!
+//! A process decides how long it takes to read its command line and its environment: it may have mapped
+//! them from a file system that does not answer. So what can be had without them comes first.
 
 use std::{
     ffi::OsStr,
@@ -11,6 +14,9 @@ use std::{
 const ENTRIES_MAX: usize = 65_536;
 /// So much of a command line or of an environment is read, in bytes.
 const READ_LEN_MAX: u64 = 256 * 1024;
+/// Words of a command line that are kept, and bytes of one.
+const WORDS_MAX: usize = 64;
+const WORD_LEN_MAX: usize = 4_096;
 /// What the kernel writes behind the path of a program whose file was replaced.
 const DELETED: &str = " (deleted)";
 
@@ -36,6 +42,7 @@ pub(super) enum Inside {
     Seen {
         /// The file it runs.
         program: PathBuf,
+        /// Those asked for; none before they were read.
         words: Vec<String>,
         leaf: Leaf,
     },
@@ -50,7 +57,8 @@ pub(super) enum Leaf {
     At(PathBuf),
 }
 
-/// All processes whose real and effective user is this one.
+/// All processes whose real and effective user is this one, without words, and with leaves unseen. It
+/// waits for none of them.
 pub(super) fn of_user(uid: u32) -> io::Result<Vec<Process>> {
     let own = Namespaces::of("self")?;
     let entries = fs::read_dir("/proc")?.take(ENTRIES_MAX).flatten();
@@ -77,10 +85,25 @@ fn inside(pid: i32, own: &Namespaces) -> io::Result<Inside> {
     if Namespaces::of(&pid.to_string())? != *own {
         return Ok(Inside::Elsewhere);
     }
-    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
-    let words = read(pid, "cmdline")?;
-    let words = words.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    Ok(Inside::Seen { program: without_mark(&program), words: words.collect(), leaf: leaf(pid)? })
+    let program = without_mark(&fs::read_link(format!("/proc/{pid}/exe"))?);
+    Ok(Inside::Seen { program, words: Vec::new(), leaf: Leaf::Hidden })
+}
+
+/// Reads what only its memory tells: the words that matter, and the leaf. This can block for as long as
+/// the process likes.
+pub(super) fn read_memory(process: &Process, matters: impl Fn(&str) -> bool) -> Inside {
+    let Inside::Seen { program, .. } = &process.inside else { return process.inside.clone() };
+    let words = read(process.pid, "cmdline").unwrap_or_default();
+    let words = words
+        .split(|b| *b == 0)
+        .filter(|word| !word.is_empty() && word.len() <= WORD_LEN_MAX)
+        .map(String::from_utf8_lossy)
+        .filter(|word| matters(word))
+        .take(WORDS_MAX)
+        .map(std::borrow::Cow::into_owned)
+        .collect();
+    let leaf = leaf(process.pid).unwrap_or(Leaf::Hidden);
+    Inside::Seen { program: program.clone(), words, leaf }
 }
 
 fn leaf(pid: i32) -> io::Result<Leaf> {

@@ -80,6 +80,22 @@ fn what_belongs_to_this_node_s_ray_is_chosen_and_nothing_else() {
         ("a look at the logs", 26, 1, seen("/bin/tail", &["tail", log], OURS), false),
         ("a raylet in a container", 27, 1, Inside::Elsewhere, false),
         ("a child in a container", 28, 10, Inside::Elsewhere, false),
+        (
+            "a raylet we may not look into, on our ports",
+            30,
+            1,
+            seen("/r/raylet", &["--node_manager_port=6701"], Some("hidden")),
+            true,
+        ),
+        ("its worker", 31, 30, seen(python, &["ray::IDLE"], Some("hidden")), true),
+        (
+            "another cluster's on the same host",
+            32,
+            1,
+            seen("/r/raylet", &["--node_manager_port=7701", other], Some("hidden")),
+            false,
+        ),
+        ("its helper", 33, 1, seen(python, &["monitor.py", other], Some("hidden")), false),
         ("this process", 29, 10, seen("/r/raylet", &["raylet"], OURS), false),
     ];
     let processes: Vec<Process> = table
@@ -92,11 +108,15 @@ fn what_belongs_to_this_node_s_ray_is_chosen_and_nothing_else() {
             inside: inside.clone(),
         })
         .collect();
-    let chosen = choose(&processes, &["/t".into()], 29);
+    let marks = Marks { tls_dir: "/t".into(), plan: Some(raymtls_proto::ports::default_plan()) };
+    let chosen = choose(&processes, &marks.folders(), &marks.flags(), 29);
     for (name, pid, _, _, is_chosen) in &table {
         assert_eq!(chosen.iter().any(|p| p.pid == *pid), *is_chosen, "{name}");
     }
-    assert_eq!([chosen[0].pid, chosen[1].pid], [10, 11], "daemons first");
+    assert_eq!([chosen[0].pid, chosen[1].pid, chosen[2].pid], [10, 11, 30], "daemons first");
+    let (_, outcome) =
+        look(&processes.iter().filter(|p| p.pid == 32).cloned().collect::<Vec<_>>(), UID, &marks);
+    assert!(outcome.problem.unwrap().contains("another cluster's on the same host 32"));
 }
 
 #[test]
@@ -166,6 +186,10 @@ impl Drop for Stage {
     }
 }
 
+fn marks(tls: &Path) -> Marks {
+    Marks { tls_dir: tls.to_path_buf(), plan: None }
+}
+
 fn descendants(uid: u32) -> usize {
     proc::of_user(uid).unwrap().len()
 }
@@ -189,14 +213,14 @@ async fn real_processes_of_this_node_end_and_all_others_live_on() {
     assert_eq!(descendants(UID), 6);
 
     let began = Instant::now();
-    let outcome = stop(UID, tls).await;
+    let outcome = stop(UID, marks(&tls)).await;
     assert!(began.elapsed() >= GRACE, "SIGKILL came before its time: {:?}", began.elapsed());
     assert_eq!((outcome.stopped, &outcome.problem), (5, &None), "{outcome:?}");
     assert!(outcome.named[..2].iter().any(|name| name.starts_with("raylet ")), "{outcome:?}");
     assert!(!stage.lives(gcs) && !stage.lives(raylet));
     assert!(stage.lives(of_other_user) && stage.lives(of_other_node));
     assert_eq!(descendants(UID), 1, "another node's");
-    let again = stop(UID, stage.tls()).await;
+    let again = stop(UID, marks(&stage.tls())).await;
     assert!(again.is_nothing(), "{again:?}");
 }
 
@@ -212,13 +236,19 @@ fn a_missing_permission_is_named() {
     let tls = stage.tls();
     let raylet = stage.start("raylet", VICTIM, &tls, "sleep 300 & wait");
     std::thread::sleep(Duration::from_millis(300));
-    let (all, _) = look(VICTIM, &tls).unwrap();
+    let read = |uid| {
+        let all = proc::of_user(uid).unwrap();
+        all.into_iter()
+            .map(|p| Process { inside: proc::read_memory(&p, matters), ..p })
+            .collect::<Vec<_>>()
+    };
+    let (all, _) = look(&read(VICTIM), VICTIM, &marks(&tls));
     assert_eq!(all.len(), 2);
     let problem = std::thread::spawn(move || {
         use rustix::{process::Uid, thread::set_thread_res_uid};
         let (root, nobody) = (Uid::ROOT, Uid::from_raw(65_534));
         set_thread_res_uid(nobody, nobody, root).unwrap();
-        let (held, seen) = look(VICTIM, &tls).unwrap();
+        let (held, seen) = look(&read(VICTIM), VICTIM, &marks(&tls));
         assert!(held.is_empty());
         let (mut all, mut outcome) = (all, Outcome::default());
         signal(&mut all, Signal::TERM, VICTIM, &mut outcome);

@@ -12,9 +12,14 @@ use crate::isolation::table::Kernel;
 const NFT: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 if [ "$1" = -j ]; then
+  if [ -f blind ]; then echo 'Error: Interrupted' >&2; exit 1; fi
   if [ -f table ]; then
-    echo '{"nftables": [{"counter": {"name": "blocked", "packets": 7}},
-      {"counter": {"name": "refused", "packets": 12}}]}'
+    printf '{"nftables": [{"counter": {"name": "blocked", "packets": 7}},
+      {"counter": {"name": "refused", "packets": 12}}'
+    sed -n 's/.*counter \(load_[0-9a-f]*\) {.*/, {"counter": {"name": "\1", "packets": 0}}/p' table
+    awk '/^\t[^\t]/ { chain = $1 == "chain" }
+      chain && /^\t\t/ && $1 != "type" { print ", {\"rule\": {}}" }' table
+    echo ']}'
     exit 0
   fi
   echo 'Error: No such file or directory' >&2
@@ -209,6 +214,36 @@ async fn a_snapshot_in_pages_is_loaded_as_a_whole() {
     agent.stop().await;
 }
 
+/// What the CA forgot while it could not be reached would never be told to who goes on with the next page.
+#[tokio::test]
+async fn pages_that_were_interrupted_are_all_asked_for_again() {
+    let guarded = Guarded::new(v1::Isolation::Audit).await;
+    let members =
+        (1..=10).map(|i| member(&format!("m{i}"), v1::Role::Worker, &format!("10.1.{i}.1")));
+    guarded.ca.with(|k| {
+        (k.members, k.page_len, k.last_page) = (Some(members.collect()), 3, Some(1));
+    });
+    std::fs::remove_file(guarded.place.path("state/sync.pb")).unwrap();
+    let agent = guarded.run();
+    let began = Instant::now();
+    // Two pages came, the third does not.
+    while !guarded.ca.with(|k| k.deaf) {
+        assert!(began.elapsed() < SOON, "never paged");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    agent.until("the CA is away", |s| s.ca.reachable == Some(false)).await;
+    let before = guarded.ca.requests.lock().unwrap().len();
+    guarded.ca.with(|k| {
+        k.members.as_mut().unwrap().remove(0);
+        (k.deaf, k.last_page) = (false, None);
+    });
+    let status = agent.until("the table", at(100)).await;
+    assert_eq!(status.isolation.members, 9, "one of the first page is gone");
+    let first = guarded.ca.requests.lock().unwrap()[before].1.clone();
+    assert!(first.have.is_none() && !first.continues, "{first:?}");
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn the_kept_table_is_loaded_before_anybody_can_ask_with_the_ca_away() {
     let guarded = Guarded::new(v1::Isolation::Enforce).await;
@@ -345,6 +380,21 @@ async fn a_worker_starts_ray_when_the_head_knows_it_or_after_a_while() {
     agent.stop().await;
 }
 
+/// Nobody told the agent before: what refuses the new folder is the first word of it.
+#[tokio::test]
+async fn exec_starts_no_ray_where_its_own_call_learns_of_the_revocation() {
+    let guarded = Guarded::new(v1::Isolation::Off).await;
+    let mut config = guarded.config();
+    config.pauses.exec_folder = Duration::ZERO;
+    let agent = guarded.run_with(config);
+    agent.until("enrolled", at(100)).await;
+    guarded.ca.with(|k| k.refuse_leaf = Some(Reason::Revoked));
+    let answer = agent.handle.ask(Ask::ExecFolder).await;
+    let Answer::Error(error) = &answer else { panic!("Ray starts: {answer:?}") };
+    assert!(error.message.contains("nothing was started"), "{error:?}");
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn off_removes_the_agent_s_own_table_and_no_other() {
     let guarded = Guarded::new(v1::Isolation::Off).await;
@@ -378,6 +428,157 @@ async fn a_table_that_somebody_removed_comes_back() {
         assert!(began.elapsed() < SOON, "never came back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    agent.stop().await;
+}
+
+/// Whoever empties a chain, or loads a table of his own, opens the door without removing anything.
+#[tokio::test]
+async fn a_table_that_somebody_emptied_or_replaced_is_loaded_again() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let mut config = guarded.config();
+    config.limits.sync_wait = Duration::from_secs(60);
+    let agent = guarded.run_with(config);
+    agent.until("the table", at(100)).await;
+    let whole = guarded.table();
+    let flushed: String =
+        whole.lines().filter(|l| !l.contains("jump judge")).map(|l| format!("{l}\n")).collect();
+    let of_a_script: String =
+        whole.lines().filter(|l| !l.contains("load_")).map(|l| format!("{l}\n")).collect();
+    for (name, text) in [("emptied", flushed), ("replaced", of_a_script)] {
+        assert_ne!(text, whole);
+        guarded.write("table", &text);
+        let began = Instant::now();
+        while guarded.table().lines().count() != whole.lines().count() {
+            assert!(began.elapsed() < SOON, "{name}: never came back");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Its own table it leaves alone.
+    let loads = guarded.read("loads");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(guarded.read("loads"), loads);
+    agent.stop().await;
+}
+
+/// A disk that kept nothing of it: the mark in the table says whose it is.
+#[tokio::test]
+async fn off_removes_a_table_that_no_file_knows_of() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let agent = guarded.run();
+    agent.until("the table", at(100)).await;
+    agent.stop().await;
+    std::fs::remove_file(guarded.place.path("state/isolation.json")).unwrap();
+    guarded.change(|k| k.raw_isolation = Some(v1::Isolation::Off.into()));
+    let agent = guarded.run();
+    agent.until("off", |s| in_force(s) == "off" && at(101)(s)).await;
+    assert_eq!(guarded.table(), "");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_look_that_fails_for_long_is_a_problem_until_one_succeeds() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let agent = guarded.run();
+    agent.until("the table", at(100)).await;
+    guarded.write("blind", "");
+    let problem = |s: &Status| s.isolation.problem.clone().unwrap_or_default();
+    agent.until("a problem", |s| problem(s).contains("cannot be looked at")).await;
+    std::fs::remove_file(guarded.place.path("blind")).unwrap();
+    agent.until("none", |s| s.isolation.problem.is_none()).await;
+    assert_eq!(guarded.read("loads").lines().count(), 1, "no look loads anything");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn sockets_that_could_not_be_closed_are_tried_again_and_nobody_waits_for_it() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let agent = guarded.run();
+    agent.until("the table", at(100)).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    // One that does not end, and says no in the end.
+    guarded.write("ss", "#!/bin/sh\nsleep 3; echo not today >&2; exit 1\n");
+    let path = guarded.place.path("ss");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let revoked = Instant::now();
+    guarded.change(|k| k.blocks = vec![block("10.0.0.7", true)]);
+    let (took, _) = guarded.acknowledged(101, revoked).await;
+    assert!(took < Duration::from_millis(2_500), "{took:?}");
+    agent
+        .until("a problem", |s| {
+            s.isolation.problem.as_ref().is_some_and(|p| p.contains("not today"))
+        })
+        .await;
+    guarded.write("ss", SS);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Another block that succeeds must not make it forget the first.
+    guarded.change(|k| k.blocks.push(block("10.0.0.8", true)));
+    agent.until("no problem", |s| s.isolation.problem.is_none()).await;
+    assert!(guarded.read("cuts").contains("dst 10.0.0.7"), "{}", guarded.read("cuts"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn another_port_plan_is_a_trial_again_and_closes_neither_ssh_nor_the_ca() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let mut config = guarded.config();
+    config.isolation.trial_time = Duration::from_millis(500);
+    config.isolation.retrial_pause = Duration::from_millis(300);
+    config.limits.connect = Duration::from_millis(200);
+    let agent = guarded.run_with(config);
+    agent.until("the table", at(100)).await;
+    let began = Instant::now();
+    while !guarded.place.state().isolation().enforced {
+        assert!(began.elapsed() < SOON, "never confirmed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let endpoint = format!("elements = {{ 127.0.0.1 . {} }}", guarded.ca.addr.port());
+    assert!(guarded.table().contains(&endpoint), "{}", guarded.table());
+    guarded.change(|k| {
+        let plan = raymtls_proto::ports::default_plan();
+        k.port_plan = v1::PortPlan { collective_min: 20, collective_max: 5_000, ..plan };
+        k.deaf = true;
+    });
+    let status = agent.until("audit", |s| in_force(s) == "audit").await;
+    assert!(status.isolation.problem.unwrap().contains("the CA was not reached"));
+    assert!(guarded.table().contains("20-21, 23-5000"), "{}", guarded.table());
+    guarded.ca.with(|k| k.deaf = false);
+    guarded.change(|k| k.blocks = vec![block("10.0.0.2", false), block("10.0.0.9", false)]);
+    let open =
+        |s: &Status| s.isolation.problem.as_ref().is_some_and(|p| p.contains("covers 22, SSH"));
+    let status = agent.until("what stays open", |s| open(s) && s.isolation.blocked == 1).await;
+    // A live member is listed and not blocked: that is said, too.
+    assert_eq!(status.isolation.spared, 1);
+    let spares = || {
+        let requests = guarded.ca.requests.lock().unwrap();
+        let report = requests.last().and_then(|(_, r)| r.report.clone()?.isolation);
+        report.is_some_and(|report| report.spared_blocks == 1)
+    };
+    let began = Instant::now();
+    while !spares() {
+        assert!(began.elapsed() < SOON, "never reported");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    agent.stop().await;
+}
+
+/// Whoever answers the lookup of the CA's name names what he likes: what counts is who proved to be it.
+#[tokio::test]
+async fn a_name_of_the_ca_spares_nobody_and_the_endpoint_behind_it_stays_open() {
+    let guarded = Guarded::new(v1::Isolation::Enforce).await;
+    let mut node = guarded.place.state().node().unwrap().unwrap();
+    let port = guarded.ca.addr.port();
+    node.node_endpoints = vec![format!("localhost:{port}")];
+    guarded.place.state().put_node(&node).unwrap();
+    guarded.ca.with(|k| k.blocks = vec![block("10.0.0.9", true)]);
+    let agent = guarded.run();
+    agent.until("the table", at(100)).await;
+    let wanted = format!("elements = {{ 127.0.0.1 . {port} }}");
+    let began = Instant::now();
+    while !guarded.table().contains(&wanted) {
+        assert!(began.elapsed() < SOON, "{}", guarded.table());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(guarded.place.state().isolation().reached, [guarded.ca.addr]);
     agent.stop().await;
 }
 

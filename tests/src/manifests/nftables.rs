@@ -54,8 +54,10 @@ fn policy(role: v1::Role, plan: v1::PortPlan, verdict: Verdict) -> Policy {
         blocked_entirely: addresses(&[&CUT[..], &INNOCENT[..]].concat()).into_iter().collect(),
         protected: Protected {
             ca: addresses(&["10.0.0.250"]).into_iter().collect(),
+            endpoints: ["10.0.0.250:7443", "10.0.0.250:7444"].map(|e| e.parse().unwrap()).into(),
             ..Protected::default()
         },
+        never_guarded: [].into(),
         verdict,
     }
 }
