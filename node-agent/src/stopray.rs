@@ -144,7 +144,7 @@ pub struct Outcome {
 }
 
 /// Stops Ray of this user that bears these marks: daemons first, then the rest, and whatever is
-/// still there after [`GRACE`] by force.
+/// still there after ten seconds by force.
 pub async fn stop(uid: u32, marks: Marks) -> Outcome {
     stop_within(uid, marks, READ_TIME_MAX).await
 }

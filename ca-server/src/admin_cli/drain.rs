@@ -290,7 +290,12 @@ mod tests {
             nodes.join(",")
         );
         let written = folder.path().join("written");
-        std::fs::write(&written, script).unwrap();
+        raymtls_proto::durable::create(
+            &written,
+            script.as_bytes(),
+            raymtls_proto::durable::Access::PUBLIC,
+        )
+        .unwrap();
         // Copied by another process: a program that this one had open for writing may be busy.
         let copied = std::process::Command::new("install").arg(written).arg(&program).status();
         assert!(copied.unwrap().success());

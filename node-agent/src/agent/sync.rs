@@ -249,8 +249,9 @@ impl Agent {
         self.keep_answer(answer, memory, was_filling)?;
         self.sync.pages_follow = pages_follow;
         self.note_membership(&before);
-        // Somebody may wait for the word that a node is cut off, or that the table is as wanted.
-        let awaited = answer.blocks.is_some() || (news && self.isolation.in_force().is_some());
+        // Somebody may wait for the word that a node is cut off, or that the table is as wanted; and where
+        // a table is in force, the next answer may be whom to cut off.
+        let awaited = answer.blocks.is_some() || self.isolation.in_force().is_some();
         let at_once = pages_follow || (awaited && advanced) || self.isolation.is_on_trial();
         Ok(if at_once { Next::AtOnce } else { Next::AfterPause })
     }
