@@ -253,6 +253,8 @@ fn address(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use raymtls_proto::durable::{self, Access};
+
     use super::*;
 
     const AT: &str = "10.77.0.7";
@@ -290,14 +292,13 @@ mod tests {
             nodes.join(",")
         );
         let written = folder.path().join("written");
-        raymtls_proto::durable::create(
-            &written,
-            script.as_bytes(),
-            raymtls_proto::durable::Access::PUBLIC,
-        )
-        .unwrap();
+        durable::create(&written, script.as_bytes(), Access::PRIVATE).unwrap();
         // Copied by another process: a program that this one had open for writing may be busy.
-        let copied = std::process::Command::new("install").arg(written).arg(&program).status();
+        let copied = std::process::Command::new("install")
+            .args(["-m", "755"])
+            .arg(written)
+            .arg(&program)
+            .status();
         assert!(copied.unwrap().success());
         (folder, program.display().to_string())
     }

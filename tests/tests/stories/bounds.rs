@@ -319,9 +319,10 @@ async fn an_operator_s_request_is_bounded_in_each_field() {
         all_traffic: false,
     };
     let held = ca.held().await;
-    for reason in [String::new(), " ".to_owned(), "x".repeat(REASON_LEN_MAX + 1)] {
+    let long = "x".repeat(REASON_LEN_MAX + 1);
+    for reason in [String::new(), " ".to_owned(), "two\nlines".to_owned(), long] {
         let answer = nodes::revoke(running, operator, revoke(reason)).await;
-        refused(answer, "a reason", "REQUEST_INVALID", "a reason of 1 to");
+        refused(answer, "a reason", "REQUEST_INVALID", "a reason is one line of 1 to");
     }
     let list = |page: String| v1::ListCertificatesRequest {
         cluster: "c1".to_owned(),

@@ -136,6 +136,12 @@ async fn who_has_applied_a_change_is_told_as_it_comes_and_who_has_not_at_the_end
         wait_seconds,
     };
 
+    // A node's words go into logs and notes: none turns the line round.
+    let mut turned = v1::Report::default();
+    turned.isolation.get_or_insert_default().problem = "\u{202e}fine".to_owned();
+    let turned = v1::SyncRequest { report: Some(turned), ..v1::SyncRequest::default() };
+    assert_eq!(word(first.client.sync(turned).await), "REQUEST_INVALID");
+
     let mut answers = admin.watch_applied(ask(change, 30)).await.unwrap().into_inner();
     let mut at_first = Vec::new();
     for _ in 0..3 {
@@ -187,6 +193,8 @@ async fn who_has_applied_a_change_is_told_as_it_comes_and_who_has_not_at_the_end
 #[tokio::test]
 async fn no_setting_shuts_the_ca_s_own_port_and_none_keeps_isolation_on() {
     let deployment = deployment().await;
+    let worker = deployment.worker("c1", "w1", "10.0.0.1").await;
+    worker.client.sync(v1::SyncRequest::default()).await.unwrap();
     let set = |change: String| {
         let request = v1::SetClusterRequest {
             cluster: "c1".to_owned(),
