@@ -34,7 +34,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(slurm quickstart full); export KILLS=60 KILLS_WITH_RAY=4 REVOCATIONS=20 RELOADS=100 ;;
+      --full) STEPS+=(slurm quickstart full); export KILLS=60 KILLS_WITH_RAY=4 REVOCATIONS=20 RELOADS=100 SILENT=1 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac

@@ -1,5 +1,5 @@
-//! Since when the CA has been serving, as far as leases are concerned: time that a clock jumped over is
-//! nobody's silence, so after a jump ahead the count begins anew.
+//! Since when the CA has been serving, as far as leases are concerned: time that a clock jumped over, or
+//! in which the host slept, is nobody's silence, so after it the count begins anew.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -8,6 +8,8 @@ use time::OffsetDateTime;
 
 /// A step of the wall clock ahead of the time that passed that is no jump.
 const DRIFT_MAX: Duration = Duration::from_secs(120);
+/// Asked each minute: after a longer pause the host slept, or the process was stopped.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// When serving began, by the wall clock as it goes now.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl Serving {
         let mut seen = self.0.lock().expect("no code panics while it holds the moments");
         let (wall, elapsed) = (clock.now(), clock.elapsed());
         let passed = elapsed.saturating_sub(seen.elapsed);
-        if wall > seen.wall + passed + DRIFT_MAX {
+        if passed > PAUSE_MAX || wall > seen.wall + passed + DRIFT_MAX {
             seen.since = wall;
         }
         (seen.wall, seen.elapsed) = (wall, elapsed);
@@ -57,6 +59,9 @@ mod tests {
             assert_eq!(serving.since(&clock), start);
         }
         let day = Duration::from_secs(86_400);
+        clock.advance(day);
+        let woke = clock.now();
+        assert_eq!(serving.since(&clock), woke, "the host slept for a day");
         clock.set(clock.now() + day);
         let jumped = clock.now();
         assert_eq!(serving.since(&clock), jumped);

@@ -174,11 +174,14 @@ limited() {
   inside systemd-run --quiet --wait --pipe "${properties[@]}" bash -c "$1" 2>>"$DIR/inside.log" </dev/null | paste -sd ' '
 }
 
-# A stand-in of a raylet, started through the agent as Ray's user, and one of another user: a copy of sleep each.
+# A stand-in of a raylet, started through the agent as Ray's user, and one of another user: a copy of bash each, which waits
+# and is told a port of the plan, as a raylet is.
 try_revoked() {
-  inside bash -c 'useradd --system other; install -m 0755 /bin/sleep /opt/ray/raylet
-    setsid runuser -u ray -- node-agent exec -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &
-    RAY_TLS_SERVER_CERT=/var/lib/ray-mtls/tls/k1/tls.crt setsid runuser -u other -- /opt/ray/raylet 300 >/dev/null 2>&1 </dev/null &'
+  # shellcheck disable=SC2016
+  inside bash -c 'useradd --system other; install -m 0755 /bin/bash /opt/ray/raylet
+    wait="mkfifo /tmp/wait.\$\$; read -t 300 _ <>/tmp/wait.\$\$"
+    setsid runuser -u ray -- node-agent exec -- /opt/ray/raylet -c "$wait" --node_manager_port=6701 >/dev/null 2>&1 </dev/null &
+    RAY_TLS_SERVER_CERT=/var/lib/ray-mtls/tls/k1/tls.crt setsid runuser -u other -- /opt/ray/raylet -c "$wait" --node_manager_port=6701 >/dev/null 2>&1 </dev/null &'
   wait_for 5 "two stand-ins of a raylet" two_raylets || true
   judge "a raylet of Ray's user, and one of another" "$(raylets)" "other ray"
   judge "the node is revoked" "$(code_of ca-admin node revoke --cluster c1 n1 --reason theft --yes)" 0

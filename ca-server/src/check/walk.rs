@@ -148,6 +148,7 @@ impl Walk<'_> {
             b'l' => self.crls(rest, &read(value)?),
             b'm' => self.member(rest, &read(value)?),
             b'n' => self.node(rest, &read(value)?),
+            b'p' => self.counted(rest, value),
             b'q' => self.key_use(rest, &read(value)?),
             b'r' => self.revocation(rest, &read(value)?),
             b's' => self.certificate(rest, &read(value)?),
@@ -293,6 +294,14 @@ impl Walk<'_> {
             let told: MemberRecord = self.must(&layout::member(cluster, record.member_version))?;
             is(told.name == name, || format!("its peers were told of {:?}", told.name))?;
         }
+        let counted = record.addresses.iter().filter(|bound| bound.proved && !bound.lost);
+        for bound in counted.filter(|_| record.holds_exclusively()) {
+            let key = layout::counted(cluster, &bound.address);
+            let counts = self.reader.get(&key).map_err(|e| e.to_string())?;
+            is(counts.is_some_and(|name| name == record.name.as_bytes()), || {
+                format!("nobody is on record as counting at its {}", bound.address)
+            })?;
+        }
         let held = record.addresses.iter().filter(|bound| !bound.lost);
         for bound in held.filter(|_| record.holds_exclusively()) {
             if !self.has(&layout::holder(cluster, &bound.address))?
@@ -334,6 +343,14 @@ impl Walk<'_> {
         is(bound && node.node_status() == NodeStatus::Live && node.holds_exclusively(), || {
             format!("node {} does not hold it", node.name)
         })
+    }
+
+    /// The node may have gone since.
+    fn counted(&self, rest: &[u8], value: &[u8]) -> Checked {
+        let (cluster, address) = two(rest)?;
+        self.must::<ClusterRecord>(&layout::cluster(cluster))?;
+        is(address.parse::<std::net::IpAddr>().is_ok(), || "no address".to_owned())?;
+        parse::<NodeName>(value).map(drop)
     }
 
     fn block(&self, rest: &[u8], value: &[u8]) -> Checked {
@@ -505,6 +522,7 @@ fn named(key: &[u8]) -> String {
         [b'l', ..] => "CRLs",
         [b'm', ..] => "member",
         [b'n', ..] => "node",
+        [b'p', ..] => "node for which an address counts",
         [b'q', ..] => "use of key",
         [b'r', ..] => "revocation",
         [b's', ..] => "certificate",

@@ -65,6 +65,12 @@ pub fn holder(cluster: &str, address: &str) -> Vec<u8> {
     text(b"h/", &[cluster, address])
 }
 
+/// For which exclusive node an address counts, or did last: its name.
+#[must_use]
+pub fn counted(cluster: &str, address: &str) -> Vec<u8> {
+    text(b"p/", &[cluster, address])
+}
+
 /// The revocation that blocks an address for older tokens.
 #[must_use]
 pub fn block(cluster: &str, address: &str) -> Vec<u8> {

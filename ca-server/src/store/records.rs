@@ -261,9 +261,6 @@ pub struct AddressRecord {
     /// It counts for another node since.
     #[prost(bool, tag = "3")]
     pub lost: bool,
-    /// Who held it before, until a call comes from it; empty for nobody.
-    #[prost(string, tag = "4")]
-    pub taken_from: String,
 }
 
 /// One identity certificate of a node.

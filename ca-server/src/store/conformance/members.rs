@@ -381,3 +381,25 @@ pub(super) async fn what_two_revocations_cut_off_one_reinstatement_does_not_free
         assert_eq!(ca.blocks(5).await.len(), left, "{name_of}");
     }
 }
+
+/// Claims of others in between change nothing: whoever calls from the address has it, and nobody else.
+pub(super) async fn whoever_had_an_address_loses_it_to_the_one_that_calls_from_it(
+    place: &dyn Place,
+) {
+    let ca = Ca::new(place).await;
+    ca.node(0, 1).await;
+    let token = ca.token().await;
+    let claims =
+        |number| EnrollAsk { addresses: vec![address(1).parse().unwrap()], ..ask(&token, number) };
+    // The first is out of touch; two claim its address, one after the other, and the last one calls.
+    let second = ca.enroll(HOUR_MS, claims(2)).await.unwrap();
+    ca.leave(HOUR_MS + 1, &second.caller()).await.unwrap();
+    let third = ca.enroll(HOUR_MS + 2, claims(3)).await.unwrap();
+    let source = Some(address(1).parse().unwrap());
+    ca.identify(HOUR_MS + 3, &Caller { source, ..third.caller() }).await.unwrap();
+    let told = ca.told_since(0).await;
+    let of = |name: &str| told.iter().find(|told| told.0 == name).unwrap().2.clone();
+    assert_eq!(of("n-1"), Vec::<String>::new());
+    assert!(of("n-3").contains(&address(1)));
+    assert!(ca.revoke(HOUR_MS + 4, "n-3").await.blocked.addresses.contains(&address(1)));
+}

@@ -5,7 +5,7 @@
 use super::{block, event, member};
 use crate::store::{
     StoreError, layout,
-    records::{AddressRecord, AuditKind, AuditRecord, NodeRecord, NodeStatus},
+    records::{AuditKind, AuditRecord, NodeRecord, NodeStatus},
     view::View,
 };
 
@@ -22,9 +22,6 @@ pub(super) fn take_all(
     for index in 0..node.addresses.len() {
         if node.holds_exclusively() {
             let key = layout::holder(&node.cluster, &node.addresses[index].address);
-            let before = view.get_raw(&key)?.filter(|holder| holder != node.name.as_bytes());
-            node.addresses[index].taken_from =
-                before.map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();
             view.put_raw(key, node.name.as_bytes().to_vec());
         }
         if node.addresses[index].proved || trusted {
@@ -50,7 +47,7 @@ pub(super) fn called_from(
     };
     let back = node.addresses[index].lost && is_free(view, node, source)?;
     if back {
-        take_back(view, node, index);
+        take_back(view, node, index, actor)?;
     }
     if node.addresses[index].proved {
         return Ok(back);
@@ -68,6 +65,7 @@ pub(super) fn called_from(
 pub(super) fn take_back_all(
     view: &mut View<'_>,
     node: &mut NodeRecord,
+    actor: &str,
 ) -> Result<bool, StoreError> {
     let mut told = false;
     if !node.holds_exclusively() {
@@ -77,31 +75,39 @@ pub(super) fn take_back_all(
         let bound = &node.addresses[index];
         if !holds(view, node, &bound.address)? && is_free(view, node, &bound.address)? {
             told |= bound.lost;
-            take_back(view, node, index);
+            take_back(view, node, index, actor)?;
         }
     }
     Ok(told)
 }
 
-/// The address counts for the node: for whoever had it before it counts no more, and no block of
-/// another's covers it.
+/// The address counts for the node: for whoever else it counted, it counts no more, and no block covers
+/// it.
 fn settle(
     view: &mut View<'_>,
     node: &mut NodeRecord,
     index: usize,
     actor: &str,
 ) -> Result<(), StoreError> {
-    let AddressRecord { address, taken_from: loser, .. } = node.addresses[index].clone();
-    node.addresses[index].taken_from.clear();
+    let address = node.addresses[index].address.clone();
     block::lift(view, &node.cluster, &address)?;
-    let Some(mut loser) = view.get::<NodeRecord>(&layout::node(&node.cluster, &loser))? else {
+    if !node.holds_exclusively() {
+        return Ok(());
+    }
+    let key = layout::counted(&node.cluster, &address);
+    let before = view.get_raw(&key)?.filter(|name| name != node.name.as_bytes());
+    view.put_raw(key, node.name.as_bytes().to_vec());
+    let Some(before) = before else { return Ok(()) };
+    let before = layout::node(&node.cluster, &String::from_utf8_lossy(&before));
+    let loser = view.get::<NodeRecord>(&before)?;
+    let Some(mut loser) = loser.filter(|loser| loser.node_status() == NodeStatus::Live) else {
         return Ok(());
     };
     for bound in loser.addresses.iter_mut().filter(|bound| bound.address == address) {
         bound.lost = true;
     }
     member::tell(view, &mut loser)?;
-    view.put(layout::node(&node.cluster, &loser.name), &loser);
+    view.put(before, &loser);
     view.audit(AuditRecord {
         detail: format!("{address} is where node {} is", node.name),
         ..event(actor, AuditKind::AddressLost, &node.cluster, &loser.name)
@@ -109,10 +115,17 @@ fn settle(
     Ok(())
 }
 
-fn take_back(view: &mut View<'_>, node: &mut NodeRecord, index: usize) {
+fn take_back(
+    view: &mut View<'_>,
+    node: &mut NodeRecord,
+    index: usize,
+    actor: &str,
+) -> Result<(), StoreError> {
     let bound = &mut node.addresses[index];
     bound.lost = false;
+    let proved = bound.proved;
     view.put_raw(layout::holder(&node.cluster, &bound.address), node.name.as_bytes().to_vec());
+    if proved { settle(view, node, index, actor) } else { Ok(()) }
 }
 
 /// Whether no other live node holds the address.

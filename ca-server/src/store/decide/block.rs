@@ -112,7 +112,7 @@ fn write(
     if let Some(before) = before {
         record.until_ms = record.until_ms.max(before.until_ms);
         record.all_traffic |= before.all_traffic;
-        record.lifted = false;
+        (record.lifted, record.spared) = (false, false);
     }
     view.put(key, &record);
     Ok(())

@@ -67,7 +67,7 @@ pub fn record(
         return Err(Refusal::RaceLost("what the node may have").into());
     }
     note_key(view, &mut node, leaf, planned.life_ms);
-    if address::take_back_all(view, &mut node)? {
+    if address::take_back_all(view, &mut node, &caller.actor())? {
         member::tell(view, &mut node)?;
     }
     put(view, &node);
