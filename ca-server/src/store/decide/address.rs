@@ -21,14 +21,40 @@ pub(super) fn take_all(
     let trusted = member::by_name(view, &node.cluster)?.settings().trust_ranges;
     for index in 0..node.addresses.len() {
         if node.holds_exclusively() {
-            let key = layout::holder(&node.cluster, &node.addresses[index].address);
-            view.put_raw(key, node.name.as_bytes().to_vec());
+            take(view, node, index, actor)?;
         }
         if node.addresses[index].proved || trusted {
             settle(view, node, index, actor)?;
         }
     }
     Ok(())
+}
+
+/// Makes the node the holder. A live one that only claimed the address is on record as its loser: its
+/// next leaf is refused until it enrols without it.
+fn take(
+    view: &mut View<'_>,
+    node: &NodeRecord,
+    index: usize,
+    actor: &str,
+) -> Result<(), StoreError> {
+    let bound = &node.addresses[index];
+    let loser = live_holder(view, &node.cluster, &bound.address)?;
+    let loser = loser.filter(|loser| *loser != node.name && bound.proved);
+    let counted = view.get_raw(&layout::counted(&node.cluster, &bound.address))?;
+    if let Some(loser) = loser.filter(|loser| counted.as_deref() != Some(loser.as_bytes())) {
+        lost(view, node, &loser, &bound.address, actor);
+    }
+    let key = layout::holder(&node.cluster, &bound.address);
+    view.put_raw(key, node.name.as_bytes().to_vec());
+    Ok(())
+}
+
+fn lost(view: &mut View<'_>, node: &NodeRecord, loser: &str, address: &str, actor: &str) {
+    view.audit(AuditRecord {
+        detail: format!("{address} is where node {} is", node.name),
+        ..event(actor, AuditKind::AddressLost, &node.cluster, loser)
+    });
 }
 
 /// The node called from an address of its own. Whether its peers are to be told; the caller writes the
@@ -108,10 +134,7 @@ fn settle(
     }
     member::tell(view, &mut loser)?;
     view.put(before, &loser);
-    view.audit(AuditRecord {
-        detail: format!("{address} is where node {} is", node.name),
-        ..event(actor, AuditKind::AddressLost, &node.cluster, &loser.name)
-    });
+    lost(view, node, &loser.name, &address, actor);
     Ok(())
 }
 
