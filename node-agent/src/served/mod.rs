@@ -51,8 +51,8 @@ pub enum ServedError {
     Proc(#[from] io::Error),
     /// A file of /proc does not come to its end.
     #[error(
-        "the search for Ray's sockets in /proc has not ended after {}s: a process there cannot be \
-         read, look for one in state D",
+        "the search for Ray's sockets in /proc has not ended after {}s: the host is busy, or a \
+         process there cannot be read: look for one in state D, or with very many open files",
         .0.as_secs()
     )]
     Stuck(Duration),
