@@ -202,7 +202,9 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("agent.toml");
-        std::fs::write(&file, "ray_gruop = \"ray\"\n").unwrap();
+        let text = b"ray_gruop = \"ray\"\n";
+        raymtls_proto::durable::replace(&file, text, raymtls_proto::durable::Access::PUBLIC)
+            .unwrap();
         let words = ["doctor", "--fix", "--config", file.to_str().unwrap()];
         let line = <Line as clap::Parser>::parse_from(words);
         let (config, broken) = config(&line.args);

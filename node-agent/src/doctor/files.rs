@@ -152,10 +152,10 @@ impl Folder {
         let is_own = |name: &str, kind: &EntryKind| {
             self.entry(name).is_some_and(|entry| entry.uid == self.uid && entry.kind == *kind)
         };
-        let file = |file: &&str| is_own(&format!("{name}/{file}"), &EntryKind::File);
+        let file = |file: &str| is_own(&format!("{name}/{file}"), &EntryKind::File);
         number_of(name).is_some()
             && is_own(name, &EntryKind::Folder)
-            && KEY_FILES[..3].iter().all(|name| file(&name))
+            && KEY_FILES[..3].iter().all(|name| file(name))
     }
 }
 

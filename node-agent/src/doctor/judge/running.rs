@@ -223,11 +223,10 @@ fn environment(facts: &Facts) -> Vec<Finding> {
             Ok(variables) => {
                 for told in told(facts, variables) {
                     // One group however many files they name: a task can name any.
-                    let (told, named) = match told {
-                        Told::Elsewhere(files) => {
-                            (Told::Elsewhere(String::new()), format!("{named} with {files}"))
-                        }
-                        told => (told, named.clone()),
+                    let (told, named) = if let Told::Elsewhere(files) = told {
+                        (Told::Elsewhere(String::new()), format!("{named} with {files}"))
+                    } else {
+                        (told, named.clone())
                     };
                     groups.entry(told).or_default().push(named);
                 }
