@@ -107,6 +107,14 @@ impl Status {
 }
 
 impl Status {
+    /// Whether the CA revoked this node: `exec` starts nothing on it, whatever its files say.
+    pub(crate) fn is_revoked(&self) -> bool {
+        let words = |text: &str| {
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "REVOKED")
+        };
+        self.standing == "refused" && self.standing_reason.as_deref().is_some_and(words)
+    }
+
     /// Read from the file of a daemon that ended: nothing is renewed any more.
     #[must_use]
     pub fn of_the_dead(mut self) -> Self {
@@ -273,7 +281,15 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
     if let Some(skew) = status.clock_skew_seconds {
         line("clock", &clock_line(skew));
     }
-    line("identity", &certificate(&status.identity, now));
+    let is_renewed = status.standing == "enrolled";
+    let shown = |leaf: &CertificateStatus| {
+        if is_renewed {
+            certificate(leaf, now)
+        } else {
+            format!("{}, not renewed any more", ends(leaf, now))
+        }
+    };
+    line("identity", &shown(&status.identity));
     for folder in &status.key_folders {
         let marks = [
             (folder.current, "current"),
@@ -283,14 +299,11 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
         ];
         let marks: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, mark)| *mark).collect();
         let name = format!("key folder {}", folder.name);
-        let leaf = if folder.key_too_old {
-            ends(&folder.leaf, now)
-        } else {
-            certificate(&folder.leaf, now)
-        };
+        let leaf = if folder.key_too_old { ends(&folder.leaf, now) } else { shown(&folder.leaf) };
         line(&name, format!("{leaf}  {}", marks.join(", ")).trim_end());
     }
     match status.files_work_until {
+        _ if status.is_revoked() => line("files", "exec starts nothing: this node is revoked"),
         Some(until) => line("files work until", &format!("{until} ({})", until.relative(now))),
         None => line("files work until", "there is no valid leaf"),
     }
@@ -386,6 +399,29 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+
+    #[test]
+    fn a_revoked_node_is_promised_nothing() {
+        let now = datetime!(2026-11-24 08:00 UTC);
+        let later = Moment::from(now + time::Duration::days(9));
+        let certificate =
+            CertificateStatus { serial: "01".into(), not_after: later, renew_at: later };
+        let mut status = crate::agent::empty_status(now);
+        status.identity = certificate;
+        status.files_work_until = Some(later);
+        status.first_failure = FirstFailure::of(&status, false);
+        let promises = ["files work until", "fails first", "renewal due"];
+        status.standing = "enrolled".into();
+        let text = table(&status, now, true);
+        assert!(promises.iter().all(|promise| text.contains(promise)), "{text}");
+        status.standing = "refused".into();
+        status.standing_reason = Some("REVOKED: node n1 is revoked".into());
+        let text = table(&status, now, true);
+        assert!(!promises.iter().any(|promise| text.contains(promise)), "{text}");
+        assert!(text.contains("exec starts nothing"), "{text}");
+        status.standing_reason = Some("KEY_REVOKED: a key".into());
+        assert!(!status.is_revoked());
+    }
 
     #[test]
     fn a_renewal_that_is_overdue_is_said_to_be() {

@@ -19,11 +19,19 @@ const WRITE_PAUSE: Duration = Duration::from_secs(10);
 pub(super) struct StatusFile {
     last: Option<(Instant, Status)>,
     failed: bool,
+    first_try: Option<Instant>,
 }
 
 impl StatusFile {
     pub(super) fn write(&mut self, path: &std::path::Path, status: &Status, now: Instant) {
         if !is_due(self.last.as_ref(), status, now) {
+            return;
+        }
+        // The folder is made with the socket, a moment after the first status.
+        let first_try = *self.first_try.get_or_insert(now);
+        if now.duration_since(first_try) < WRITE_PAUSE
+            && path.parent().is_some_and(|parent| !parent.exists())
+        {
             return;
         }
         self.last = Some((now, status.clone()));

@@ -9,7 +9,7 @@ use super::{
     Finding, Level, explain,
     facts::Agent,
     files::{Which, faults},
-    fix::{self, Fixed, Outcome},
+    fix::{self, Fixed, Leave, Outcome},
     gather::{self, Places},
     judge, own, print,
 };
@@ -17,6 +17,7 @@ use crate::{
     cli::{self, Output, print_json},
     config::{CONFIG_PATH, Config, Partial},
     failure::Failure,
+    statedir::{StateDir, StateLock},
 };
 
 /// What is asked for.
@@ -34,6 +35,9 @@ pub(crate) struct DoctorArgs {
     /// The agent's socket [default: as configured]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Group that runs Ray, as the daemon has it [default: as configured, else as enrolled]
+    #[arg(long, value_name = "GROUP")]
+    ray_group: Option<String>,
     /// Put right what is safe: modes, groups, links and leftovers in the agent's two folders
     #[arg(long, conflicts_with = "explain")]
     fix: bool,
@@ -76,6 +80,7 @@ fn config(args: &DoctorArgs) -> (Result<Config, Failure>, Option<String>) {
         state_dir: args.state_dir.clone(),
         tls_dir: args.tls_dir.clone(),
         socket: args.socket.clone(),
+        ray_group: args.ray_group.clone(),
         ..Partial::default()
     };
     let read = Partial::read(args.config.as_deref()).map_err(|e| e.to_string());
@@ -105,6 +110,11 @@ async fn examined(
     config: &Config,
     broken: Option<String>,
 ) -> Result<(), Failure> {
+    if let Some(why) = broken.as_ref().filter(|_| args.fix) {
+        return Err(Failure::config(format!(
+            "--fix changes nothing by a configuration that cannot be used: put it right first: {why}"
+        )));
+    }
     let places = Places {
         config_file: args.config.clone().unwrap_or_else(|| CONFIG_PATH.into()),
         proc: "/proc".into(),
@@ -114,10 +124,12 @@ async fn examined(
     let mut fixed = Vec::new();
     if args.fix {
         let group = judge::group(&facts, config);
-        let daemon = matches!(facts.agent, Agent::Answers(_));
+        let held = held(config, args.dry_run);
+        let daemon = held.is_none() || matches!(facts.agent, Agent::Answers(_));
+        let leave = Leave { daemon, group: config.ray_gid.is_some(), dry_run: args.dry_run };
         for (folder, which) in [(&facts.state, Which::State), (&facts.tls, Which::Tls)] {
             let Ok(folder) = folder else { continue };
-            fixed.extend(fix::fix(folder, &faults(folder, which, group), daemon, args.dry_run));
+            fixed.extend(fix::fix(folder, &faults(folder, which, group), leave));
         }
         if fixed.iter().any(|one| one.done == Outcome::Done) {
             facts = look().await;
@@ -134,6 +146,16 @@ async fn examined(
     }));
     tell(args, &findings, &fixed)?;
     verdict(&findings, args.strict)
+}
+
+/// The daemon's lock, held while something is changed; `None` where a daemon has it, or that cannot be
+/// told. A dry run takes it where it is there already.
+fn held(config: &Config, dry_run: bool) -> Option<Option<StateLock>> {
+    let state = StateDir::open(&config.state_dir).ok()?;
+    if dry_run && !state.path().join("lock").exists() {
+        return Some(None);
+    }
+    state.lock().ok().map(Some)
 }
 
 fn tell(args: &DoctorArgs, findings: &[Finding], fixed: &[Fixed]) -> Result<(), Failure> {
@@ -170,6 +192,43 @@ fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_put_right_by_a_broken_configuration() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: DoctorArgs,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        let text = b"ray_gruop = \"ray\"\n";
+        raymtls_proto::durable::replace(&file, text, raymtls_proto::durable::Access::PUBLIC)
+            .unwrap();
+        let words = ["doctor", "--fix", "--config", file.to_str().unwrap()];
+        let line = <Line as clap::Parser>::parse_from(words);
+        let (config, broken) = config(&line.args);
+        assert!(broken.is_some());
+        let failure = examined(&line.args, &config.unwrap(), broken).await.unwrap_err();
+        assert!(matches!(&failure, Failure::Config(why) if why.contains("ray_gruop")), "{failure}");
+    }
+
+    #[test]
+    fn a_lock_that_a_daemon_has_is_seen() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let config = Config::in_process(path.clone(), folder.path().join("tls"));
+        assert!(held(&config, false).is_none(), "no folder");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(held(&config, true).is_some() && !path.join("lock").exists());
+        let daemons = held(&config, false);
+        assert!(daemons.is_some());
+        assert!(held(&config, false).is_none() && held(&config, true).is_none());
+        drop(daemons);
+        assert!(held(&config, true).is_some());
+    }
 
     #[test]
     fn a_warning_costs_the_exit_code_where_that_is_asked_for_and_what_is_unknown_never() {

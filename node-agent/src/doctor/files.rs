@@ -34,6 +34,9 @@ const REPLACED: [&str; 15] = [
     "status.json",
 ];
 
+/// Bits that let others than the owner write.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// Which folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
@@ -130,8 +133,29 @@ impl Folder {
         Ok(Self { path, uid: own.uid(), gid: own.gid(), mode, misplaced, entries, cut })
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.entries.iter().any(|entry| entry.name == name)
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.name == name)
+    }
+
+    /// The folder around something that others could write into, if there is one.
+    pub(super) fn opened_around(&self, name: &str) -> Option<String> {
+        if !name.is_empty() && self.mode & OTHERS_WRITE != 0 {
+            return Some(self.path.display().to_string());
+        }
+        let folder = self.entry(name.split_once('/')?.0)?;
+        let is_open = folder.mode & OTHERS_WRITE != 0 || folder.uid != self.uid;
+        is_open.then(|| self.path.join(&folder.name).display().to_string())
+    }
+
+    /// Whether a key folder is there, and it and its files are of the owner of this one.
+    fn has_own(&self, name: &str) -> bool {
+        let is_own = |name: &str, kind: &EntryKind| {
+            self.entry(name).is_some_and(|entry| entry.uid == self.uid && entry.kind == *kind)
+        };
+        let file = |file: &str| is_own(&format!("{name}/{file}"), &EntryKind::File);
+        number_of(name).is_some()
+            && is_own(name, &EntryKind::Folder)
+            && KEY_FILES[..3].iter().all(|name| file(name))
     }
 }
 
@@ -310,15 +334,12 @@ impl Wanted {
 
 /// The fixed paths: `current`, and the links through it.
 fn links(folder: &Folder) -> Vec<Fault> {
-    let newest = folder.entries.iter().filter(|e| e.is_key_folder());
-    let whole =
-        newest.filter(|e| KEY_FILES[..3].iter().all(|f| folder.has(&format!("{}/{f}", e.name))));
-    let newest = whole.filter_map(|e| number_of(&e.name)).max();
+    // Ray believes the roots it finds there: none is followed that another user may have made.
+    let is_closed = |e: &&Entry| e.mode & OTHERS_WRITE == 0 && folder.has_own(&e.name);
+    let newest = folder.entries.iter().filter(|e| e.is_key_folder()).filter(is_closed);
+    let newest = newest.filter_map(|e| number_of(&e.name)).max();
     let Some(newest) = newest.map(crate::keyfolder::folder_name) else { return Vec::new() };
-    let points_somewhere = |target: &Path| {
-        let name = target.to_str().unwrap_or_default();
-        number_of(name).is_some() && folder.has(name)
-    };
+    let points_somewhere = |target: &Path| folder.has_own(target.to_str().unwrap_or_default());
     let current = link_fault(folder, "current", Path::new(&newest), points_somewhere);
     let fixed = KEY_FILES.iter().filter_map(|name| {
         let target = Path::new("current").join(name);
@@ -333,8 +354,7 @@ fn link_fault(
     target: &Path,
     is_right: impl Fn(&Path) -> bool,
 ) -> Option<Fault> {
-    let there = folder.entries.iter().find(|entry| entry.name == name);
-    let (what, change) = match there.map(|entry| &entry.kind) {
+    let (what, change) = match folder.entry(name).map(|entry| &entry.kind) {
         Some(EntryKind::Link(to)) if is_right(to) => return None,
         Some(EntryKind::Link(to)) => (
             format!("points to {:?}, where {} is right", to, target.display()),

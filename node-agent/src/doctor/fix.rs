@@ -13,7 +13,7 @@ use rustix::{
 };
 use serde::Serialize;
 
-use super::files::{Change, Fault, Folder};
+use super::files::{Change, EntryKind, Fault, Folder};
 
 /// Files that are removed with one half-made key folder; it has four and their temporaries.
 const REMOVED_MAX: usize = 16;
@@ -37,9 +37,18 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
+/// How much may be changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leave {
+    /// A daemon may be at work in the folders: modes of folders alone.
+    pub(crate) daemon: bool,
+    /// Ray's group is configured, and not only what enrolment wrote down: a daemon may have another.
+    pub(crate) group: bool,
+    pub(crate) dry_run: bool,
+}
+
 /// Ends the faults of one folder, or says what it would do.
-/// What is left half written is left alone while a daemon runs, whose work it may be.
-pub(crate) fn fix(folder: &Folder, faults: &[Fault], daemon: bool, dry_run: bool) -> Vec<Fixed> {
+pub(crate) fn fix(folder: &Folder, faults: &[Fault], leave: Leave) -> Vec<Fixed> {
     let euid = geteuid().as_raw();
     let root = open_folder(&folder.path);
     let outcome = |fault: &Fault| {
@@ -54,14 +63,12 @@ pub(crate) fn fix(folder: &Folder, faults: &[Fault], daemon: bool, dry_run: bool
                 "the folder belongs to uid {uid}: run this as that user"
             ));
         }
-        if let Some(why) = &folder.misplaced {
-            return Outcome::NotSafe(why.clone());
+        if let Some(why) =
+            folder.misplaced.clone().or_else(|| unsafe_to(folder, fault, change, leave))
+        {
+            return Outcome::NotSafe(why);
         }
-        if daemon && matches!(change, Change::Remove | Change::RemoveFolder) {
-            let why = "the daemon runs and may be writing it; it removes leftovers when it starts";
-            return Outcome::NotSafe(why.to_owned());
-        }
-        if dry_run {
+        if leave.dry_run {
             return Outcome::Would;
         }
         let applied = match &root {
@@ -80,6 +87,46 @@ pub(crate) fn fix(folder: &Folder, faults: &[Fault], daemon: bool, dry_run: bool
     };
     faults.iter().map(told).collect()
 }
+
+/// Why a change is left to the operator.
+fn unsafe_to(folder: &Folder, fault: &Fault, change: &Change, leave: Leave) -> Option<String> {
+    let entry = folder.entries.iter().find(|entry| entry.name == fault.name);
+    let is_folder =
+        fault.name.is_empty() || entry.is_some_and(|entry| entry.kind == EntryKind::Folder);
+    // What lies in there may be another's work under the name of ours.
+    if let Some(open) = folder.opened_around(&fault.name) {
+        return Some(format!("others could write into {open}: look at what lies in there first"));
+    }
+    if leave.daemon && !(is_folder && matches!(change, Change::Mode(_))) {
+        let why = "a daemon may be at work in there, or that cannot be told: stop it first";
+        return Some(why.to_owned());
+    }
+    match (change, entry) {
+        (Change::Mode(mode), Some(entry)) => {
+            let (added, taken) = (mode & !entry.mode, entry.mode & !mode);
+            if added & 0o004 != 0 {
+                return Some(
+                    "others would read it: chmod it yourself once you have looked".to_owned(),
+                );
+            }
+            if taken & 0o050 != 0 && !leave.group {
+                return Some(UNTOLD_GROUP.to_owned());
+            }
+            None
+        }
+        (Change::Group(_), _) if !leave.group => Some(UNTOLD_GROUP.to_owned()),
+        (
+            Change::Mode(_)
+            | Change::Group(_)
+            | Change::Point(_)
+            | Change::Remove
+            | Change::RemoveFolder,
+            _,
+        ) => None,
+    }
+}
+
+const UNTOLD_GROUP: &str = "Ray's group is not configured, and Ray may read it by that: give --ray-group, or ray_group in agent.toml";
 
 impl Change {
     fn words(&self) -> String {
@@ -240,9 +287,87 @@ mod tests {
         }
 
         fn fix(&self, dry_run: bool) -> Vec<Fixed> {
-            let folder = Folder::read(&self.path("")).unwrap();
-            fix(&folder, &faults(&folder, Which::Tls, Group::None), false, dry_run)
+            self.fix_as(Leave { dry_run, ..ALL })
         }
+
+        fn fix_as(&self, leave: Leave) -> Vec<Fixed> {
+            let folder = Folder::read(&self.path("")).unwrap();
+            fix(&folder, &faults(&folder, Which::Tls, Group::None), leave)
+        }
+    }
+
+    const ALL: Leave = Leave { daemon: false, group: true, dry_run: false };
+
+    fn left(fixed: &[Fixed]) -> bool {
+        !fixed.is_empty() && fixed.iter().all(|one| matches!(one.done, Outcome::NotSafe(_)))
+    }
+
+    #[test]
+    fn what_lay_where_others_could_write_is_not_touched_and_never_opened_to_others() {
+        let tls = Tls::new();
+        tls.mode("", 0o777);
+        // The token under the name of what all may read, and no way to the true folder.
+        tls.file("ray_token", 0o600);
+        std::fs::rename(tls.path("ray_token"), tls.path("ray.env")).unwrap();
+        std::fs::remove_file(tls.path("current")).unwrap();
+        tls.file(".ray.env.tmp", 0o600);
+
+        let first = tls.fix(false);
+        let done: Vec<&Fixed> = first.iter().filter(|one| one.done == Outcome::Done).collect();
+        assert!(
+            matches!(done.as_slice(), [one] if one.what.contains("give it mode 0755")),
+            "{first:#?}"
+        );
+        assert_eq!(tls.mode_of(""), 0o755);
+        assert!(!tls.path("current").exists() && tls.path(".ray.env.tmp").exists());
+        // Nor is it by a second run.
+        tls.fix(false);
+        assert_eq!(tls.mode_of("ray.env"), 0o600);
+    }
+
+    #[test]
+    fn no_link_leads_to_a_key_folder_that_another_user_may_have_made() {
+        let tls = Tls::new();
+        std::fs::create_dir(tls.path("k9")).unwrap();
+        tls.mode("k9", 0o755);
+        for name in ["tls.key", "tls.crt", "ca.crt"] {
+            tls.file(&format!("k9/{name}"), 0o644);
+        }
+        std::fs::remove_file(tls.path("current")).unwrap();
+        let mut folder = Folder::read(&tls.path("")).unwrap();
+        let points = |folder: &Folder| {
+            let all = faults(folder, Which::Tls, Group::None);
+            let to = all.into_iter().find(|fault| fault.name == "current").unwrap().change;
+            to == Some(Change::Point("k9".into()))
+        };
+        assert!(points(&folder));
+        for name in ["k9", "k9/tls.key", "k9/ca.crt"] {
+            let of = |folder: &mut Folder| {
+                let at = folder.entries.iter().position(|entry| entry.name == name).unwrap();
+                folder.entries[at].uid ^= 1;
+            };
+            of(&mut folder);
+            assert!(!points(&folder), "{name}");
+            of(&mut folder);
+        }
+        symlink("k9", tls.path("current")).unwrap();
+        let mut folder = Folder::read(&tls.path("")).unwrap();
+        folder.entries.iter_mut().find(|entry| entry.name == "k9/ca.crt").unwrap().uid ^= 1;
+        let all = faults(&folder, Which::Tls, Group::None);
+        let current = all.iter().find(|fault| fault.name == "current").unwrap();
+        assert_eq!(current.change, Some(Change::Point("k1".into())), "one that is there already");
+    }
+
+    #[test]
+    fn rays_way_to_its_key_is_not_narrowed_on_a_guess() {
+        let tls = Tls::new();
+        tls.mode("k1", 0o750);
+        tls.mode("k1/tls.key", 0o640);
+        assert!(left(&tls.fix_as(Leave { group: false, ..ALL })));
+        assert_eq!((tls.mode_of("k1"), tls.mode_of("k1/tls.key")), (0o750, 0o640));
+        let folder = Folder::read(&tls.path("")).unwrap();
+        let other = faults(&folder, Which::Tls, Group::Of(folder.gid + 1));
+        assert!(left(&fix(&folder, &other, Leave { group: false, ..ALL })), "another group's");
     }
 
     #[test]
@@ -253,10 +378,10 @@ mod tests {
     #[test]
     fn modes_links_and_leftovers_are_put_right_and_then_nothing_is_left() {
         let tls = Tls::new();
-        tls.mode("", 0o777);
+        tls.mode("", 0o700);
         tls.mode("k1", 0o755);
         tls.mode("k1/tls.key", 0o644);
-        tls.mode("k1/tls.crt", 0o600);
+        tls.mode("k1/tls.crt", 0o646);
         tls.mode("ray.env", 0o666);
         std::fs::remove_file(tls.path("current")).unwrap();
         std::fs::remove_file(tls.path("ca.crt")).unwrap();
@@ -328,13 +453,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_daemon_may_be_writing_is_left_to_it() {
+    fn beside_a_daemon_nothing_but_modes_of_folders_changes() {
         let tls = Tls::new();
+        tls.mode("k1", 0o777);
+        tls.mode("ray.env", 0o666);
         tls.file(".ray.env.tmp", 0o600);
-        let folder = Folder::read(&tls.path("")).unwrap();
-        let fixed = fix(&folder, &faults(&folder, Which::Tls, Group::None), true, false);
-        assert!(matches!(fixed.as_slice(), [Fixed { done: Outcome::NotSafe(_), .. }]), "{fixed:?}");
-        assert!(tls.path(".ray.env.tmp").exists());
+        std::fs::remove_file(tls.path("current")).unwrap();
+        let fixed = tls.fix_as(Leave { daemon: true, ..ALL });
+        let done: Vec<&Fixed> = fixed.iter().filter(|one| one.done == Outcome::Done).collect();
+        assert!(matches!(done.as_slice(), [one] if one.path.ends_with("/k1")), "{fixed:#?}");
+        assert!(tls.path(".ray.env.tmp").exists() && !tls.path("current").exists());
+        assert_eq!((tls.mode_of("k1"), tls.mode_of("ray.env")), (0o700, 0o666));
     }
 
     #[test]
@@ -344,7 +473,7 @@ mod tests {
         let mut folder = Folder::read(&tls.path("")).unwrap();
         let all = faults(&folder, Which::Tls, Group::None);
         folder.uid += 1;
-        let fixed = fix(&folder, &all, false, false);
+        let fixed = fix(&folder, &all, ALL);
         assert!(matches!(fixed[0].done, Outcome::NotSafe(_)), "{fixed:?}");
         assert_eq!(tls.mode_of("ray.env"), 0o666);
     }

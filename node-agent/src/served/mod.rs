@@ -51,8 +51,8 @@ pub enum ServedError {
     Proc(#[from] io::Error),
     /// A file of /proc does not come to its end.
     #[error(
-        "the search for Ray's sockets in /proc has not ended after {}s: a process there cannot be \
-         read, look for one in state D",
+        "the search for Ray's sockets in /proc has not ended after {}s: the host is busy, or a \
+         process there cannot be read: look for one in state D, or with very many open files",
         .0.as_secs()
     )]
     Stuck(Duration),
@@ -393,7 +393,8 @@ fn summed(
     for (process, leaves) in &mut groups {
         process.horizon = horizon::earliest(&*leaves).map(Moment::from);
         let here = process.sockets.iter().any(SocketServed::is_here);
-        process.state = horizon::state_of_process(process.kind, leaves, now).filter(|_| here);
+        process.state = horizon::state_of_process(process.kind, leaves, now)
+            .filter(|_| here && !process.is_on_its_own());
     }
     let processes: Vec<ProcessServed> = groups.into_iter().map(|(process, _)| process).collect();
     let of = |class: Class| processes.iter().filter(move |process| process.class == class);
@@ -405,6 +406,16 @@ fn summed(
         drivers_horizon: of(Class::Driver).filter_map(|process| process.horizon).min(),
         blind: blind.sentences(),
         processes,
+    }
+}
+
+impl ProcessServed {
+    /// A program that uses Ray and listens for its own ends alone: it owes nobody a leaf.
+    fn is_on_its_own(&self) -> bool {
+        let is_own = |socket: &SocketServed| {
+            socket.port.is_none() && matches!(socket.serves, Serves::Plain { .. })
+        };
+        self.kind == Kind::Driver && self.sockets.iter().all(is_own)
     }
 }
 

@@ -55,6 +55,8 @@ impl Default for Bounds {
     }
 }
 
+/// Most open files that one search looks at, of all processes: a task may open many in many.
+const FILES_TOTAL_MAX: usize = 262_144;
 /// Longest command line that is read, in bytes: a raylet's holds that of its workers too.
 const CMDLINE_LEN_MAX: u64 = 32 * 1024;
 /// Longest map of a process's memory that is read, in bytes.
@@ -252,9 +254,13 @@ impl Search {
     ) -> BTreeMap<u64, &'a Process> {
         let mut wanted: BTreeSet<u64> =
             listening.iter().map(|(listener, _)| listener.inode).collect();
-        let mut owners = BTreeMap::new();
-        for process in processes {
+        let (mut owners, mut files_left) = (BTreeMap::new(), FILES_TOTAL_MAX);
+        for (at, process) in processes.iter().enumerate() {
             if wanted.is_empty() {
+                break;
+            }
+            if files_left == 0 {
+                blind.processes_left_out += processes.len() - at;
                 break;
             }
             let Ok(files) = std::fs::read_dir(self.of(process.pid, "fd")) else {
@@ -263,7 +269,8 @@ impl Search {
                 blind.processes += usize::from(lives && process.kind != Kind::Other);
                 continue;
             };
-            for file in files.take(self.bounds.files_max).flatten() {
+            for file in files.take(self.bounds.files_max.min(files_left)).flatten() {
+                files_left -= 1;
                 let inode = std::fs::read_link(file.path()).ok().and_then(|link| inode_of(&link));
                 if let Some(inode) = inode.filter(|inode| wanted.remove(inode)) {
                     owners.insert(inode, process);

@@ -25,7 +25,8 @@ pub(super) fn check(served: Option<&Served>, now: OffsetDateTime) -> Result<(), 
 /// Lines of the status: name and text.
 pub(super) fn lines(status: &Status, now: OffsetDateTime) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
-    if let Some(first) = &status.first_failure {
+    // Of a revoked node everything fails already.
+    if let Some(first) = status.first_failure.as_ref().filter(|_| !status.is_revoked()) {
         lines.push(("fails first", first.line(now)));
     }
     match &status.served {

@@ -193,7 +193,8 @@ fn theirs(target: &Target, hello: &Hello, ours: &Ours<'_>, now: OffsetDateTime) 
         ));
     }
     if ours.missing.is_none() {
-        wrong.extend(untrusted(hello, ours, now.clamp(from, to - time::Duration::SECOND)));
+        // Its end may lie before its begin: anyone can make such a certificate.
+        wrong.extend(untrusted(hello, ours, now.min(to - time::Duration::SECOND).max(from)));
     }
     // Without the extension any use is allowed, and Ray takes it.
     let usage = leaf.extended_key_usage().ok().flatten();

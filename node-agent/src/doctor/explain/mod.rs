@@ -120,7 +120,7 @@ impl Explained {
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, text: &str| {
-            writeln!(out, "{name:<10} {text}").expect("writing to a String");
+            writeln!(out, "{name:<10} {}", super::print::clean(text)).expect("writing to a String");
         };
         line("target", &self.target);
         line("dialled", self.address.as_deref().unwrap_or("-"));

@@ -63,6 +63,7 @@ const GOOD: Leaf = Leaf {
     address: "127.0.0.1",
 };
 const OVER: Leaf = Leaf { ends: time::Duration::minutes(-1), ..GOOD };
+const NEVER: Leaf = Leaf { ends: time::Duration::hours(-2), ..GOOD };
 const TOO_EARLY: Leaf = Leaf { begins: time::Duration::minutes(1), ..GOOD };
 
 impl Ca {
@@ -195,6 +196,13 @@ async fn each_fault_of_a_leaf_has_its_own_word() {
             GOOD,
             vec![TheirLeafExpired],
             "ended 2026-11-24T07:59:00Z (1m ago)",
+        ),
+        (
+            "theirs ends before it begins",
+            ca.serve(NEVER, &ca, none).await,
+            GOOD,
+            vec![TheirLeafExpired, Untrusted],
+            "ended",
         ),
         (
             "theirs is too early",

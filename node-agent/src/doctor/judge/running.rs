@@ -17,7 +17,11 @@ use crate::{
     config::Config,
     keyfolder::number_of,
     moment::Moment,
-    served::{ProcessServed, Served, Serves, SocketServed, horizon::State, kind::Class},
+    served::{
+        ProcessServed, Served, Serves, SocketServed,
+        horizon::State,
+        kind::{Class, printable},
+    },
     status::SplitStatus,
 };
 
@@ -218,7 +222,13 @@ fn environment(facts: &Facts) -> Vec<Finding> {
         match &process.variables {
             Ok(variables) => {
                 for told in told(facts, variables) {
-                    groups.entry(told).or_default().push(named.clone());
+                    // One group however many files they name: a task can name any.
+                    let (told, named) = if let Told::Elsewhere(files) = told {
+                        (Told::Elsewhere(String::new()), format!("{named} with {files}"))
+                    } else {
+                        (told, named.clone())
+                    };
+                    groups.entry(told).or_default().push(named);
                 }
             }
             Err(Unseen::Overwritten) => groups.entry(Told::Overwritten).or_default().push(named),
@@ -272,7 +282,7 @@ fn folder(facts: &Facts, cert: Option<&Path>) -> Told {
     let inside = cert.strip_prefix(&facts.tls_dir).ok().and_then(|path| path.to_str());
     let name =
         inside.and_then(|path| path.strip_suffix("/tls.crt")).filter(|n| number_of(n).is_some());
-    let Some(name) = name else { return Told::Elsewhere(cert.display().to_string()) };
+    let Some(name) = name else { return Told::Elsewhere(printable(&cert.display().to_string())) };
     let is_there =
         facts.tls.as_ref().ok().is_none_or(|tls| tls.entries.iter().any(|e| e.name == name));
     if is_there { Told::Folder(name.to_owned()) } else { Told::Gone(name.to_owned()) }
@@ -305,11 +315,11 @@ impl Told {
                 ),
                 again,
             ),
-            Self::Elsewhere(files) => Finding::new(
+            Self::Elsewhere(_) => Finding::new(
                 CHECK,
                 Level::Warn,
                 format!(
-                    "{who}: started with {files}, which is in no key folder of {}",
+                    "{who}: started with files in no key folder of {}",
                     facts.tls_dir.display()
                 ),
                 "files behind a link or elsewhere change under it, and a leaf can meet another key: start it \

@@ -626,6 +626,21 @@ fn each_change_for_the_worse_is_found_and_called_by_its_name() {
 }
 
 #[test]
+fn a_host_that_is_not_enrolled_is_told_so_once() {
+    let gone = || "No such file or directory (os error 2)".to_owned();
+    let mut facts = good();
+    facts.state = Err(gone());
+    facts.tls = Err(gone());
+    facts.reserved = Err("/state holds no enrolment: run node-agent enroll first".to_owned());
+    facts.ca = Err("this host is not enrolled".to_owned());
+    let all = findings(&facts);
+    let unknown: Vec<_> = all.iter().filter(|f| f.level == Level::Unknown).collect();
+    let [one] = unknown[..] else { panic!("{all:#?}") };
+    assert!(one.what.contains("/state, /tls"), "{one:?}");
+    assert!(one.next.as_ref().is_some_and(|next| next.contains("enroll")), "{one:?}");
+}
+
+#[test]
 fn a_title_over_an_environment_is_no_fault() {
     let mut facts = good();
     let agent = Process {

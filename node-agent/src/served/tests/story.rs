@@ -229,6 +229,26 @@ async fn what_runs_is_told_apart_from_what_lies_in_the_files() {
 }
 
 #[tokio::test]
+async fn a_program_with_a_port_of_its_own_alone_is_no_driver_without_a_leaf() {
+    let ca = Ca::new("c1");
+    let leaf = ca.leaf(NODE, NOW, HOUR);
+    let (http, _) = plain_http().await;
+    let mut host = Host::new();
+    host.listen([(http, 1)]);
+    let path = host.process(30, &["python3", "jupyter.py"], &[1]);
+    write(&path.join("maps"), "/ray/_raylet.so");
+    let prober = prober(&leaf, Limits::default());
+    let look_at = Look { search: host.search(), prober, trust: ca.trust() };
+    let mut memory = Memory::default();
+    // The first look asks, and the next ones remember.
+    for _ in 0..2 {
+        let served = look(&look_at, &mut memory, NOW).await.unwrap();
+        assert_eq!(served.processes[0].kind, Kind::Driver);
+        assert_eq!((served.processes[0].state, served.drivers_state), (None, None));
+    }
+}
+
+#[tokio::test]
 async fn a_plain_port_is_greeted_once_or_not_at_all() {
     let ca = Ca::new("c1");
     let (known, known_calls) = plain_http().await;
