@@ -281,7 +281,7 @@ async fn init_command(
 fn check_command(options: &check::Options, output: Output) -> Result<(), Failure> {
     let mut progress = |records| eprintln!("ca-server: {records} records read");
     let report = check::check(options, &mut progress).map_err(|error| match error {
-        CheckError::NoCa(_) | CheckError::Kek(_) => Failure::config(error),
+        CheckError::NoCa(_) | CheckError::Kek(_) | CheckError::Scratch(_) => Failure::config(error),
         CheckError::InUse(_) | CheckError::Copy { .. } | CheckError::Read { .. } => {
             Failure::failed(error)
         }
