@@ -149,6 +149,13 @@ async fn a_record_removed_moved_or_changed_or_missing_from_an_index_is_named() {
         engine.commit(change).unwrap();
         read_through(&engine, lived_in.now_ms, Some(&kek))
     };
+    let judged_later = |change: &Writes, now_ms: i64| {
+        let mut engine = MemoryEngine::new();
+        let all = pairs.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        engine.commit(&all).unwrap();
+        engine.commit(change).unwrap();
+        read_through(&engine, now_ms, None).findings_total
+    };
     let whole = judged(&Writes::new());
     assert_eq!(whole.findings_total, 0, "{:#?}", whole.findings);
 
@@ -190,6 +197,9 @@ async fn a_record_removed_moved_or_changed_or_missing_from_an_index_is_named() {
     let report = judged(&Writes::from([(holder.clone(), None)]));
     assert!(report.findings[0].at.starts_with("node "), "{:?}", report.findings);
     assert!(report.findings[0].what.contains("holder"), "{:?}", report.findings);
+    // Of a node that is silent for long nothing is wrong: who took its address may be gone since.
+    let (without, hour) = (Writes::from([(holder.clone(), None)]), 3_600_000);
+    assert_eq!(judged_later(&without, lived_in.now_ms + hour), 0);
     let stranger = Writes::from([(b"z/what".to_vec(), Some(vec![1]))]);
     assert!(judged(&stranger).findings[0].what.contains("no record of a CA"));
 
