@@ -313,7 +313,8 @@ async fn export_key_command(
         ExportError::Store(_)
         | ExportError::Authority(_)
         | ExportError::Incomplete(_)
-        | ExportError::Write(_) => Failure::failed(error),
+        | ExportError::Open { .. }
+        | ExportError::Write { .. } => Failure::failed(error),
     })?;
     println!(
         "{}: private key and certificate of {subject}\nwhoever has this file can be this CA: move it \

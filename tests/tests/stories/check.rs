@@ -318,7 +318,10 @@ async fn a_key_is_exported_once_on_record_and_openssl_reads_it() {
     assert_eq!(again.status.code(), Some(64), "{}", said(&again));
     assert_eq!(export("cluster/none", "root", "none.pem").status.code(), Some(1));
     assert!(!folder.join("none.pem").exists());
+    let on_record = lived_in.check(&dir).audit_last;
+    assert_eq!(export("control", "root", "no/folder.pem").status.code(), Some(1));
     let report = lived_in.check(&dir);
+    assert_eq!(report.audit_last, on_record, "an export that cannot be written is on record");
     assert_eq!(report.findings_total, 0, "{:#?}", report.findings);
     let log =
         String::from_utf8_lossy(&fs::read(init::store_dir(&dir).join("db")).unwrap()).into_owned();
