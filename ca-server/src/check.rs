@@ -7,30 +7,31 @@
 mod walk;
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use raymtls_proto::{
-    digest::sha256,
-    durable::{self, Access},
-};
-use rustix::fs::{FlockOperation, flock};
+use raymtls_proto::digest::sha256;
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
     init,
-    keys::kek::{Kek, KekError},
+    keys::{
+        kek::{Kek, KekError},
+        random,
+    },
     store::{sled::SledEngine, view::Reader},
 };
 
 /// Findings that are told one by one.
 const FINDINGS_TOLD: usize = 100;
-/// Name of the copy in the data folder.
+/// Name of the copy: this, a dot and random digits, which nobody can have made before.
 const COPY: &str = "store.check";
 const LOCK_TRIES: u32 = 10;
 const LOCK_WAIT: Duration = Duration::from_millis(100);
@@ -65,6 +66,13 @@ pub enum CheckError {
         /// What the system says.
         error: io::Error,
     },
+    /// The copy would not be ours alone.
+    #[error(
+        "others can change folder {0}, below which the store would be copied, and put files of their \
+         own there: name by --scratch one that belongs to root or to who runs this, and that nobody \
+         else may write to"
+    )]
+    Scratch(PathBuf),
     /// The store's files.
     #[error("{path}: {error}")]
     Read {
@@ -151,7 +159,12 @@ pub fn check(options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Report,
     }
     let kek = options.kek_file.as_deref().map(Kek::read).transpose()?;
     let _lock = lock(&store)?;
-    let copy = Copied::of(&store, options.scratch.as_deref().unwrap_or(&options.dir))?;
+    let scratch = options.scratch.as_deref().unwrap_or_else(|| {
+        // We hold its lock: no other check works there.
+        sweep(&options.dir);
+        &options.dir
+    });
+    let copy = Copied::of(&store, scratch)?;
     let mut report = Report::default();
     match SledEngine::open(&copy.0) {
         Ok(engine) => walk::walk(&engine, options.now_ms, kek.as_ref(), &mut report, progress),
@@ -189,45 +202,79 @@ fn lock(store: &Path) -> Result<File, CheckError> {
     Err(CheckError::InUse(store.to_owned()))
 }
 
+/// Removes what checks left in the data folder that were killed.
+fn sweep(dir: &Path) {
+    let is_copy =
+        |name: &str| name.strip_prefix(COPY).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_copy) {
+            // One that stays only takes room.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A copy of the store, removed when it is done with.
 struct Copied(PathBuf);
 
 impl Copied {
     fn of(store: &Path, scratch: &Path) -> Result<Self, CheckError> {
-        let copy = Self(scratch.join(COPY));
-        let path = copy.0.clone();
+        let path = scratch.join(format!("{COPY}.{}", hex::encode(random::bytes::<8>())));
         let uncopied = |error: io::Error| CheckError::Copy { path: path.clone(), error };
-        // One that a check left behind which was killed.
-        copy.remove().map_err(uncopied)?;
-        copy_folder(store, &copy.0).map_err(uncopied)?;
-        Ok(copy)
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+        if can_be_changed_by_others(scratch).map_err(uncopied)? {
+            return Err(CheckError::Scratch(scratch.to_owned()));
         }
+        // Ours from the moment it is there; until then nothing is removed on the way out.
+        make_own_folder(&path).map_err(uncopied)?;
+        let copy = Self(path.clone());
+        copy_files(store, &path).map_err(uncopied)?;
+        Ok(copy)
     }
 }
 
 impl Drop for Copied {
     fn drop(&mut self) {
-        // What stays is named like a copy, private, and removed by the next check.
-        let _ = self.remove();
+        // What stays is named like a copy, and private.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// The store's folder is flat, but for the one in which nothing must be.
-fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
-    durable::make_folder(to, Access { mode: 0o700, ..Access::PRIVATE })?;
+/// Whether others could put something in the place of a folder that lies here.
+fn can_be_changed_by_others(folder: &Path) -> io::Result<bool> {
+    let metadata = fs::metadata(folder)?;
+    let (mode, owner) = (metadata.mode(), metadata.uid());
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Ok(true);
+    }
+    // The server's own group may: Kubernetes lets the group of a volume write.
+    let own_group = metadata.gid() == rustix::process::getegid().as_raw();
+    let closed = if own_group { 0o002 } else { 0o022 };
+    let sticky = mode & 0o1000 != 0;
+    Ok(mode & closed != 0 && !sticky)
+}
+
+/// Refuses one that is there already.
+fn make_own_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+/// The store's folder is flat, but for the one in which nothing must be. What is copied to is made
+/// here and nowhere else: nothing that is there is written to, through a link or otherwise.
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
+            make_own_folder(&target)?;
+            copy_files(&entry.path(), &target)?;
         } else {
-            fs::copy(entry.path(), target)?;
+            let mut copy = File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                .open(target)?;
+            io::copy(&mut File::open(entry.path())?, &mut copy)?;
         }
     }
     Ok(())
@@ -240,5 +287,47 @@ impl State {
     fn add(&mut self, key: &[u8], value: &[u8]) {
         let parts = [&self.0[..], &sha256(key), &sha256(value)].concat();
         self.0 = sha256(&parts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_made_where_nobody_else_can_put_one_and_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, scratch) = (folder.path().join("store"), folder.path().join("scratch"));
+        let victim = folder.path().join("victim");
+        for made in [&store, &scratch] {
+            make_own_folder(made).unwrap();
+        }
+        File::create_new(&victim).unwrap();
+        // What was there under the name that was always the same.
+        make_own_folder(&scratch.join(COPY)).unwrap();
+        symlink(&victim, scratch.join(COPY).join("db")).unwrap();
+        io::Write::write_all(&mut File::create_new(store.join("db")).unwrap(), b"rows").unwrap();
+        let copy = Copied::of(&store, &scratch).unwrap();
+        assert_eq!(fs::read(copy.0.join("db")).unwrap(), b"rows");
+        assert_eq!(fs::metadata(&copy.0).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::read(&victim).unwrap(), b"", "written through a link");
+        assert!(copy_files(&store, &scratch.join(COPY)).is_err(), "a file in the way was taken");
+        assert_eq!(fs::read(&victim).unwrap(), b"");
+        drop(copy);
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 1, "a copy was left");
+        for (mode, refused) in [(0o1777, false), (0o777, true), (0o702, true)] {
+            fs::set_permissions(&scratch, fs::Permissions::from_mode(mode)).unwrap();
+            let copied = Copied::of(&store, &scratch);
+            assert_eq!(matches!(copied, Err(CheckError::Scratch(_))), refused, "{mode:o}");
+        }
+        if rustix::process::geteuid().is_root() {
+            fs::set_permissions(&scratch, fs::Permissions::from_mode(0o700)).unwrap();
+            chown(&scratch, Some(4_321), None).unwrap();
+            assert!(matches!(Copied::of(&store, &scratch), Err(CheckError::Scratch(_))));
+        }
+        sweep(&scratch);
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     }
 }

@@ -42,6 +42,9 @@ struct ClusterContacts {
 struct Contact {
     last: Option<OffsetDateTime>,
     report: Option<v1::Report>,
+    reported: Option<OffsetDateTime>,
+    /// What its table had counted when it last went over to another isolation.
+    counted_before: Option<u64>,
     /// Newest last.
     applied: VecDeque<Applied>,
     // The number of the newest wait; an older one that sees a newer number ends.
@@ -64,6 +67,11 @@ pub struct LastContact {
     pub at: Option<OffsetDateTime>,
     /// What it reported last: claims.
     pub report: Option<v1::Report>,
+    /// When that was.
+    pub reported: Option<OffsetDateTime>,
+    /// Packets its table had refused when it last went over to another isolation, if this server heard of
+    /// both: they are in its count to this day.
+    pub counted_before: Option<u64>,
 }
 
 /// The first end of a leaf that runs in a cluster, in seconds since 1970.
@@ -98,7 +106,9 @@ impl Contacts {
             cluster.heads.insert(caller.node.to_string());
         }
         let applied = report.applied;
+        contact.note_isolation(report.isolation.as_ref());
         contact.report = Some(report);
+        contact.reported = Some(now);
         let Some(version) = applied else { return };
         if contact.applied.back().is_some_and(|last| last.version == version) {
             return;
@@ -171,6 +181,8 @@ impl Contacts {
         contact.map_or_else(LastContact::default, |contact| LastContact {
             at: contact.last,
             report: contact.report.clone(),
+            reported: contact.reported,
+            counted_before: contact.counted_before,
         })
     }
 
@@ -207,7 +219,7 @@ impl Contacts {
         let Some(cluster) = clusters.get_mut(caller.cluster.as_str()) else { return };
         cluster.heads.remove(caller.node.as_str());
         if let Some(contact) = cluster.nodes.get_mut(caller.node.as_str()) {
-            contact.report = None;
+            (contact.report, contact.reported, contact.counted_before) = (None, None, None);
             contact.applied.clear();
         }
     }
@@ -220,6 +232,22 @@ impl Contacts {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, ClusterContacts>> {
         self.0.lock().expect("no code panics while it holds the contacts")
+    }
+}
+
+impl Contact {
+    /// What was counted between the last report of the isolation before and the change goes to the one
+    /// after: rather too much than too little.
+    fn note_isolation(&mut self, now: Option<&v1::IsolationReport>) {
+        let before = self.report.as_ref().and_then(|report| report.isolation.as_ref());
+        let (Some(before), Some(now)) = (before, now) else { return };
+        if before.in_force != now.in_force {
+            self.counted_before = Some(before.refused_packets);
+        }
+        // The table was made anew.
+        if self.counted_before.is_some_and(|counted| counted > now.refused_packets) {
+            self.counted_before = Some(0);
+        }
     }
 }
 

@@ -281,7 +281,7 @@ async fn init_command(
 fn check_command(options: &check::Options, output: Output) -> Result<(), Failure> {
     let mut progress = |records| eprintln!("ca-server: {records} records read");
     let report = check::check(options, &mut progress).map_err(|error| match error {
-        CheckError::NoCa(_) | CheckError::Kek(_) => Failure::config(error),
+        CheckError::NoCa(_) | CheckError::Kek(_) | CheckError::Scratch(_) => Failure::config(error),
         CheckError::InUse(_) | CheckError::Copy { .. } | CheckError::Read { .. } => {
             Failure::failed(error)
         }
@@ -313,7 +313,8 @@ async fn export_key_command(
         ExportError::Store(_)
         | ExportError::Authority(_)
         | ExportError::Incomplete(_)
-        | ExportError::Write(_) => Failure::failed(error),
+        | ExportError::Open { .. }
+        | ExportError::Write { .. } => Failure::failed(error),
     })?;
     println!(
         "{}: private key and certificate of {subject}\nwhoever has this file can be this CA: move it \

@@ -22,10 +22,21 @@ pub enum FolderFault {
         /// Whose it is.
         owner: u32,
     },
+    /// It is everybody's, like `/tmp`.
+    #[error(
+        "folder {path} is shared by all users (mode {mode:04o}): leave it as it is, and name a folder \
+         of the CA's own, such as /var/lib/ray-mtls/ca"
+    )]
+    Shared {
+        /// Its path.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+    },
     /// Others may change it.
     #[error(
         "folder {path} may be written by others (mode {mode:04o}), who can put another store \
-         there: run `chmod 700` on it"
+         there: run `chmod 700` on it if it is the CA's alone, or else name another"
     )]
     Exposed {
         /// Its path.
@@ -49,6 +60,9 @@ pub fn judge(path: &Path) -> Result<Option<String>, FolderFault> {
     // The server's own group may: Kubernetes lets the group of a volume write (fsGroup).
     let own_group = metadata.gid() == rustix::process::getegid().as_raw();
     let closed = if own_group { 0o002 } else { 0o022 };
+    if mode & 0o1000 != 0 && mode & 0o022 != 0 {
+        return Err(FolderFault::Shared { path: named(), mode });
+    }
     if mode & closed != 0 {
         return Err(FolderFault::Exposed { path: named(), mode });
     }
@@ -75,6 +89,9 @@ mod tests {
         }
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o702)).unwrap();
         assert!(matches!(judge(folder.path()), Err(FolderFault::Exposed { mode: 0o702, .. })));
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        let shared = judge(folder.path()).unwrap_err().to_string();
+        assert!(shared.contains("of the CA's own") && !shared.contains("chmod"), "{shared}");
     }
 
     #[test]

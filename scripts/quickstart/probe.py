@@ -64,7 +64,7 @@ def first_byte(host, port, context):
         return "refused", "connection reset"
     if head[FRAME_TYPE_AT] != SETTINGS:
         return "strange", head.hex()
-    return "settings", "an HTTP/2 SETTINGS frame"
+    return "settings", "(let in: it answers by HTTP/2)"
 
 
 def served_serial(host, port, cert=None, key=None):

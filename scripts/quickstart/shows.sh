@@ -69,7 +69,7 @@ show_refusals() {
   leaf=$(current_leaf worker1)
   judge_knock "GCS answers a member" settings worker1 "$leaf" "${leaf%.crt}.key"
   judge_knock "GCS to a host without a certificate" refused stranger
-  judge_knock "GCS to a stranger with a member's leaf" settings stranger "$leaf" "${leaf%.crt}.key"
+  judge_knock "GCS to a thief of a member's leaf: let in, as expected, by TLS alone" settings stranger "$leaf" "${leaf%.crt}.key"
   leaf=$(current_leaf other)
   judge "the leaf of a node of another cluster" "$(verified "$leaf")" "valid under its own root"
   judge_knock "GCS to a node of another cluster" refused other "$leaf" "${leaf%.crt}.key"

@@ -194,7 +194,9 @@ impl Watch {
         v1::Applied {
             node: acknowledged.node,
             applied: true,
-            milliseconds: milliseconds(unix_ms(acknowledged.at) - self.change.asked_unix_ms),
+            milliseconds: milliseconds(
+                unix_ms(acknowledged.at).saturating_sub(self.change.asked_unix_ms),
+            ),
             isolation: acknowledged.isolation,
             expected,
         }

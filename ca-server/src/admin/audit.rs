@@ -4,9 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use raymtls_proto::v1;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
-use super::{Operator, clusters};
+use super::{Operator, clusters, watches::Watches};
 use crate::{
     ca::Ca,
     refusal::Refusal,
@@ -15,8 +15,6 @@ use crate::{
 
 /// Longest wait for a record.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
-/// Waits of all operators at once.
-pub const WAITS_MAX: usize = 32;
 /// Least time between two looks, whatever comes in.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Longest actor anybody asks for, in bytes: one that is longer never acted.
@@ -29,7 +27,7 @@ const ACTOR_LEN_MAX: usize = 512;
 pub async fn list(
     ca: &Ca,
     operator: &Operator,
-    waits: &Arc<Semaphore>,
+    waits: &Arc<Watches>,
     request: v1::ListAuditRequest,
 ) -> Result<v1::ListAuditResponse, StoreError> {
     let scope = (!request.cluster.is_empty()).then_some(request.cluster.as_str());
@@ -43,10 +41,7 @@ pub async fn list(
     let page = if wait.is_zero() || ask.newest_first {
         ca.store.audit_page(ask).await?
     } else {
-        let _turn = Arc::clone(waits).try_acquire_owned().map_err(|_| Refusal::RateLimited {
-            what: "as many commands as may follow the audit log already do",
-            retry_after: Duration::from_secs(5),
-        })?;
+        let _turn = waits.begin(operator)?;
         followed(ca, ask, wait).await?
     };
     let AuditPage { records, next, more, newest_index } = page;

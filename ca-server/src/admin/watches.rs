@@ -1,5 +1,5 @@
-//! How many commands may wait for the nodes at once. Who only reads must not keep the acknowledgements
-//! from whoever revokes.
+//! How many commands may wait at once, for the nodes or for the audit log. Who only reads must not keep
+//! the acknowledgements from whoever revokes, nor the operators a turn from the admins.
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,10 @@ use crate::refusal::Refusal;
 const WATCHES_MAX: usize = 32;
 /// Waits of all viewers at once: the rest is for operators.
 const OF_VIEWERS_MAX: usize = 16;
+/// Waits of all but admins at once: the rest is for these.
+const BUT_ADMINS_MAX: usize = 28;
 /// Waits of one operator.
-const OF_ONE_OPERATOR_MAX: usize = 16;
+const OF_ONE_OPERATOR_MAX: usize = 12;
 /// Waits of one viewer.
 const OF_ONE_VIEWER_MAX: usize = 4;
 
@@ -50,14 +52,15 @@ impl Watches {
         let (of_one_max, others_max) = if is_viewer {
             (OF_ONE_VIEWER_MAX, OF_VIEWERS_MAX)
         } else {
-            (OF_ONE_OPERATOR_MAX, WATCHES_MAX)
+            let is_admin = operator.role >= AdminRole::Admin;
+            (OF_ONE_OPERATOR_MAX, if is_admin { WATCHES_MAX } else { BUT_ADMINS_MAX })
         };
         let mut held = self.held();
         let of_one = held.of.get(&operator.actor).copied().unwrap_or_default();
         let others = if is_viewer { held.of_viewers } else { held.all };
         if held.all >= WATCHES_MAX || of_one >= of_one_max || others >= others_max {
             return Err(Refusal::RateLimited {
-                what: "as many commands as may wait for the nodes already do",
+                what: "as many commands as may wait already do",
                 retry_after: Duration::from_secs(5),
             });
         }
@@ -105,10 +108,12 @@ mod tests {
         assert_eq!(one.len() + viewers.len(), OF_VIEWERS_MAX);
         let first = begin(100, AdminRole::Operator, 40);
         assert_eq!(first.len(), OF_ONE_OPERATOR_MAX);
-        assert!(begin(0, AdminRole::Admin, 1).is_empty(), "all are taken");
+        assert!(begin(101, AdminRole::Operator, 1).is_empty(), "the rest is for admins");
+        let admins = begin(0, AdminRole::Admin, 9);
+        assert_eq!(admins.len(), WATCHES_MAX - BUT_ADMINS_MAX, "all are taken");
         drop(one);
-        assert_eq!(begin(0, AdminRole::Admin, 9).len(), OF_ONE_VIEWER_MAX);
-        drop((viewers, first));
+        assert!(begin(101, AdminRole::Operator, 1).is_empty());
+        drop((viewers, first, admins));
         let held = watches.held();
         assert_eq!((held.all, held.of_viewers, held.of.len()), (0, 0, 0));
     }

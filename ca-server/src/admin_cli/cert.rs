@@ -20,6 +20,7 @@ use super::{
     node::reason,
     output::{Screen, Table, View, or_dash, printable},
 };
+use crate::refusal::Refusal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -133,11 +134,29 @@ async fn revoke(args: Revoke, client: &Client, screen: &mut Screen) -> Result<()
     let mut admin = client.connect().await?;
     let (cluster, serial) = (args.cluster.to_string(), args.serial.as_bytes().to_vec());
     let asked = v1::GetCertificateRequest { cluster: cluster.clone(), serial: serial.clone() };
-    let certificate = RecordView::new(&admin.get_certificate(asked).await?.into_inner());
+    let certificate = admin.get_certificate(asked).await?.into_inner();
+    must_be_a_leaf(&certificate)?;
+    let certificate = RecordView::new(&certificate);
     args.consent.ask(&certificate.revocation_plan(screen.now()), screen).await?;
     let request = v1::RevokeCertificateRequest { cluster, serial, reason: args.reason };
     let answer = admin.revoke_certificate(request).await?.into_inner();
     Ok(screen.show(&RevokedView::new(&answer))?)
+}
+
+/// Asked before anything is said of what will be done. The CA has the last word.
+fn must_be_a_leaf(certificate: &v1::Certificate) -> Result<(), Failure> {
+    use v1::CertificateKind::{AdminIdentity, AgentIdentity};
+    if !matches!(certificate.kind(), AgentIdentity | AdminIdentity) {
+        return Ok(());
+    }
+    let refusal = Refusal::RequestInvalid(format!(
+        "certificate {} is an identity, no Ray leaf, and is not revoked by itself: revoke its node, \
+         ca-admin node revoke --cluster {} {}",
+        RecordView::new(certificate).serial,
+        certificate.cluster,
+        certificate.node
+    ));
+    Err(Failure::Refused { reason: refusal.reason(), message: refusal.to_string() })
 }
 
 /// What came of a revocation.
@@ -371,6 +390,15 @@ mod tests {
         assert!(json.get("pem").is_none());
         assert_eq!(json["serial"], "019ab697e80007070707070707070707");
         assert_eq!(json["issued"], "2025-11-24T16:00:00Z");
+    }
+
+    #[test]
+    fn an_identity_is_refused_before_anything_is_planned() {
+        let identity =
+            v1::Certificate { kind: v1::CertificateKind::AgentIdentity.into(), ..certificate() };
+        let refused = must_be_a_leaf(&identity).unwrap_err().to_string();
+        assert!(refused.contains("node revoke --cluster c1 n1"), "{refused}");
+        assert!(must_be_a_leaf(&certificate()).is_ok());
     }
 
     #[test]

@@ -31,8 +31,6 @@ use crate::{
 const PAGE: usize = 512;
 /// Records between two words of progress.
 const PROGRESS_EVERY: u64 = 50_000;
-/// Nodes of one cluster looked through for one address, at most.
-const NODES_MAX: usize = 1_000_000;
 /// First byte of the engine's own keys.
 const ENGINES_OWN: u8 = b'~';
 
@@ -303,7 +301,9 @@ impl Walk<'_> {
             })?;
         }
         let held = record.addresses.iter().filter(|bound| !bound.lost);
-        for bound in held.filter(|_| record.holds_exclusively()) {
+        // Who was silent for long may have lost an address to one that has it no more either.
+        let keeps = record.holds_exclusively() && !record.is_absent(self.now_ms, 0);
+        for bound in held.filter(|_| keeps) {
             if !self.has(&layout::holder(cluster, &bound.address))?
                 && !self.has_another(record, &bound.address)?
             {
@@ -326,14 +326,23 @@ impl Walk<'_> {
     /// Whether another node of the cluster has the address: who went absent may have lost it to one
     /// that has left since.
     fn has_another(&self, node: &NodeRecord, address: &str) -> Result<bool, String> {
-        let nodes = self.reader.scan(&layout::nodes(&node.cluster), None, NODES_MAX);
-        for (_, value) in nodes.map_err(|e| e.to_string())? {
-            let other: NodeRecord = read(&value)?;
-            if other.name != node.name && other.addresses.iter().any(|b| b.address == address) {
-                return Ok(true);
+        let prefix = layout::nodes(&node.cluster);
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.reader.scan(&prefix, after.as_deref(), PAGE);
+            let page = page.map_err(|e| e.to_string())?;
+            let ended = page.len() < PAGE;
+            after = page.last().map(|(key, _)| key.clone());
+            for (_, value) in page {
+                let other: NodeRecord = read(&value)?;
+                if other.name != node.name && other.addresses.iter().any(|b| b.address == address) {
+                    return Ok(true);
+                }
+            }
+            if ended {
+                return Ok(false);
             }
         }
-        Ok(false)
     }
 
     fn holder(&self, rest: &[u8], value: &[u8]) -> Checked {

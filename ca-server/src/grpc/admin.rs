@@ -6,7 +6,6 @@ use raymtls_proto::v1::{
     self,
     admin_service_server::{AdminService, AdminServiceServer},
 };
-use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
@@ -24,7 +23,8 @@ pub struct Admin {
     own_uid: u32,
     operator_group: bool,
     watches: Arc<Watches>,
-    log_waits: Arc<Semaphore>,
+    /// Apart from the others: who follows the log keeps nobody from revoking.
+    log_waits: Arc<Watches>,
 }
 
 impl Admin {
@@ -37,7 +37,7 @@ impl Admin {
             own_uid,
             operator_group,
             watches: Arc::default(),
-            log_waits: Arc::new(Semaphore::new(audit::WAITS_MAX)),
+            log_waits: Arc::default(),
         };
         AdminServiceServer::new(service).max_decoding_message_size(MESSAGE_LEN_MAX)
     }

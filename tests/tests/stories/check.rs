@@ -149,6 +149,13 @@ async fn a_record_removed_moved_or_changed_or_missing_from_an_index_is_named() {
         engine.commit(change).unwrap();
         read_through(&engine, lived_in.now_ms, Some(&kek))
     };
+    let judged_later = |change: &Writes, now_ms: i64| {
+        let mut engine = MemoryEngine::new();
+        let all = pairs.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        engine.commit(&all).unwrap();
+        engine.commit(change).unwrap();
+        read_through(&engine, now_ms, None).findings_total
+    };
     let whole = judged(&Writes::new());
     assert_eq!(whole.findings_total, 0, "{:#?}", whole.findings);
 
@@ -190,6 +197,9 @@ async fn a_record_removed_moved_or_changed_or_missing_from_an_index_is_named() {
     let report = judged(&Writes::from([(holder.clone(), None)]));
     assert!(report.findings[0].at.starts_with("node "), "{:?}", report.findings);
     assert!(report.findings[0].what.contains("holder"), "{:?}", report.findings);
+    // Of a node that is silent for long nothing is wrong: who took its address may be gone since.
+    let (without, hour) = (Writes::from([(holder.clone(), None)]), 3_600_000);
+    assert_eq!(judged_later(&without, lived_in.now_ms + hour), 0);
     let stranger = Writes::from([(b"z/what".to_vec(), Some(vec![1]))]);
     assert!(judged(&stranger).findings[0].what.contains("no record of a CA"));
 
@@ -308,7 +318,10 @@ async fn a_key_is_exported_once_on_record_and_openssl_reads_it() {
     assert_eq!(again.status.code(), Some(64), "{}", said(&again));
     assert_eq!(export("cluster/none", "root", "none.pem").status.code(), Some(1));
     assert!(!folder.join("none.pem").exists());
+    let on_record = lived_in.check(&dir).audit_last;
+    assert_eq!(export("control", "root", "no/folder.pem").status.code(), Some(1));
     let report = lived_in.check(&dir);
+    assert_eq!(report.audit_last, on_record, "an export that cannot be written is on record");
     assert_eq!(report.findings_total, 0, "{:#?}", report.findings);
     let log =
         String::from_utf8_lossy(&fs::read(init::store_dir(&dir).join("db")).unwrap()).into_owned();

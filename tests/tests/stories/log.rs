@@ -3,7 +3,7 @@
 
 use std::{process::Output, time::Duration};
 
-use ca_server::admin::{Operator, audit};
+use ca_server::admin::{Operator, audit, watches::Watches};
 use prost::Message as _;
 use raymtls_proto::{
     durable::{self, Access},
@@ -13,7 +13,6 @@ use raymtls_tests::{ADMIN_SOCKET, Deployment, programs::binary};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
-    sync::Semaphore,
     time::timeout,
 };
 
@@ -118,7 +117,7 @@ async fn a_viewer_is_told_of_the_records_of_its_clusters_alone() {
         role: v1::AdminRole::Viewer,
         clusters: vec!["c1".to_owned()],
     };
-    let waits = std::sync::Arc::new(Semaphore::new(1));
+    let waits = std::sync::Arc::new(Watches::default());
     let ask = async |operator: &Operator, request: v1::ListAuditRequest| {
         audit::list(&deployment.ca, operator, &waits, request).await
     };
@@ -143,6 +142,10 @@ async fn a_viewer_is_told_of_the_records_of_its_clusters_alone() {
     let began = tokio::time::Instant::now();
     let nothing = ask(&deployment.operator, follow(1)).await.unwrap();
     assert!(nothing.records.is_empty() && began.elapsed() >= Duration::from_secs(1));
+    let mut taken: Vec<_> = std::iter::from_fn(|| waits.begin(&deployment.operator).ok()).collect();
+    assert!(!taken.is_empty());
+    // One turn is left for the operator.
+    taken.pop();
     let waiting = ask(&deployment.operator, follow(20));
     let refused = async {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -382,7 +382,7 @@ async fn before_isolation_is_enforced_the_counts_of_the_audit_are_told() {
     };
     let said = clusters::set(&deployment.ca, &deployment.operator, request).await.unwrap().notes;
     let said = said.join("\n");
-    assert!(said.contains("would refuse were counted on: w1 (17)"), "{said}");
+    assert!(said.contains("would refuse were counted on: w1 (17 since its table"), "{said}");
     assert!(said.contains("nothing was reported since the CA started by: w2"), "{said}");
     deployment.finish().await;
 }
