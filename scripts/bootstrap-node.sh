@@ -956,7 +956,7 @@ remove_agent() {
     systemctl disable --quiet --now node-agent || true
   fi
   stop_daemon
-  rm -f "$SOCKET" "$PIDFILE"
+  rm -f "$SOCKET" "$PIDFILE" "$(dirname "$SOCKET")/status.json"
   note "the agent is stopped"
 }
 
