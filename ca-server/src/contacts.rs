@@ -123,20 +123,6 @@ impl Contacts {
         cluster.movers.tell(caller.node.as_str());
     }
 
-    /// When the server first heard that a node applied this version or a newer one.
-    #[must_use]
-    pub fn applied(
-        &self,
-        cluster: &str,
-        node: &str,
-        version: v1::SyncVersion,
-    ) -> Option<OffsetDateTime> {
-        let clusters = self.lock();
-        let contact = clusters.get(cluster)?.nodes.get(node)?;
-        let mut all = contact.applied.iter();
-        all.find(|applied| is_at_least(applied.version, version)).map(|applied| applied.at)
-    }
-
     /// Moves whenever a head of the cluster says that it applied another version.
     #[must_use]
     pub fn applied_changes_of_heads(&self, cluster: &str) -> watch::Receiver<u64> {
@@ -299,6 +285,11 @@ mod tests {
         v1::SyncVersion { epoch: 1, counter }
     }
 
+    fn heard(contacts: &Contacts, version: v1::SyncVersion) -> Option<OffsetDateTime> {
+        let all = contacts.acknowledged("c1", ["w1"].into_iter(), version);
+        all.first().map(|one| one.at)
+    }
+
     fn applied(counter: u64) -> v1::Report {
         v1::Report { applied: Some(version(counter)), ..v1::Report::default() }
     }
@@ -315,7 +306,7 @@ mod tests {
         ended.expect("the old machine still waits");
         let last = contacts.last("c1", "w1");
         assert!(last.at.is_none() && last.report.is_none());
-        assert_eq!(contacts.applied("c1", "w1", version(1)), None);
+        assert_eq!(heard(&contacts, version(1)), None);
 
         // The new machine's waits are counted anew and end only for a newer one of its own.
         let mut first = contacts.begin_wait(&new);
@@ -331,18 +322,18 @@ mod tests {
         for (counter, at) in [(3, 1), (3, 2), (5, 3), (9, 4)] {
             contacts.report(&caller(1), Role::Worker, applied(counter), later(at));
         }
-        let heard = |counter| contacts.applied("c1", "w1", version(counter));
-        assert_eq!(heard(2), Some(later(1)));
-        assert_eq!(heard(3), Some(later(1)));
-        assert_eq!(heard(4), Some(later(3)));
-        assert_eq!(heard(9), Some(later(4)));
-        assert_eq!(heard(10), None);
+        let heard_of = |counter| heard(&contacts, version(counter));
+        assert_eq!(heard_of(2), Some(later(1)));
+        assert_eq!(heard_of(3), Some(later(1)));
+        assert_eq!(heard_of(4), Some(later(3)));
+        assert_eq!(heard_of(9), Some(later(4)));
+        assert_eq!(heard_of(10), None);
         let other_epoch = v1::SyncVersion { epoch: 2, counter: 1 };
-        assert_eq!(contacts.applied("c1", "w1", other_epoch), None);
+        assert_eq!(heard(&contacts, other_epoch), None);
         for counter in 10..100 {
             contacts.report(&caller(1), Role::Worker, applied(counter), later(5));
         }
-        assert_eq!(heard(2), Some(later(5)), "what is remembered is bounded");
+        assert_eq!(heard_of(2), Some(later(5)), "what is remembered is bounded");
     }
 
     #[test]

@@ -87,8 +87,8 @@ pub async fn sync(
             ca.contacts.gone(&caller);
         }
         stands?;
-        let mut answer = changed_since(ca, &caller.cluster, &cluster, &request).await?;
         let have = known(ca, &cluster, request.have);
+        let mut answer = changed_since(ca, &caller.cluster, &cluster, &request, have).await?;
         let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
         answer.directives = directives;
         let awaited = is_reached(request.heads_applied, answer.heads_applied);
@@ -227,10 +227,10 @@ async fn changed_since(
     id: &ClusterId,
     cluster: &ClusterRecord,
     request: &v1::SyncRequest,
+    have: u64,
 ) -> Result<v1::SyncResponse, StoreError> {
     let epoch = ca.store.epoch();
     let now = ca.clock.now();
-    let have = known(ca, cluster, request.have);
     let mut answer = v1::SyncResponse {
         version: Some(v1::SyncVersion { epoch, counter: cluster.version }),
         server_time_unix: now.unix_timestamp(),

@@ -218,6 +218,18 @@ impl Deployment {
         .await
     }
 
+    /// A worker's token for one exact name, at any address.
+    pub async fn token_for(&self, cluster: &str, name: &str) -> String {
+        self.token_with(v1::CreateTokenRequest {
+            cluster: cluster.to_owned(),
+            role: v1::Role::Worker.into(),
+            node_names: vec![name.to_owned()],
+            any_address: true,
+            ..v1::CreateTokenRequest::default()
+        })
+        .await
+    }
+
     pub async fn token_with(&self, request: v1::CreateTokenRequest) -> String {
         tokens::create(&self.ca, &self.operator, request).await.unwrap().bootstrap_token
     }

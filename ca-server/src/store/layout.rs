@@ -101,9 +101,6 @@ pub fn key(key_hash: &[u8]) -> Vec<u8> {
     bytes(b"q/", key_hash)
 }
 
-/// All certificates, by time of issue.
-pub const CERTIFICATES: &[u8] = b"s/";
-
 /// One certificate.
 #[must_use]
 pub fn certificate(serial: &[u8]) -> Vec<u8> {

@@ -343,15 +343,7 @@ async fn a_node_taken_back_is_no_member_until_it_enrols_again() {
     assert!(blocks().await.unwrap_or_default().blocks.is_empty());
     assert!(reinstate().await.unwrap_err().to_string().contains("is not revoked"));
     deployment.clock.advance(Duration::from_millis(1));
-    let token = deployment
-        .token_with(v1::CreateTokenRequest {
-            cluster: "c1".to_owned(),
-            role: v1::Role::Worker.into(),
-            node_names: vec!["w1".to_owned()],
-            any_address: true,
-            ..v1::CreateTokenRequest::default()
-        })
-        .await;
+    let token = deployment.token_for("c1", "w1").await;
     let key = PrivateKey::generate().unwrap();
     let back = deployment.enroll(ask(&token, "c1", "w1", &["10.0.0.1"], &key), key).await.unwrap();
     let leaf = back.client.issue_leaf(node_leaf(&PrivateKey::generate().unwrap())).await;

@@ -46,15 +46,7 @@ async fn a_revoked_node_gets_nothing_any_more_and_a_restart_changes_nothing() {
         // address with a token made before, nothing.
         assert_eq!(enroll(&before, "w", "10.0.0.1", &key).await, "ADDRESS_BLOCKED", "{round}");
         // Under its name, nothing with any token.
-        let named = deployment
-            .token_with(v1::CreateTokenRequest {
-                cluster: "c1".to_owned(),
-                role: v1::Role::Worker.into(),
-                node_names: vec!["w1".to_owned()],
-                any_address: true,
-                ..v1::CreateTokenRequest::default()
-            })
-            .await;
+        let named = deployment.token_for("c1", "w1").await;
         assert_eq!(enroll(&named, "w1", "10.0.0.77", &key).await, "REVOKED", "{round}");
         // The innocent go on.
         let innocent = deployment.node_client(&other.identity);

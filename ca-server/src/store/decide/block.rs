@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use raymtls_proto::identity::ClusterId;
 
-use super::{cluster, member::by_name};
+use super::{
+    cluster,
+    member::{self, by_name},
+};
 use crate::store::{
     StoreError, layout,
     records::{AddressRecord, BlockRecord, ClusterRecord, NodeRecord, NodeStatus},
@@ -15,8 +18,6 @@ use crate::store::{
 
 /// Addresses of one cluster cut off at once, at most.
 const BLOCKS_MAX: usize = 100_000;
-/// Nodes of one cluster looked at in one decision.
-const NODES_MAX: usize = 1_000_000;
 /// Blocks of one cluster looked at in one decision.
 const ROWS_MAX: usize = 1_000_000;
 /// No token lives longer (30 days).
@@ -158,10 +159,9 @@ fn addresses_of_others(
     view: &View<'_>,
     node: &NodeRecord,
 ) -> Result<BTreeMap<String, String>, StoreError> {
-    let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, NODES_MAX)?;
-    let others = nodes.iter().map(|(_, other)| other);
+    let others = member::nodes(view, &node.cluster)?;
     let mut found = BTreeMap::new();
-    for other in others.filter(|other| other.name != node.name && other.is_member()) {
+    for other in others.iter().filter(|other| other.name != node.name && other.is_member()) {
         for bound in other.addresses.iter().filter(|bound| !bound.lost) {
             if node.addresses.iter().any(|own| own.address == bound.address) {
                 found.insert(bound.address.clone(), other.name.clone());
@@ -288,7 +288,6 @@ fn other_revoked(
     node: &NodeRecord,
     address: &str,
 ) -> Result<Option<String>, StoreError> {
-    let nodes = view.scan::<NodeRecord>(&layout::nodes(&node.cluster), None, NODES_MAX)?;
     let has = |other: &NodeRecord| {
         let counts =
             |bound: &AddressRecord| bound.address == address && bound.proved && !bound.lost;
@@ -296,7 +295,8 @@ fn other_revoked(
             && other.node_status() == NodeStatus::Revoked
             && other.addresses.iter().any(counts)
     };
-    Ok(nodes.into_iter().map(|(_, other)| other).find(has).map(|other| other.name))
+    let mut others = member::nodes(view, &node.cluster)?.into_iter();
+    Ok(others.find(has).map(|other| other.name))
 }
 
 /// The list of blocks is another one.

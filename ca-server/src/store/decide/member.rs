@@ -71,7 +71,7 @@ fn tell_state(
 /// # Errors
 /// No such cluster.
 pub(super) fn tell_all(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), StoreError> {
-    for (_, mut node) in nodes(view, cluster)? {
+    for mut node in nodes(view, cluster.as_str())? {
         if node.node_status() == NodeStatus::Live {
             tell(view, &mut node)?;
             put(view, &node);
@@ -90,7 +90,7 @@ pub fn lapse(view: &mut View<'_>, cluster: &ClusterId, since_ms: i64) -> Result<
     // Contacts are put on record that coarsely.
     let lease_ms = record.settings().lease_seconds * 1_000 + CONTACT_COARSE_MS;
     let mut lapsed = 0;
-    for (_, mut node) in nodes(view, cluster)? {
+    for mut node in nodes(view, cluster.as_str())? {
         if node.node_status() != NodeStatus::Live || node.lapsed_ms != 0 {
             continue;
         }
@@ -158,8 +158,13 @@ fn version_in(key: &[u8], prefix: &[u8]) -> Option<u64> {
     key[prefix.len()..].try_into().ok().map(u64::from_be_bytes)
 }
 
-fn nodes(view: &View<'_>, cluster: &ClusterId) -> Result<Vec<(Vec<u8>, NodeRecord)>, StoreError> {
-    view.scan(&layout::nodes(cluster.as_str()), None, NODES_MAX)
+/// All nodes of a cluster.
+///
+/// # Errors
+/// A record does not decode.
+pub(super) fn nodes(view: &View<'_>, cluster: &str) -> Result<Vec<NodeRecord>, StoreError> {
+    let rows = view.scan(&layout::nodes(cluster), None, NODES_MAX)?;
+    Ok(rows.into_iter().map(|(_, node)| node).collect())
 }
 
 pub(super) fn by_name(view: &View<'_>, cluster: &str) -> Result<ClusterRecord, StoreError> {

@@ -67,13 +67,14 @@ pub fn revoke(
     member::tell(view, &mut node)?;
     put(view, &node);
     address::release_all(view, &node)?;
-    let leaf_end_ms = latest_leaf_end(view, &node)?;
+    let issued = certificates_of(view, &node)?;
+    let leaf_end_ms = latest_leaf_end(&issued);
     let blocked = if was_member || leaf_end_ms > view.now_ms() {
         block::block(view, &node, leaf_end_ms, reach)?
     } else {
         block::bar(view, &node)?
     };
-    let certificates = revoke_certificates(view, cluster, &node)?;
+    let certificates = revoke_certificates(view, cluster, &node, issued)?;
     let token_uses_voided = if *keep_token { 0 } else { void_tokens(view, actor, &node)? };
     view.audit(AuditRecord {
         detail: reason.clone(),
@@ -94,7 +95,7 @@ pub fn forget(
     name: &NodeName,
 ) -> Result<(), StoreError> {
     let mut node = get(view, cluster, name)?;
-    let until_ms = latest_leaf_end(view, &node)?;
+    let until_ms = latest_leaf_end(&certificates_of(view, &node)?);
     if node.node_status() == NodeStatus::Revoked && until_ms > view.now_ms() {
         let until = clock::from_unix(until_ms / 1_000).and_then(|at| at.format(&Rfc3339).ok());
         let until = until.unwrap_or_else(|| "a far day".to_owned());
@@ -134,16 +135,11 @@ pub fn list(
     record_page(view, &layout::nodes(cluster.as_str()), cursor)
 }
 
-/// When the last Ray leaf ever issued under the name ends. The node's own record knows only the
-/// leaves since its last enrolment.
-fn latest_leaf_end(view: &View<'_>, node: &NodeRecord) -> Result<i64, StoreError> {
-    let mut latest_ms = 0;
-    for record in certificates_of(view, node)? {
-        if record.kind() != v1::CertificateKind::AgentIdentity {
-            latest_ms = latest_ms.max(record.not_after_ms);
-        }
-    }
-    Ok(latest_ms)
+/// When the last Ray leaf ever issued under a name ends. The node's own record knows only the leaves
+/// since its last enrolment.
+fn latest_leaf_end(issued: &[CertificateRecord]) -> i64 {
+    let leaves = issued.iter().filter(|one| one.kind() != v1::CertificateKind::AgentIdentity);
+    leaves.map(|leaf| leaf.not_after_ms).max().unwrap_or(0)
 }
 
 pub(super) fn certificates_of(
@@ -165,9 +161,10 @@ fn revoke_certificates(
     view: &mut View<'_>,
     cluster: &ClusterId,
     node: &NodeRecord,
+    issued: Vec<CertificateRecord>,
 ) -> Result<u32, StoreError> {
     let (mut identities, mut leaves) = (0, 0);
-    for mut record in certificates_of(view, node)? {
+    for mut record in issued {
         if record.revoked_ms != 0 || record.not_after_ms <= view.now_ms() {
             continue;
         }

@@ -13,12 +13,11 @@ use raymtls_proto::{
     v1::CertificateChain,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    CertificateParams, CertifiedIssuer, DistinguishedName,
     ExtendedKeyUsagePurpose::{self, ClientAuth, ServerAuth},
     IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
-use time::{OffsetDateTime, macros::datetime};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -34,10 +33,12 @@ use super::{
 };
 use crate::{
     keys::PrivateKey,
-    served::probe::{Answer, Hello},
+    served::{
+        probe::{Answer, Hello},
+        tests::judging::{NOW, authority},
+    },
 };
 
-const NOW: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
 const HOUR: Duration = Duration::from_secs(3_600);
 const BOTH: &[ExtendedKeyUsagePurpose] = &[ServerAuth, ClientAuth];
 const BOUNDS: Bounds =
@@ -68,24 +69,8 @@ const TOO_EARLY: Leaf = Leaf { begins: time::Duration::minutes(1), ..GOOD };
 
 impl Ca {
     fn new(name: &str) -> Self {
-        let params = |name: String, path_len: Option<u8>| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.not_before = NOW - 24 * HOUR;
-            params.not_after = NOW + 9_999 * HOUR;
-            params.is_ca = IsCa::Ca(
-                path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained),
-            );
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params
-        };
-        let key = || KeyPair::generate().unwrap();
-        let root = CertifiedIssuer::self_signed(params(format!("{name} root"), None), key());
-        let root = root.unwrap();
-        let issuer = params(format!("{name} issuer"), Some(0));
-        let issuer = CertifiedIssuer::signed_by(issuer, key(), &root).unwrap();
-        Self(root.der().to_vec(), issuer)
+        let (root_der, issuer) = authority(name);
+        Self(root_der, issuer)
     }
 
     fn own(&self, leaf: Leaf) -> Own {

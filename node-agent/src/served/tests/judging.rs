@@ -16,7 +16,7 @@ use super::super::{
 };
 use crate::keys::PrivateKey;
 
-pub(super) const NOW: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
+pub(crate) const NOW: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
 pub(super) const NODE: &str = "spiffe://ray.example/cluster/c1/node/n1";
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -26,27 +26,31 @@ pub(super) struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
+/// Root, as DER, and issuer of a cluster, good a day before [`NOW`] and long after it.
+pub(crate) fn authority(name: &str) -> (Vec<u8>, CertifiedIssuer<'static, KeyPair>) {
+    let params = |name: String, path_len: Option<u8>| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.not_before = NOW - 24 * HOUR;
+        params.not_after = NOW + 9_999 * HOUR;
+        params.is_ca = IsCa::Ca(
+            path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained),
+        );
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+    };
+    let key = || KeyPair::generate().unwrap();
+    let root = CertifiedIssuer::self_signed(params(format!("{name} root"), None), key()).unwrap();
+    let issuer = params(format!("{name} issuer"), Some(0));
+    let issuer = CertifiedIssuer::signed_by(issuer, key(), &root).unwrap();
+    (root.der().to_vec(), issuer)
+}
+
 impl Ca {
     pub(super) fn new(name: &str) -> Self {
-        let params = |name: String, path_len: Option<u8>| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.not_before = NOW - 24 * HOUR;
-            params.not_after = NOW + 9_999 * HOUR;
-            params.is_ca = IsCa::Ca(
-                path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained),
-            );
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params
-        };
-        let key = || KeyPair::generate().unwrap();
-        let root =
-            CertifiedIssuer::self_signed(params(format!("{name} root"), None), key()).unwrap();
-        let issuer =
-            CertifiedIssuer::signed_by(params(format!("{name} issuer"), Some(0)), key(), &root)
-                .unwrap();
-        Self { root_der: root.der().to_vec(), issuer }
+        let (root_der, issuer) = authority(name);
+        Self { root_der, issuer }
     }
 
     pub(super) fn trust(&self) -> Trust {

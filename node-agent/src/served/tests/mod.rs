@@ -2,7 +2,7 @@
 //! while what answers there is real.
 
 mod finding;
-mod judging;
+pub(crate) mod judging;
 pub(crate) mod story;
 
 use std::{
