@@ -165,7 +165,8 @@ suite! {
         an_address_spared_for_another_is_cut_off_when_nobody_needs_it
         a_node_that_was_long_gone_has_nobody_cut_off
         what_two_revocations_cut_off_one_reinstatement_does_not_free
-        whoever_had_an_address_loses_it_to_the_one_that_calls_from_it;
+        whoever_had_an_address_loses_it_to_the_one_that_calls_from_it
+        a_node_that_came_back_as_a_driver_keeps_the_address_it_shares;
     audit:
         every_change_is_on_record
         the_audit_chain_is_whole_after_everything

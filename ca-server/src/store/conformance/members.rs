@@ -403,3 +403,22 @@ pub(super) async fn whoever_had_an_address_loses_it_to_the_one_that_calls_from_i
     assert!(of("n-3").contains(&address(1)));
     assert!(ca.revoke(HOUR_MS + 4, "n-3").await.blocked.addresses.contains(&address(1)));
 }
+
+/// A driver shares its address with whoever is there: a node that came back as one loses nothing.
+pub(super) async fn a_node_that_came_back_as_a_driver_keeps_the_address_it_shares(
+    place: &dyn Place,
+) {
+    let ca = Ca::new(place).await;
+    ca.node(0, 1).await;
+    let drivers = ca.token_with(|token| token.role = Role::Driver.to_proto().into()).await;
+    let driver = EnrollAsk { role: Role::Driver, key_hash: key(11), ..ask(&drivers, 1) };
+    ca.enroll(HOUR_MS, driver).await.unwrap();
+    let token = ca.token().await;
+    let source = Some(address(1).parse().unwrap());
+    ca.enroll(HOUR_MS + 1, EnrollAsk { source, ..ask(&token, 2) }).await.unwrap();
+    let told = ca.told_since(0).await;
+    let of = |name: &str| told.iter().find(|told| told.0 == name).unwrap().2.clone();
+    assert_eq!(of("n-1"), [address(1)]);
+    assert_eq!(of("n-2"), [address(1)]);
+    assert_eq!(ca.logged(AuditKind::AddressLost).await, 0);
+}

@@ -126,9 +126,10 @@ fn settle(
     let Some(before) = before else { return Ok(()) };
     let before = layout::node(&node.cluster, &String::from_utf8_lossy(&before));
     let loser = view.get::<NodeRecord>(&before)?;
-    let Some(mut loser) = loser.filter(|loser| loser.node_status() == NodeStatus::Live) else {
-        return Ok(());
-    };
+    // One that came back in a role that shares its address has nothing to lose.
+    let loses =
+        |loser: &NodeRecord| loser.node_status() == NodeStatus::Live && loser.holds_exclusively();
+    let Some(mut loser) = loser.filter(loses) else { return Ok(()) };
     for bound in loser.addresses.iter_mut().filter(|bound| bound.address == address) {
         bound.lost = true;
     }
