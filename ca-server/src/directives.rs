@@ -4,37 +4,57 @@ use raymtls_proto::{serial::Serial, v1};
 
 use crate::{
     ca::Ca,
-    store::{Caller, StoreError, records::ClusterRecord},
+    store::{Caller, records::ClusterRecord},
 };
 
-/// What is asked of the caller now, and whether it is news to an agent that knows the cluster as of
-/// `have`. An agent that does not obey is asked again with each answer, and kept waiting no less.
-///
-/// # Errors
-/// The store.
-pub async fn wanted(
-    ca: &Ca,
-    caller: &Caller,
-    cluster: &ClusterRecord,
-    current: Option<Serial>,
-    have: u64,
-) -> Result<(Vec<v1::Directive>, bool), StoreError> {
-    // Mostly no key was ever revoked: nothing to look up.
-    let Some(serial) = current.filter(|_| cluster.keys_version != 0) else {
-        return Ok((Vec::new(), false));
-    };
-    // A claim: what is not on record as the caller's own leaf asks for nothing.
-    let record = ca.store.certificate(serial).await.ok();
-    let revoked = record.is_some_and(|record| {
-        record.revoked_ms != 0
-            && record.cluster == caller.cluster.as_str()
-            && record.node == caller.node.as_str()
-    });
-    Ok(if revoked {
-        (vec![new_key_folder(&serial)], cluster.keys_version > have)
-    } else {
-        (Vec::new(), false)
-    })
+/// What is asked of a caller, as of one version of the cluster's revoked keys.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Zero while no key was ever revoked: nothing is asked then.
+    keys_version: u64,
+    directives: Vec<v1::Directive>,
+}
+
+impl Wanted {
+    /// Looks again if a key was revoked since: a change of anything else wakes every waiting call, and
+    /// none of them is to ask the store for what it knows.
+    pub async fn keep_up(
+        &mut self,
+        ca: &Ca,
+        caller: &Caller,
+        cluster: &ClusterRecord,
+        current: Option<Serial>,
+    ) {
+        if self.keys_version == cluster.keys_version {
+            return;
+        }
+        self.keys_version = cluster.keys_version;
+        self.directives.clear();
+        let Some(serial) = current else { return };
+        // A claim: what is not on record as the caller's own leaf asks for nothing.
+        let record = ca.store.certificate(serial).await.ok();
+        let revoked = record.is_some_and(|record| {
+            record.revoked_ms != 0
+                && record.cluster == caller.cluster.as_str()
+                && record.node == caller.node.as_str()
+        });
+        if revoked {
+            self.directives.push(new_key_folder(&serial));
+        }
+    }
+
+    /// What is asked. An agent that does not obey is asked again with each answer.
+    #[must_use]
+    pub fn directives(&self) -> Vec<v1::Directive> {
+        self.directives.clone()
+    }
+
+    /// Whether it is news to an agent that knows the cluster as of `have`; one that does not obey is kept
+    /// waiting no less.
+    #[must_use]
+    pub fn is_news(&self, have: u64) -> bool {
+        !self.directives.is_empty() && self.keys_version > have
+    }
 }
 
 /// Serial of the leaf that a node's Ray processes start with, as it says.

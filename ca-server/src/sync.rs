@@ -11,7 +11,7 @@ use tracing::debug;
 use crate::{
     ca::Ca,
     contacts::is_at_least,
-    directives,
+    directives::{self, Wanted},
     identify::{admit, judged},
     limits::NodeCall,
     read_once::ReadOnce,
@@ -77,7 +77,7 @@ pub async fn sync(
     let deadline = tokio::time::Instant::now() + wait(request.wait_seconds);
     let mut newest = ca.contacts.begin_wait(&caller);
     let _counted = Counted::new(ca);
-    let mut together = Together::new(&request);
+    let (mut together, mut wanted) = (Together::new(&request), Wanted::default());
     loop {
         let cluster = changes.borrow_and_update().clone().ok_or(Refusal::StoreUnavailable)?;
         heads.mark_unchanged();
@@ -89,11 +89,11 @@ pub async fn sync(
         stands?;
         let have = known(ca, &cluster, request.have);
         let mut answer = changed_since(ca, &caller.cluster, &cluster, &request, have).await?;
-        let (directives, asked) = directives::wanted(ca, &caller, &cluster, current, have).await?;
-        answer.directives = directives;
+        wanted.keep_up(ca, &caller, &cluster, current).await;
+        answer.directives = wanted.directives();
         let awaited = is_reached(request.heads_applied, answer.heads_applied);
         let news = presses(&answer) || (answer.members.is_some() && together.is_over());
-        if news || asked || awaited || tokio::time::Instant::now() >= deadline {
+        if news || wanted.is_news(have) || awaited || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
             return Ok(answer);
         }
