@@ -67,13 +67,14 @@ stop_job() {
 # job_count WORD: ok, failed or retried, from the summary the job wrote itself.
 job_count() { grep '"summary"' "$JOB_LOG" | grep -o "\"$1\": [0-9]*" | grep -o '[0-9]*$'; }
 
+# session_logs NAME: the folder of Ray's own logs; the link to it is absolute inside the host.
+session_logs() { printf '%s%s/logs' "$(host_dir "$1")" "$(readlink "$(host_dir "$1")/tmp/ray/session_latest" 2>/dev/null || true)"; }
+
 # Ray's own logs, where a failed run leaves them for reading.
 keep_ray_logs() {
   local name session
   for name in "${RAY_HOSTS[@]}"; do
-    session=$(host_dir "$name")/tmp/ray/session_latest/logs
-    # The link is absolute inside the host.
-    session=$(host_dir "$name")$(readlink "${session%/logs}" 2>/dev/null || true)/logs
+    session=$(session_logs "$name")
     [ -d "$session" ] && cp -r "$session" "$LOGS/ray-session-$name"
   done
   return 0

@@ -172,9 +172,10 @@ show_ray_client() {
   create_token driver --cluster demo --role driver
   enrol driver driver --role driver --once
   answer=$(ray_client_task) || true
-  # Ray's proxy forks while gRPC works, and what it forked dies of that now and then.
-  if grep -qs 'Starting Ray client server failed' "$LOGS/client.log"; then
-    note "Ray's proxy did not start a server for Ray Client; once more"
+  # Ray's proxy forks while gRPC works, and what it forked dies of that now and then: gRPC's own check says so there,
+  # whatever the client is told.
+  if grep -qs 'Check failed: next_worker->state == KICKED' "$(session_logs head)"/ray_client_server*.err; then
+    note "Ray's proxy lost the server it forked for Ray Client; once more"
     answer=$(ray_client_task) || true
   fi
   if [[ $answer == "ran on $NET."* ]]; then
