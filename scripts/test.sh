@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-STEPS=(fmt shell build clippy doc deny unit conformance e2e lint bins alerts manifests isolation ray bootstrap units deploy)
+STEPS=(fmt shell build clippy doc deny unit conformance e2e lint tls bins alerts manifests isolation ray bootstrap units deploy)
 CARGO_DENY_VERSION=0.20.2
 PASSED=0
 FAILED=0
@@ -67,6 +67,7 @@ install_needs() {
   need_command nft nftables
   need_nginx
   need_pkilint
+  need_sslyze
   need_promtool
   need_manifest_linters
   need_ray

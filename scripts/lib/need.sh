@@ -132,17 +132,23 @@ KUBERNETES_VALIDATE_VERSION=1.37.0
 CFN_LINT_VERSION=1.58.0
 MANIFEST_LINTERS=$BASE/manifest-linters
 need_manifest_linters() {
-  local python want="kubernetes-validate $KUBERNETES_VALIDATE_VERSION, cfn-lint $CFN_LINT_VERSION"
-  [ "$(cat "$MANIFEST_LINTERS/.complete" 2>/dev/null)" != "$want" ] || return 0
+  need_python_program "$MANIFEST_LINTERS" \
+    "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" "cfn-lint==$CFN_LINT_VERSION"
+}
+
+# need_python_program FOLDER PACKAGE==VERSION...: a virtual environment that holds just these.
+need_python_program() {
+  local python folder=$1
+  shift
+  [ "$(cat "$folder/.complete" 2>/dev/null)" != "$*" ] || return 0
   python=$(find_python) || die "no usable Python 3.10 or newer: install python3"
   "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
-  note "making $MANIFEST_LINTERS with $python"
-  rm -rf "$MANIFEST_LINTERS"
-  "$python" -m venv "$MANIFEST_LINTERS"
-  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "$want" \
-    "$MANIFEST_LINTERS/bin/python" -m pip install --quiet --no-compile \
-    "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" "cfn-lint==$CFN_LINT_VERSION"
-  printf '%s\n' "$want" >"$MANIFEST_LINTERS/.complete"
+  note "making $folder with $python"
+  rm -rf "$folder"
+  "$python" -m venv "$folder"
+  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "$*" \
+    "$folder/bin/python" -m pip install --quiet --no-compile "$@"
+  printf '%s\n' "$*" >"$folder/.complete"
 }
 
 need_cargo() {
@@ -151,18 +157,16 @@ need_cargo() {
   need_command cc gcc libc6-dev
 }
 
+# need_sslyze: a judge of TLS listeners in a virtual environment of its own.
+SSLYZE_VERSION=6.3.1
+SSLYZE=$BASE/sslyze
+need_sslyze() {
+  need_python_program "$SSLYZE" "sslyze==$SSLYZE_VERSION"
+}
+
 # need_pkilint: a linter of certificates in a virtual environment of its own.
 PKILINT_VERSION=0.13.3
 PKILINT=$BASE/pkilint
 need_pkilint() {
-  local python
-  [ "$(cat "$PKILINT/.complete" 2>/dev/null)" != "$PKILINT_VERSION" ] || return 0
-  python=$(find_python) || die "no usable Python 3.10 or newer: install python3"
-  "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
-  note "making $PKILINT with $python"
-  rm -rf "$PKILINT"
-  "$python" -m venv "$PKILINT"
-  PIP_ROOT_USER_ACTION=ignore run "$INSTALL_MAX" "$BASE/logs/pip.log" "pkilint $PKILINT_VERSION" \
-    "$PKILINT/bin/python" -m pip install --quiet "pkilint==$PKILINT_VERSION"
-  printf '%s\n' "$PKILINT_VERSION" >"$PKILINT/.complete"
+  need_python_program "$PKILINT" "pkilint==$PKILINT_VERSION"
 }
