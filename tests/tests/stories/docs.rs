@@ -7,6 +7,7 @@
 
 mod alerts;
 mod commands;
+mod dashboard;
 mod links;
 mod metrics;
 mod ports;
