@@ -21,6 +21,7 @@ use tracing::error;
 
 use crate::{
     contacts::Contacts,
+    jwt::Workloads,
     keys::{
         authority::{AuthorityError, LiveAuthority},
         kek::Kek,
@@ -93,6 +94,8 @@ pub struct Ca {
     pub quiet: Quiet,
     /// Whose word on where a connection comes from is taken.
     pub trusted_proxies: TrustedProxies,
+    /// Whose JWTs enrol what.
+    pub workloads: Workloads,
     /// When this server began to serve.
     pub started: OffsetDateTime,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
@@ -145,6 +148,7 @@ impl Ca {
             limiter: Limiter::default(),
             quiet: Quiet::default(),
             trusted_proxies: TrustedProxies::default(),
+            workloads: Workloads::default(),
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -168,6 +172,13 @@ impl Ca {
     #[must_use]
     pub fn behind(mut self, trusted_proxies: TrustedProxies) -> Self {
         self.trusted_proxies = trusted_proxies;
+        self
+    }
+
+    /// The same for workloads whose JWTs these rules trust.
+    #[must_use]
+    pub fn trusting(mut self, workloads: Workloads) -> Self {
+        self.workloads = workloads;
         self
     }
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::{
     ca::Endpoints,
+    jwt::{Rule, Workloads},
     limits::Limits,
     proxy_protocol::TrustedProxies,
     trusted_file::{self, FileFault},
@@ -56,6 +57,8 @@ pub struct Config {
     pub node_endpoints: Vec<String>,
     /// Addresses of balancers before the listeners, which must speak the PROXY protocol, version 2.
     pub trusted_proxies: Vec<String>,
+    /// Whose signed JWTs enrol what.
+    pub jwt: Vec<Rule>,
     /// How much may be asked.
     pub limits: Limits,
     /// How logs are written.
@@ -75,6 +78,7 @@ impl Default for Config {
             enrollment_endpoints: Vec::new(),
             node_endpoints: Vec::new(),
             trusted_proxies: Vec::new(),
+            jwt: Vec::new(),
             limits: Limits::default(),
             log_format: LogFormat::Human,
         }
@@ -156,6 +160,9 @@ impl Config {
         }
         if let Err(error) = TrustedProxies::parse(&self.trusted_proxies) {
             return invalid(format!("trusted_proxies: {error}"));
+        }
+        if let Err(error) = Workloads::parse(&self.jwt) {
+            return invalid(error.to_string());
         }
         if let Err(error) = self.limits.check() {
             return invalid(error);

@@ -6,9 +6,12 @@ use std::net::IpAddr;
 use raymtls_proto::{
     address::NodeAddress,
     identity::{ClusterId, DnsName, NodeName, Role},
-    token::BootstrapToken,
+    jwt,
+    token::{BootstrapToken, TokenId},
     v1::{self, enroll_request::Credential},
 };
+use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
 use tracing::info;
 
 use crate::{
@@ -18,7 +21,7 @@ use crate::{
     policy::NAMES_MAX,
     refusal::Refusal,
     sign_failed,
-    store::{Authority, EnrollAsk, EnrollPlan, Enrolled, StoreError},
+    store::{Authority, EnrollAsk, EnrollPlan, Enrolled, StoreError, records::TokenRecord},
 };
 
 /// Answers one `Enroll`.
@@ -34,16 +37,15 @@ pub async fn enroll(
     // 1. What is asked, in types.
     let parsed = Parsed::from(request).map_err(StoreError::from);
     let parsed = parsed.map_err(|error| unless_too_many(ca, peer_address, error))?;
-    let token = parsed.token;
 
     // 2. Whether anybody made this token: nothing is charged to others, or looked at, before.
-    let known = ca.store.check_token(token.id().clone(), token.secret_hash()).await;
-    known.map_err(|error| unless_too_many(ca, peer_address, error))?;
+    let known = known_token(ca, &parsed, now).await;
+    let token = known.map_err(|error| unless_too_many(ca, peer_address, error))?;
     ca.limiter.attempt(ca.clock.elapsed(), peer_address)?;
     let csr = UnprovedCsr::read(parsed.csr_der)?;
     let ask = EnrollAsk {
-        token: token.id().clone(),
-        secret_hash: token.secret_hash(),
+        token: token.id,
+        secret_hash: token.secret_hash,
         cluster: parsed.cluster,
         role: parsed.role,
         name: parsed.name,
@@ -53,6 +55,7 @@ pub async fn enroll(
         dns_names: parsed.dns_names,
         shared_address: parsed.shared_address,
         once: parsed.once,
+        vouched: token.vouched,
     };
 
     // 3. Token, policy, who holds what; then the signature; and only what is proved to be good draws
@@ -98,6 +101,37 @@ pub async fn enroll(
     response(ca, &ask.cluster, enrolled, now.unix_timestamp())
 }
 
+/// A token that somebody made.
+struct KnownToken {
+    id: TokenId,
+    secret_hash: [u8; 32],
+    vouched: Option<Box<TokenRecord>>,
+}
+
+async fn known_token(
+    ca: &Ca,
+    parsed: &Parsed,
+    now: OffsetDateTime,
+) -> Result<KnownToken, StoreError> {
+    match &parsed.credential {
+        Presented::Token(token) => {
+            let (id, secret_hash) = (token.id().clone(), token.secret_hash());
+            ca.store.check_token(id.clone(), secret_hash).await?;
+            Ok(KnownToken { id, secret_hash, vouched: None })
+        }
+        Presented::Jwt(jwt) => {
+            let (cluster, elapsed) = (&parsed.cluster, ca.clock.elapsed());
+            let jwt = jwt.expose_secret();
+            let record = ca.workloads.judge(jwt, cluster, parsed.role, now, elapsed).await?;
+            Ok(KnownToken {
+                id: jwt::token_id(jwt),
+                secret_hash: jwt::signed_part(jwt),
+                vouched: Some(Box::new(record)),
+            })
+        }
+    }
+}
+
 /// A wrong token counts against the address it came from, and is a reason to look. Past the limit the
 /// answer is that there were too many.
 fn unless_too_many(ca: &Ca, peer_address: IpAddr, error: StoreError) -> StoreError {
@@ -126,8 +160,14 @@ fn response(
     })
 }
 
+/// What a caller shows, in its form.
+enum Presented {
+    Token(BootstrapToken),
+    Jwt(SecretString),
+}
+
 struct Parsed {
-    token: BootstrapToken,
+    credential: Presented,
     cluster: ClusterId,
     role: Role,
     name: NodeName,
@@ -141,17 +181,18 @@ struct Parsed {
 impl Parsed {
     fn from(request: v1::EnrollRequest) -> Result<Self, Refusal> {
         let invalid = |text: String| Refusal::RequestInvalid(text);
-        let token = match request.credential {
+        let credential = match request.credential {
             // A token of no valid form is one nobody made: the same word.
             Some(Credential::BootstrapToken(token)) => {
-                token.parse().map_err(|_| Refusal::TokenUnknown)?
+                Presented::Token(token.parse().map_err(|_| Refusal::TokenUnknown)?)
             }
+            Some(Credential::Jwt(jwt)) => Presented::Jwt(jwt.into()),
             None => return Err(invalid("no credential this server knows".to_owned())),
         };
         let role = Role::from_proto(request.role)
             .ok_or_else(|| invalid("a role is wanted: head, worker or driver".to_owned()))?;
         Ok(Self {
-            token,
+            credential,
             cluster: request.cluster.parse().map_err(|e| invalid(format!("{e}")))?,
             role,
             name: request.node_name.parse().map_err(|e| Refusal::NameNotAllowed(format!("{e}")))?,

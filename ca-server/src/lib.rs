@@ -27,6 +27,7 @@ pub mod http;
 pub mod identify;
 pub mod init;
 pub mod issue;
+pub mod jwt;
 pub mod keys;
 pub mod leave;
 pub mod limits;

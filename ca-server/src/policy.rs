@@ -162,6 +162,7 @@ mod tests {
             dns_names: vec![],
             shared_address: false,
             once: false,
+            vouched: None,
         }
     }
 

@@ -27,6 +27,7 @@ use crate::{
     descriptors,
     export_key::{self, ExportError, Which},
     init,
+    jwt::Workloads,
     keys::{authority::AuthorityError, kek::Kek},
     limits::Limits,
     proxy_protocol::TrustedProxies,
@@ -162,6 +163,8 @@ fn serve_help() -> String {
          enrollment_endpoints = [\"<hostname>:7443\"]   (as nodes reach them)\n  \
          node_endpoints = [\"<hostname>:7444\"]\n  \
          trusted_proxies = []   (ranges of balancers; they must speak PROXY protocol v2)\n  \
+         [[jwt]]   (a workload's signed JWT enrols it: docs/operations.md)\n    \
+         issuer, audience, jwks_file, namespace, service_account, cluster, role, addresses = []\n  \
          log_format = \"human\" or \"json\"\n  \
          [limits]   (a burst is what may come at once; a rate is what grows back)\n\
          {}\n\nExample:\n  \
@@ -352,7 +355,8 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
         .await
         .map_err(|error| unloadable(&error, &config.kek_file))?;
     let proxies = TrustedProxies::parse(&config.trusted_proxies).map_err(Failure::config)?;
-    let ca = ca.with_limits(config.limits.clone()).behind(proxies);
+    let workloads = Workloads::parse(&config.jwt).map_err(Failure::config)?;
+    let ca = ca.with_limits(config.limits.clone()).behind(proxies).trusting(workloads);
     let listeners = listen(config).await.map_err(Failure::failed)?;
     let trust_domain = ca.trust_domain.clone();
     let started = || {

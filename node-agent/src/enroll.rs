@@ -5,6 +5,8 @@
 mod differences;
 
 use std::{
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,8 +16,10 @@ use raymtls_proto::{
     address::NodeAddress,
     clock::Clock,
     identity::{DnsName, NodeName, Role},
-    join::{JoinError, JoinFile},
+    join::{Credential, JoinError, JoinFile},
+    jwt,
     reason::{Reaction, Reason},
+    token::TokenId,
     v1,
 };
 use secrecy::ExposeSecret;
@@ -125,10 +129,15 @@ pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled
         let served = ask_whether_served(node, identity, options.limits, &clock).await?;
         if served != Served::No {
             refuse_differences(node, &other_binding(options, node))?;
-            let spent = join.as_ref().map(|join| join.token.id()) == node.token_id.as_ref();
-            let token = match served {
-                Served::Yes if spent => Token::Spent,
-                Served::Yes | Served::Unknown | Served::No => Token::Unused,
+            let token = match join.as_ref().map(|join| &join.credential) {
+                Some(Credential::JwtFile(_)) => Token::Elsewhere,
+                Some(Credential::Token(token))
+                    if served == Served::Yes && Some(token.id()) == node.token_id.as_ref() =>
+                {
+                    Token::Spent
+                }
+                None if served == Served::Yes && node.token_id.is_none() => Token::Spent,
+                Some(Credential::Token(_)) | None => Token::Unused,
             };
             return finish(options, &state, clock, Done::Before(token)).await;
         }
@@ -148,13 +157,13 @@ pub async fn enroll(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolled
     state.put_identity(&identity).map_err(Failure::failed)?;
     progress(&format!("enrolled as {} in cluster {}", node.node, node.cluster));
     drop(lock);
-    finish(options, &state, clock, Done::Now).await
+    finish(options, &state, clock, Done::Now(Token::spent_of(&join))).await
 }
 
 /// When this machine was enrolled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
-    Now,
+    Now(Token),
     Before(Token),
 }
 
@@ -163,6 +172,17 @@ enum Done {
 enum Token {
     Spent,
     Unused,
+    /// The join file names the file of a JWT: it holds nothing that could be spent.
+    Elsewhere,
+}
+
+impl Token {
+    fn spent_of(join: &JoinFile) -> Self {
+        match join.credential {
+            Credential::Token(_) => Self::Spent,
+            Credential::JwtFile(_) => Self::Elsewhere,
+        }
+    }
 }
 
 /// What the CA says of an identity.
@@ -236,7 +256,7 @@ async fn finish(
     let folder = folder.ok_or_else(|| Failure::Failed("no key folder was made".to_owned()))?;
     let tls_dir = std::path::absolute(&options.tls_dir).map_err(Failure::failed)?;
     let (already, token) = match done {
-        Done::Now => (false, Token::Spent),
+        Done::Now(token) => (false, token),
         Done::Before(token) => (true, token),
     };
     Ok(Enrolled {
@@ -300,7 +320,8 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
     let join = read_join(&options.join).map_err(Failure::config)?;
     let tls = TlsDir::prepare(&options.tls_dir, options.ray_gid).map_err(Failure::config)?;
     tls.sweep().map_err(Failure::config)?;
-    let purpose = format!("token {} node {}", join.token.id(), options.name);
+    let token = join.token().map_or_else(|| "jwt".to_owned(), |token| token.id().to_string());
+    let purpose = format!("token {token} node {}", options.name);
     let identity_key = tls.once_key(&purpose).map_err(Failure::failed)?;
     let mut tries = Tries::new(options.timeout);
     let (node, identity) =
@@ -353,7 +374,7 @@ async fn enroll_once(options: &Options, clock: Arc<dyn Clock>) -> Result<Enrolle
         leaf_not_after: folder.facts.not_after.into(),
         key_folder: tls.folder_path(number),
         ray_env: tls.env_path(),
-        join_file: dispose(options, Token::Spent)?,
+        join_file: dispose(options, Token::spent_of(&join))?,
     })
 }
 
@@ -409,21 +430,61 @@ async fn obtain_identity(
         EnrollmentClient::new(&target, options.limits, clock.clone()).map_err(Failure::config)?;
     let csr_der = key.csr_der().map_err(Failure::failed)?;
     let answer = loop {
-        match client.enroll(request(options, join, csr_der.clone())).await {
-            Ok(answer) => break answer,
+        // Read anew for each try: a JWT is replaced while it waits.
+        let (credential, token_id) = presented(join)?;
+        match client.enroll(request(options, join, credential, csr_der.clone())).await {
+            Ok(answer) => break (answer, token_id),
             Err(error) => tries.pause(&error).await?,
         }
     };
-    let node = node_of(options, join, &answer)?;
+    let (answer, token_id) = answer;
+    let node = node_of(options, join, token_id, &answer)?;
     let identity =
         accept_identity((answer.identity, answer.server_time_unix), key, &node, &**clock)?;
     Ok((node, identity))
 }
 
-fn request(options: &Options, join: &JoinFile, csr_der: Vec<u8>) -> v1::EnrollRequest {
-    let token = join.token.expose().expose_secret().to_owned();
+/// What is shown to the CA, and the id under which it knows it.
+fn presented(join: &JoinFile) -> Result<(v1::enroll_request::Credential, TokenId), Failure> {
+    use v1::enroll_request::Credential::{BootstrapToken, Jwt};
+    match &join.credential {
+        Credential::Token(token) => {
+            let text = token.expose().expose_secret().to_owned();
+            Ok((BootstrapToken(text), token.id().clone()))
+        }
+        Credential::JwtFile(path) => {
+            let jwt = read_jwt(path).map_err(|why| {
+                let path = path.display();
+                Failure::Config(format!(
+                    "the JWT that the join file names cannot be read: {path}: {why}"
+                ))
+            })?;
+            let id = jwt::token_id(&jwt);
+            Ok((Jwt(jwt), id))
+        }
+    }
+}
+
+/// A projected token is a link to a file that is replaced: links are followed.
+fn read_jwt(path: &Path) -> Result<String, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let mut text = String::new();
+    let limit = jwt::JWT_LEN_MAX as u64 + 1;
+    file.take(limit).read_to_string(&mut text).map_err(|e| e.to_string())?;
+    if text.len() > jwt::JWT_LEN_MAX {
+        return Err(format!("longer than {} bytes", jwt::JWT_LEN_MAX));
+    }
+    Ok(text.trim().to_owned())
+}
+
+fn request(
+    options: &Options,
+    join: &JoinFile,
+    credential: v1::enroll_request::Credential,
+    csr_der: Vec<u8>,
+) -> v1::EnrollRequest {
     v1::EnrollRequest {
-        credential: Some(v1::enroll_request::Credential::BootstrapToken(token)),
+        credential: Some(credential),
         cluster: join.cluster.to_string(),
         role: options.role.to_proto().into(),
         node_name: options.name.to_string(),
@@ -439,6 +500,7 @@ fn request(options: &Options, join: &JoinFile, csr_der: Vec<u8>) -> v1::EnrollRe
 fn node_of(
     options: &Options,
     join: &JoinFile,
+    token_id: TokenId,
     answer: &v1::EnrollResponse,
 ) -> Result<NodeFile, Failure> {
     let odd = |what: String| Failure::Failed(format!("the CA's answer was not used: {what}"));
@@ -466,7 +528,7 @@ fn node_of(
         node_endpoints: join.node_endpoints.clone(),
         control_roots: join.control_roots.clone(),
         ray_gid: options.ray_gid,
-        token_id: Some(join.token.id().clone()),
+        token_id: Some(token_id),
     })
 }
 
@@ -534,7 +596,8 @@ fn dispose(options: &Options, token: Token) -> Result<&'static str, Failure> {
     match token {
         Token::Spent if options.keep_join_file => return Ok("kept"),
         Token::Unused if path.exists() => return Ok("kept: its token was not used"),
-        Token::Spent | Token::Unused => {}
+        Token::Elsewhere if path.exists() => return Ok("kept: it holds no secret"),
+        Token::Spent | Token::Unused | Token::Elsewhere => {}
     }
     match std::fs::remove_file(path) {
         Ok(()) => Ok("removed"),

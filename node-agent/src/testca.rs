@@ -18,7 +18,7 @@ use raymtls_proto::{
     clock::{Clock, SystemClock, TlsTime},
     durable::{self, Access},
     identity::{Subject, TrustDomain},
-    join::JoinFile,
+    join::{Credential, JoinFile},
     leaf::LeafFacts,
     reason::Reason,
     serial::Serial,
@@ -205,7 +205,7 @@ impl TestCa {
             enrollment_endpoints: vec![self.addr.to_string()],
             node_endpoints: vec![self.addr.to_string()],
             control_roots: vec![self.control_root_der.clone().into()],
-            token: BootstrapToken::new(TokenId::new([1; 8]), [2; 32]),
+            credential: Credential::Token(BootstrapToken::new(TokenId::new([1; 8]), [2; 32])),
         };
         let text = join.to_text();
         durable::replace(path, text.expose_secret().as_bytes(), Access::PRIVATE).unwrap();

@@ -6,7 +6,7 @@ use std::{
     io::Read,
     net::Ipv6Addr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustls::pki_types::CertificateDer;
@@ -42,8 +42,18 @@ pub struct JoinFile {
     pub node_endpoints: Vec<String>,
     /// What the CA's certificate must chain to.
     pub control_roots: Vec<CertificateDer<'static>>,
-    /// The credential.
-    pub token: BootstrapToken,
+    /// What the machine shows the CA.
+    pub credential: Credential,
+}
+
+/// What a machine shows the CA to be let in.
+#[derive(Debug)]
+pub enum Credential {
+    /// A bootstrap token.
+    Token(BootstrapToken),
+    /// The file in which it finds a signed JWT when it enrols, such as the projected service-account
+    /// token of a pod.
+    JwtFile(PathBuf),
 }
 
 /// Why a join file is of no use.
@@ -53,7 +63,7 @@ pub enum JoinError {
     #[error("cannot read the join file {path}: {error}")]
     Read {
         /// Its path.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's words.
         error: std::io::Error,
     },
@@ -63,6 +73,15 @@ pub enum JoinError {
          run `chmod 600` on it, and revoke the token if others may have seen it"
     )]
     Exposed {
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Group or others may write it.
+    #[error(
+        "the join file may be written by others (mode {mode:04o}): whoever writes it decides which CA \
+         this machine trusts; run `chmod go-w` on it"
+    )]
+    Writable {
         /// Permission bits.
         mode: u32,
     },
@@ -97,13 +116,17 @@ struct Text {
     cluster: ClusterId,
     enrollment_endpoints: Vec<String>,
     node_endpoints: Vec<String>,
-    token: String,
+    // One of the two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwt_file: Option<PathBuf>,
     // Last, so that a file cut short is missing the end of a certificate and does not parse.
     control_roots: String,
 }
 
 impl JoinFile {
-    /// Reads a join file that only its owner can read.
+    /// Reads a join file that nobody else can write, nor read where it holds a token.
     ///
     /// # Errors
     /// See [`JoinError`]. No error holds any of the token.
@@ -124,13 +147,26 @@ impl JoinFile {
             return Err(JoinError::Owner { uid });
         }
         let mode = metadata.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(JoinError::Exposed { mode });
+        if mode & 0o022 != 0 {
+            return Err(JoinError::Writable { mode });
         }
         let mut text = String::new();
         file.take(FILE_LEN_MAX).read_to_string(&mut text).map_err(failed)?;
         let text = SecretString::from(text);
-        Self::parse(text.expose_secret())
+        let join = Self::parse(text.expose_secret())?;
+        match &join.credential {
+            Credential::Token(_) if mode & 0o077 != 0 => Err(JoinError::Exposed { mode }),
+            Credential::Token(_) | Credential::JwtFile(_) => Ok(join),
+        }
+    }
+
+    /// Its token, where it has one.
+    #[must_use]
+    pub fn token(&self) -> Option<&BootstrapToken> {
+        match &self.credential {
+            Credential::Token(token) => Some(token),
+            Credential::JwtFile(_) => None,
+        }
     }
 
     /// Parses the text of a join file.
@@ -166,22 +202,18 @@ impl JoinFile {
         }
         let control_roots = bundle::certificates_from_pem(parsed.control_roots.as_bytes())
             .map_err(|e| JoinError::Damaged(format!("control_roots: {e}")))?;
-        let token = SecretString::from(parsed.token);
-        let token = token
-            .expose_secret()
-            .parse()
-            .map_err(|_| JoinError::Damaged("the token is not of the form id.secret".to_owned()))?;
+        let credential = credential(parsed.token, parsed.jwt_file)?;
         Ok(Self {
             trust_domain: parsed.trust_domain,
             cluster: parsed.cluster,
             enrollment_endpoints: parsed.enrollment_endpoints,
             node_endpoints: parsed.node_endpoints,
             control_roots,
-            token,
+            credential,
         })
     }
 
-    /// The text of the file, which holds the token.
+    /// The text of the file, which holds the token if there is one.
     #[must_use]
     pub fn to_text(&self) -> SecretString {
         let text = Text {
@@ -190,11 +222,34 @@ impl JoinFile {
             cluster: self.cluster.clone(),
             enrollment_endpoints: self.enrollment_endpoints.clone(),
             node_endpoints: self.node_endpoints.clone(),
-            token: self.token.expose().expose_secret().to_owned(),
+            token: self.token().map(|token| token.expose().expose_secret().to_owned()),
+            jwt_file: match &self.credential {
+                Credential::Token(_) => None,
+                Credential::JwtFile(path) => Some(path.clone()),
+            },
             control_roots: bundle::certificates_to_pem(&self.control_roots),
         };
         let body = toml::to_string(&text).expect("strings and lists of strings are valid TOML");
-        format!("# Ray mTLS join file: holds a secret. Use it once, then delete it.\n{body}").into()
+        let word = match &self.credential {
+            Credential::Token(_) => "holds a secret. Use it once, then delete it.",
+            Credential::JwtFile(_) => "holds no secret.",
+        };
+        format!("# Ray mTLS join file: {word}\n{body}").into()
+    }
+}
+
+fn credential(token: Option<String>, jwt_file: Option<PathBuf>) -> Result<Credential, JoinError> {
+    let damaged = |what: &str| JoinError::Damaged(what.to_owned());
+    match (token.map(SecretString::from), jwt_file) {
+        (Some(token), None) => {
+            let token = token.expose_secret().parse();
+            let token = token.map_err(|_| damaged("the token is not of the form id.secret"))?;
+            Ok(Credential::Token(token))
+        }
+        (None, Some(path)) if path.is_absolute() => Ok(Credential::JwtFile(path)),
+        (None, Some(_)) => Err(damaged("jwt_file is no absolute path")),
+        (Some(_), Some(_)) => Err(damaged("it holds a token and names a jwt_file: one of them")),
+        (None, None) => Err(damaged("it holds no token and names no jwt_file")),
     }
 }
 
@@ -230,8 +285,12 @@ mod tests {
             enrollment_endpoints: vec!["ca:7443".to_owned()],
             node_endpoints: vec!["ca:7444".to_owned()],
             control_roots: vec![root.der().clone()],
-            token: BootstrapToken::new(TokenId::new([1; 8]), [2; 32]),
+            credential: Credential::Token(BootstrapToken::new(TokenId::new([1; 8]), [2; 32])),
         }
+    }
+
+    fn secret_of(file: &JoinFile) -> SecretString {
+        file.token().unwrap().expose()
     }
 
     #[test]
@@ -240,14 +299,14 @@ mod tests {
         let back = JoinFile::parse(file.to_text().expose_secret()).unwrap();
         assert_eq!(back.cluster, file.cluster);
         assert_eq!(back.control_roots, file.control_roots);
-        assert_eq!(back.token.secret_hash(), file.token.secret_hash());
+        assert_eq!(secret_of(&back).expose_secret(), secret_of(&file).expose_secret());
     }
 
     #[test]
     fn a_file_cut_at_any_byte_is_refused_without_showing_the_token() {
         let text = sample().to_text();
         let whole = text.expose_secret();
-        let secret = sample().token.expose();
+        let secret = secret_of(&sample());
         let secret = &secret.expose_secret()[17..];
         // The last line break and the closing quotes may go missing only together with a parse.
         for end in 0..whole.trim_end().len() {
@@ -259,7 +318,7 @@ mod tests {
     #[test]
     fn a_token_in_the_wrong_place_is_not_shown() {
         let text = sample().to_text();
-        let token = sample().token.expose();
+        let token = secret_of(&sample());
         let token = token.expose_secret();
         for (place, wrong) in [
             ("ca:7444", token.to_owned()),
@@ -282,6 +341,23 @@ mod tests {
         for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(JoinFile::read(&path).is_ok(), good, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_token_may_be_read_by_all_and_written_by_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("join");
+        let file = JoinFile { credential: Credential::JwtFile("/run/t".into()), ..sample() };
+        #[allow(clippy::disallowed_methods, reason = "a test's own file")]
+        std::fs::write(&path, file.to_text().expose_secret()).unwrap();
+        for (mode, good) in [(0o600, true), (0o644, true), (0o664, false), (0o646, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(JoinFile::read(&path).is_ok(), good, "{mode:o}");
+        }
+        for (from, to) in [("/run/t", "t"), ("jwt_file = \"/run/t\"\n", "")] {
+            let text = file.to_text().expose_secret().replace(from, to);
+            assert!(matches!(JoinFile::parse(&text), Err(JoinError::Damaged(_))), "{text}");
         }
     }
 

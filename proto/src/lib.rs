@@ -14,6 +14,7 @@ pub mod digest;
 pub mod durable;
 pub mod identity;
 pub mod join;
+pub mod jwt;
 pub mod leaf;
 pub mod ports;
 pub mod process;

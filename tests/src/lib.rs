@@ -29,7 +29,7 @@ use ca_server::{
     admin::{Operator, clusters, nodes, tokens},
     admin_socket,
     ca::{Ca, Endpoints},
-    init,
+    init, jwt,
     keys::kek::Kek,
     limits::Limits,
     proxy_protocol::TrustedProxies,
@@ -44,7 +44,7 @@ use node_agent::{
 use raymtls_proto::{
     clock::{Clock, SettableClock},
     durable::{self, Access},
-    join::JoinFile,
+    join::{self, JoinFile},
     v1::{self, create_cluster_request::Life, enroll_request::Credential},
 };
 use secrecy::ExposeSecret;
@@ -68,6 +68,8 @@ pub struct Deployment {
     pub operator: Operator,
     /// The operator's socket is open to this group.
     group: Option<String>,
+    /// Whose JWTs enrol what.
+    rules: Vec<jwt::Rule>,
     serving: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -77,6 +79,19 @@ pub struct Member {
     pub answer: v1::EnrollResponse,
     pub identity: Identity,
     pub client: NodeClient,
+}
+
+/// What stands before the CA's decisions.
+struct Front {
+    limits: Limits,
+    proxies: TrustedProxies,
+    rules: Vec<jwt::Rule>,
+}
+
+impl Default for Front {
+    fn default() -> Self {
+        Self { limits: Limits::highest(), proxies: TrustedProxies::default(), rules: Vec::new() }
+    }
 }
 
 impl Deployment {
@@ -96,31 +111,33 @@ impl Deployment {
     }
 
     async fn start_with(group: Option<String>, clock: SettableClock) -> Self {
-        Self::start_as(group, clock, Limits::highest(), TrustedProxies::default()).await
+        Self::start_as(group, clock, Front::default()).await
+    }
+
+    /// A new CA that takes JWTs by these rules.
+    pub async fn start_trusting(rules: Vec<jwt::Rule>) -> Self {
+        let front = Front { rules, ..Front::default() };
+        Self::start_as(None, SettableClock::new(start_time()), front).await
     }
 
     /// A new CA with limits that bite, behind these proxies.
     pub async fn start_within(limits: Limits, proxies: TrustedProxies) -> Self {
-        Self::start_as(None, SettableClock::new(start_time()), limits, proxies).await
+        let front = Front { limits, proxies, ..Front::default() };
+        Self::start_as(None, SettableClock::new(start_time()), front).await
     }
 
-    async fn start_as(
-        group: Option<String>,
-        clock: SettableClock,
-        limits: Limits,
-        proxies: TrustedProxies,
-    ) -> Self {
+    async fn start_as(group: Option<String>, clock: SettableClock, front: Front) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (dir, kek) = (folder.path().join("ca"), folder.path().join("kek"));
         init::init(&dir, &kek, &TRUST_DOMAIN.parse().unwrap(), &clock).await.unwrap();
-        Self::serve(folder, clock, group, (limits, proxies)).await
+        Self::serve(folder, clock, group, front).await
     }
 
     async fn serve(
         folder: TempDir,
         clock: SettableClock,
         group: Option<String>,
-        (limits, proxies): (Limits, TrustedProxies),
+        Front { limits, proxies, rules }: Front,
     ) -> Self {
         let engine = SledEngine::open(&init::store_dir(&folder.path().join("ca"))).unwrap();
         let store = Arc::new(KvStore::open(Box::new(engine), clock.now()).unwrap());
@@ -134,7 +151,8 @@ impl Deployment {
         };
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as _;
         let ca = Ca::load(dyn_store, Arc::new(clock.clone()), kek, endpoints).await.unwrap();
-        let ca = Arc::new(ca.with_limits(limits).behind(proxies));
+        let workloads = jwt::Workloads::parse(&rules).unwrap();
+        let ca = Arc::new(ca.with_limits(limits).behind(proxies).trusting(workloads));
         let socket = folder.path().join(ADMIN_SOCKET);
         let listeners = Listeners {
             enrollment,
@@ -162,6 +180,7 @@ impl Deployment {
             nodes: addresses.1,
             operator: Operator::on_socket(Some(0), 0, false),
             group,
+            rules,
             serving: Some((stop, task)),
         }
     }
@@ -169,8 +188,9 @@ impl Deployment {
     /// Stops serving and serves again from the same folder, on other ports.
     pub async fn restart(mut self) -> Self {
         self.stop().await;
-        let Self { folder, clock, ca, store, group, .. } = self;
-        let front = (ca.limits.clone(), ca.trusted_proxies.clone());
+        let Self { folder, clock, ca, store, group, rules, .. } = self;
+        let (limits, proxies) = (ca.limits.clone(), ca.trusted_proxies.clone());
+        let front = Front { limits, proxies, rules };
         drop((ca, store));
         Self::serve(folder, clock, group, front).await
     }
@@ -236,6 +256,15 @@ impl Deployment {
 
     /// Writes a join file as `ca-admin token create` does.
     pub fn write_join(&self, cluster: &str, token: &str, path: &Path) {
+        self.write_join_with(cluster, join::Credential::Token(token.parse().unwrap()), path);
+    }
+
+    /// Writes a join file as `ca-admin cluster join` does.
+    pub fn write_jwt_join(&self, cluster: &str, jwt: &Path, path: &Path) {
+        self.write_join_with(cluster, join::Credential::JwtFile(jwt.to_owned()), path);
+    }
+
+    fn write_join_with(&self, cluster: &str, credential: join::Credential, path: &Path) {
         let target = self.target(self.enrollment);
         let join = JoinFile {
             trust_domain: TRUST_DOMAIN.parse().unwrap(),
@@ -243,7 +272,7 @@ impl Deployment {
             enrollment_endpoints: target.endpoints,
             node_endpoints: vec![self.nodes.to_string()],
             control_roots: target.control_roots,
-            token: token.parse().unwrap(),
+            credential,
         };
         durable::create(path, join.to_text().expose_secret().as_bytes(), Access::PRIVATE).unwrap();
     }

@@ -63,6 +63,26 @@ pub async fn create(
     })
 }
 
+/// What a join file of the cluster holds besides a credential.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn join(
+    ca: &Ca,
+    operator: &Operator,
+    cluster: &str,
+) -> Result<v1::GetJoinResponse, StoreError> {
+    operator.require(v1::AdminRole::Viewer, Some(cluster))?;
+    let record = ca.store.cluster(clusters::id(cluster)?).await?;
+    Ok(v1::GetJoinResponse {
+        cluster: record.cluster,
+        trust_domain: ca.trust_domain.to_string(),
+        control_roots_der: vec![ca.authority(&Authority::Control)?.root_der.clone()],
+        enrollment_endpoints: ca.endpoints.enrollment.clone(),
+        node_endpoints: ca.endpoints.nodes.clone(),
+    })
+}
+
 /// Tokens of a cluster.
 ///
 /// # Errors

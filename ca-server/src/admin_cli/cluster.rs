@@ -1,8 +1,10 @@
 //! `ca-admin cluster`: create, set, list, show.
 
+use std::path::{Path, PathBuf};
+
 use aws_lc_rs::digest;
 use clap::{Args, Subcommand};
-use raymtls_proto::{identity::ClusterId, leaf::LeafFacts, v1};
+use raymtls_proto::{durable::Access, identity::ClusterId, join::Credential, leaf::LeafFacts, v1};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -15,6 +17,7 @@ use super::{
     output::{Screen, Table, View},
     running::FleetView,
     settings::SettingsView,
+    token::{must_be_free, write_join},
 };
 
 #[derive(Debug, Subcommand)]
@@ -39,6 +42,24 @@ Examples:
   ca-admin cluster set c1 max-job=30d --dry-run
   ca-admin cluster set c1 ray-client=on driver-ranges=10.9.0.0/16 --yes")]
     Set(Set),
+
+    /// Writes a join file for workloads that enrol with a signed JWT: it holds no secret.
+    #[command(after_help = "\
+The CA's configuration says whose JWTs it takes, and for what: its [[jwt]] tables. The file named here
+is looked for on the machine that enrols.
+
+Example:
+  ca-admin cluster join c1 --jwt-file /var/run/secrets/ray-mtls/token --out c1.join")]
+    Join {
+        /// Name of the cluster.
+        cluster: ClusterId,
+        /// Where the machine that enrols finds its JWT: an absolute path.
+        #[arg(long, value_name = "PATH")]
+        jwt_file: PathBuf,
+        /// Where to write the join file; never over a file that is there.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 
     /// Lists the clusters you may see.
     #[command(after_help = "\
@@ -101,6 +122,9 @@ pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Res
     match verb {
         Verb::Create(args) => create(args, client, screen).await,
         Verb::Set(args) => set(args, client, screen).await,
+        Verb::Join { cluster, jwt_file, out } => {
+            join(&cluster, jwt_file, &out, client, screen).await
+        }
         Verb::List => list(client, screen).await,
         Verb::Show { cluster } => show(&cluster, client, screen).await,
     }
@@ -133,6 +157,30 @@ async fn set(args: Set, client: &Client, screen: &mut Screen) -> Result<(), Fail
     args.consent.ask(&plan.lines(screen.now()), screen).await?;
     let done = admin.set_cluster(v1::SetClusterRequest { dry_run: false, ..request }).await?;
     Ok(screen.show(&SetView::new(&args.cluster, false, done.get_ref()))?)
+}
+
+async fn join(
+    cluster: &ClusterId,
+    jwt_file: PathBuf,
+    out: &Path,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    if !jwt_file.is_absolute() {
+        return Err(Failure::Usage(format!(
+            "--jwt-file {}: an absolute path is wanted",
+            jwt_file.display()
+        )));
+    }
+    must_be_free(out)?;
+    let request = v1::GetJoinRequest { cluster: cluster.to_string() };
+    let place = client.connect().await?.get_join(request).await?.into_inner();
+    write_join(place, Credential::JwtFile(jwt_file), out, Access::PUBLIC)?;
+    screen.say(&format!(
+        "{}: no secret in it; on the node: node-agent enroll --join {0}",
+        out.display()
+    ))?;
+    Ok(())
 }
 
 async fn list(client: &Client, screen: &mut Screen) -> Result<(), Failure> {

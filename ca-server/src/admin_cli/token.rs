@@ -8,8 +8,7 @@ use raymtls_proto::{
     address::AddressRange,
     durable::{self, Access},
     identity::{ClusterId, DnsName, NodeName, Role, TrustDomain},
-    join::JoinFile,
-    token::BootstrapToken,
+    join::{Credential, JoinFile},
     v1::{self, admin_service_client::AdminServiceClient},
 };
 use rustls::pki_types::CertificateDer;
@@ -182,7 +181,7 @@ fn name_or_pattern(text: &str) -> Result<String, String> {
 }
 
 /// Asked before the token is made: `create` refuses by itself, but then there would be a token.
-fn must_be_free(path: &Path) -> Result<(), Failure> {
+pub(super) fn must_be_free(path: &Path) -> Result<(), Failure> {
     if path.symlink_metadata().is_ok() {
         return Err(Failure::Usage(format!(
             "{} is there already, and a join file never replaces a file: name another with --out",
@@ -199,19 +198,38 @@ fn must_be_free(path: &Path) -> Result<(), Failure> {
 }
 
 fn write_join_file(answer: v1::CreateTokenResponse, path: &Path) -> Result<(), Failure> {
-    let text = join_file(answer)?.to_text();
+    let secret = SecretString::from(answer.bootstrap_token);
+    let token = secret.expose_secret().parse().map_err(|_| odd("token"))?;
+    let place = v1::GetJoinResponse {
+        cluster: answer.token.unwrap_or_default().cluster,
+        trust_domain: answer.trust_domain,
+        control_roots_der: answer.control_roots_der,
+        enrollment_endpoints: answer.enrollment_endpoints,
+        node_endpoints: answer.node_endpoints,
+    };
+    write_join(place, Credential::Token(token), path, Access::PRIVATE)
+}
+
+fn odd(what: &str) -> Failure {
+    Failure::Failed(format!("the CA's answer holds no valid {what}"))
+}
+
+/// Writes a join file with this credential.
+pub(super) fn write_join(
+    place: v1::GetJoinResponse,
+    credential: Credential,
+    path: &Path,
+    access: Access,
+) -> Result<(), Failure> {
+    let text = join_file(place, credential)?.to_text();
     // Read back as the machine will read it, before anyone carries it there.
     JoinFile::parse(text.expose_secret()).map_err(|e| Failure::Failed(e.to_string()))?;
-    durable::create(path, text.expose_secret().as_bytes(), Access::PRIVATE)
+    durable::create(path, text.expose_secret().as_bytes(), access)
         .map_err(|e| Failure::Failed(format!("cannot write the join file: {e}")))
 }
 
-fn join_file(answer: v1::CreateTokenResponse) -> Result<JoinFile, Failure> {
-    let odd = |what: &str| Failure::Failed(format!("the CA's answer holds no valid {what}"));
-    let secret = SecretString::from(answer.bootstrap_token);
-    let token: BootstrapToken = secret.expose_secret().parse().map_err(|_| odd("token"))?;
+fn join_file(answer: v1::GetJoinResponse, credential: Credential) -> Result<JoinFile, Failure> {
     let trust_domain: TrustDomain = answer.trust_domain.parse().map_err(|_| odd("trust domain"))?;
-    let cluster = answer.token.unwrap_or_default().cluster;
     if answer.enrollment_endpoints.is_empty() || answer.node_endpoints.is_empty() {
         return Err(Failure::Configuration(
             "the CA does not know where machines reach it: set enrollment_endpoints and \
@@ -224,11 +242,11 @@ fn join_file(answer: v1::CreateTokenResponse) -> Result<JoinFile, Failure> {
     }
     Ok(JoinFile {
         trust_domain,
-        cluster: cluster.parse().map_err(|_| odd("cluster"))?,
+        cluster: answer.cluster.parse().map_err(|_| odd("cluster"))?,
         enrollment_endpoints: answer.enrollment_endpoints,
         node_endpoints: answer.node_endpoints,
         control_roots: answer.control_roots_der.into_iter().map(CertificateDer::from).collect(),
-        token,
+        credential,
     })
 }
 
@@ -465,7 +483,10 @@ mod tests {
     fn answer() -> v1::CreateTokenResponse {
         let key = rcgen::KeyPair::generate().unwrap();
         let root = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        let token = BootstrapToken::new(raymtls_proto::token::TokenId::new([1; 8]), [2; 32]);
+        let token = raymtls_proto::token::BootstrapToken::new(
+            raymtls_proto::token::TokenId::new([1; 8]),
+            [2; 32],
+        );
         v1::CreateTokenResponse {
             token: Some(v1::Token {
                 id: token.id().to_string(),

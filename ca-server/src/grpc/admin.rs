@@ -120,6 +120,15 @@ impl AdminService for Admin {
         self.answer("GetCluster", &operator, answer)
     }
 
+    async fn get_join(
+        &self,
+        request: Request<v1::GetJoinRequest>,
+    ) -> Result<Response<v1::GetJoinResponse>, Status> {
+        let operator = self.operator(&request);
+        let answer = tokens::join(&self.ca, &operator, &request.get_ref().cluster).await;
+        self.answer("GetJoin", &operator, answer)
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

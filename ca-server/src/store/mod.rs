@@ -147,6 +147,9 @@ pub struct EnrollAsk {
     pub shared_address: bool,
     /// No identity is kept.
     pub once: bool,
+    /// The token's record where somebody else made it and vouches for it by a signature that was
+    /// verified: written with its first use. What is on record comes before it.
+    pub vouched: Option<Box<TokenRecord>>,
 }
 
 /// What an enrolment comes to, before signing.

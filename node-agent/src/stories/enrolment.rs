@@ -3,7 +3,7 @@
 
 use raymtls_proto::{
     durable::{self, Access},
-    join::JoinFile,
+    join::{Credential, JoinFile},
     token::{BootstrapToken, TokenId},
 };
 use secrecy::ExposeSecret;
@@ -14,7 +14,7 @@ use super::*;
 fn write_other_join(ca: &TestCa, path: &Path, change: impl FnOnce(&mut JoinFile)) {
     ca.write_join(path);
     let mut join = JoinFile::read(path).unwrap();
-    join.token = BootstrapToken::new(TokenId::new([9; 8]), [9; 32]);
+    join.credential = Credential::Token(BootstrapToken::new(TokenId::new([9; 8]), [9; 32]));
     change(&mut join);
     durable::replace(path, join.to_text().expose_secret().as_bytes(), Access::PRIVATE).unwrap();
 }

@@ -154,7 +154,7 @@ impl Server {
         let key = PrivateKey::generate().unwrap();
         let request = v1::EnrollRequest {
             credential: Some(Credential::BootstrapToken(
-                self.join.token.expose().expose_secret().to_owned(),
+                self.join.token().unwrap().expose().expose_secret().to_owned(),
             )),
             cluster: "c1".to_owned(),
             role: v1::Role::Worker.into(),

@@ -119,8 +119,8 @@ impl Join {
             source: None,
         };
         Self {
-            token: join.token.expose().expose_secret().to_owned(),
-            token_id: join.token.id().to_string(),
+            token: join.token().unwrap().expose().expose_secret().to_owned(),
+            token_id: join.token().unwrap().id().to_string(),
             enrollment: target(join.enrollment_endpoints.clone()),
             node: target(join.node_endpoints.clone()),
         }

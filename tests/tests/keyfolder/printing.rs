@@ -6,7 +6,7 @@ use std::{fmt::Debug, panic::catch_unwind};
 use ca_server::keys::kek::Kek;
 use node_agent::keys::PrivateKey;
 use raymtls_proto::{
-    join::JoinFile,
+    join::{Credential, JoinFile},
     token::{BootstrapToken, TokenId},
     v1,
 };
@@ -55,7 +55,7 @@ fn what_holds_a_secret_prints_none_of_it_and_no_panic_does() {
         enrollment_endpoints: vec!["127.0.0.1:1".to_owned()],
         node_endpoints: vec!["127.0.0.1:2".to_owned()],
         control_roots: Vec::new(),
-        token: token(),
+        credential: Credential::Token(token()),
     };
     let credential = v1::enroll_request::Credential::BootstrapToken(text.clone());
     let enrolment =

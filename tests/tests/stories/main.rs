@@ -31,3 +31,4 @@ mod revoke;
 mod sync;
 mod time;
 mod trust;
+mod workloads;

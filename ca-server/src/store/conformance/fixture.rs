@@ -254,6 +254,7 @@ pub(super) fn ask(token: &TokenId, number: u8) -> EnrollAsk {
         dns_names: vec![],
         shared_address: false,
         once: false,
+        vouched: None,
     }
 }
 

@@ -111,6 +111,7 @@ impl World {
                     dns_names: vec![],
                     shared_address: shared,
                     once: false,
+                    vouched: None,
                 };
                 if let Ok(enrolled) = self.ca.enroll(ms, ask).await {
                     self.enrolled[node] = Some(enrolled);

@@ -27,8 +27,7 @@ use crate::{
 /// The refusals of `token` and `policy`; name or address held by another live node; address blocked;
 /// cluster over; node revoked.
 pub fn plan(view: &View<'_>, ask: &EnrollAsk) -> Result<EnrollPlan, StoreError> {
-    let token =
-        token::check_secret(view.get(&layout::token(ask.token.as_str()))?, &ask.secret_hash)?;
+    let token = token::check_secret(recorded(view, ask)?, &ask.secret_hash)?;
     let spent: Option<UseRecord> =
         view.get(&layout::token_use(ask.token.as_str(), &ask.key_hash))?;
     match token::judge(&token, spent.as_ref(), ask, view.now_ms())? {
@@ -45,6 +44,12 @@ pub fn plan(view: &View<'_>, ask: &EnrollAsk) -> Result<EnrollPlan, StoreError> 
             Ok(EnrollPlan::Issue(binding))
         }
     }
+}
+
+/// The token's record; of one that somebody else vouches for, the one it comes with.
+fn recorded(view: &View<'_>, ask: &EnrollAsk) -> Result<Option<TokenRecord>, StoreError> {
+    let record = view.get(&layout::token(ask.token.as_str()))?;
+    Ok(record.or_else(|| ask.vouched.as_deref().cloned()))
 }
 
 /// Spends the use, binds the node and records the identity.
@@ -188,6 +193,9 @@ fn spend(
     identity: &Signed,
 ) -> Result<(), StoreError> {
     let key = layout::token(ask.token.as_str());
+    if let (Some(vouched), None) = (&ask.vouched, view.get_raw(&key)?) {
+        super::token::create(view, vouched)?;
+    }
     let mut token: TokenRecord = view.get(&key)?.ok_or(Refusal::TokenUnknown)?;
     token.used += 1;
     view.put(key, &token);

@@ -32,7 +32,8 @@ fn a_metric_of_the_dashboard_exists_with_its_labels() {
                 let row = metrics.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
                 let row = row.unwrap_or_else(|| panic!("no metric {name}"));
                 let legend = target["legendFormat"].as_str().unwrap();
-                let labels = legend.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap());
+                let labels =
+                    legend.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap());
                 for label in labels.filter(|label| *label != "instance") {
                     assert!(row.contains(label), "{name} has no label {label}: {row}");
                 }
