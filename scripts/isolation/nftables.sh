@@ -12,8 +12,20 @@ LIST_MAX=100000
 PORTS_BYTES_MAX=65536
 # Lines in the kernel's log, at most, for what is refused.
 LOG_RATE="5/second burst 10 packets"
-# What a plan may never close: SSH and the CA.
-NEVER_GUARDED=(22 7443 7444)
+# What a plan may never close, with what listens there.
+# never guarded: made from the port table
+NEVER_GUARDED=(
+  "22 22 SSH"
+  "111 111 rpcbind"
+  "2049 2049 NFS"
+  "6443 6443 the API server of Kubernetes"
+  "6817 6819 Slurm"
+  "7443 7447 the CA"
+  "10250 10250 the kubelet"
+  "10255 10257 Kubernetes"
+  "10259 10259 Kubernetes"
+)
+# /never guarded
 # Where the CA answers this host.
 CA_PORTS=(7443 7444)
 # Where the kernel says from which ports this host dials; the same ones for IPv6.
@@ -232,16 +244,15 @@ read_ports() {
   ((${#P_NAME[@]})) || misuse "$PORTS: no port in it"
 }
 
-# A plan that covers SSH or the CA would cut this host off: refused.
+# A plan that covers SSH, the CA or another service would cut this host off: refused.
 never_guarded() {
-  local i port ports=("${NEVER_GUARDED[@]}")
-  [ -z "${SSH_CONNECTION:-}" ] || ports+=("${SSH_CONNECTION##* }")
-  mapfile -t -O "${#ports[@]}" ports < <(ssh_ports)
+  local i first last what others=("${NEVER_GUARDED[@]}")
+  mapfile -t -O "${#others[@]}" others < <({ printf '%s\n' "${SSH_CONNECTION:-}" | sed "s/.* //"; ssh_ports; } | sed -n 's/^[0-9]\+$/& & SSH/p')
   for i in "${!P_NAME[@]}"; do
-    for port in "${ports[@]}"; do
-      ((port < P_FIRST[i] || port > P_LAST[i])) ||
-        misuse "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $port, SSH or the CA: it would lock this host out"
-    done
+    while read -r first last what; do
+      ((last < P_FIRST[i] || first > P_LAST[i])) ||
+        misuse "the port ${P_NAME[i]} (${P_FIRST[i]}-${P_LAST[i]}) of $PORTS covers $((first > P_FIRST[i] ? first : P_FIRST[i])), $what: who needs it would be shut out"
+    done < <(printf '%s\n' "${others[@]}")
   done
 }
 
