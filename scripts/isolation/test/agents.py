@@ -35,8 +35,6 @@ LOAD_SECONDS_MAX = 10.0
 SETTLED_SECONDS = 3.0
 # A flow that was cut is silent for so long before its end.
 SILENT_SECONDS = 1.0
-# The shortest lease; steps of the CA's clock shorter than it, that together go beyond it and beyond the three
-# minutes by which the CA's record of a contact may be late.
 # The shortest there is; a lapse comes up to three minutes and a look of the CA later.
 LEASE, LAPSE_SECONDS_MAX = "5m", 660
 
@@ -140,7 +138,8 @@ def matrix(ca):
     again, closed = sent - len(seen), sum(not answer for answer in seen.values())
     judge(f"{sent} SYNs sent ({again} of them no probe's first) = {arrived} let in + {refused} counted as refused",
           arrived + refused, sent)
-    judge(f"the agents' tables refused {closed} connections, as many as the probes saw refused", refused, closed)
+    judge(f"the agents' tables counted {refused} SYNs for the {closed} connections that the probes saw refused, and none but those sent again besides",
+          closed <= refused <= closed + again)
     statuses()
 
 
