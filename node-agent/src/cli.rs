@@ -98,7 +98,7 @@ With --check:
     Served(served::command::ServedArgs),
     /// Become a program that finds Ray's TLS files and token in its environment
     #[command(after_help = "Examples:
-  node-agent exec -- ray start --head --port 6379
+  sudo -u ray node-agent exec -- ray start $(node-agent ray-flags --head)
   node-agent exec -- python driver.py
   node-agent exec --env-file ~/ray-tls/ray.env -- python driver.py     (after enroll --once, without a daemon)
 
@@ -367,7 +367,12 @@ fn enrolled_text(enrolled: &Enrolled, clock: &dyn Clock) -> String {
         .as_deref()
         .unwrap_or("none kept: this driver works until its leaf ends, then enrol again");
     let start = if enrolled.identity_serial.is_some() {
-        "node-agent run, then: node-agent exec -- ray start ...".to_owned()
+        let ray = match enrolled.role.as_str() {
+            "head" => "ray start $(node-agent ray-flags --head)",
+            "worker" => "ray start --address=HEAD:PORT $(node-agent ray-flags)",
+            _ => "PROGRAM",
+        };
+        format!("node-agent run, then as the user Ray runs as: node-agent exec -- {ray}")
     } else {
         format!("node-agent exec --env-file {} -- PROGRAM", enrolled.ray_env.display())
     };

@@ -15,7 +15,10 @@ pub enum Port {
     Gcs,
     /// Ray Client (`ray://`): gRPC.
     RayClient,
-    /// Dashboard and Jobs API: HTTP, never TLS.
+    /// Dashboard and Jobs API: HTTP, never TLS. For members too: each node's agent posts what its raylet
+    /// reports (`/report_events`) to it, once every 30 s for as long as it gets no answer, and Ray's state
+    /// commands ask it from any node. Whoever is a member runs code on the cluster anyhow; Ray's token is
+    /// asked of him as of anybody.
     Dashboard,
     /// Autoscaler's metrics: HTTP, never TLS, no token.
     AutoscalerMetrics,
@@ -121,7 +124,7 @@ pub const PORTS: [Row; 13] = {
             Flag("--ray-client-server-port"),
             true,
         ),
-        row(Port::Dashboard, "dashboard", Head, &[Admin], Flag("--dashboard-port"), false),
+        row(Port::Dashboard, "dashboard", Head, &[Member, Admin], Flag("--dashboard-port"), false),
         row(
             Port::AutoscalerMetrics,
             "autoscaler_metrics",

@@ -2,13 +2,14 @@
 //! its leaf still works.
 
 use clap::Args;
-use raymtls_proto::v1;
+use raymtls_proto::v1::{self, admin_service_client::AdminServiceClient};
 use serde::Serialize;
 use time::OffsetDateTime;
+use tonic::transport::Channel;
 
 use super::{
     applied::{self, Acknowledgements, Wait},
-    client::Client,
+    client::{self, Client},
     consent::{ConfirmedHeads, Consent},
     drain::{Drain, Drained},
     failure::Failure,
@@ -51,7 +52,8 @@ pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> R
     let mut admin = client.connect().await?;
     let node = NodeView::new(&admin.get_node(args.which.to_get()).await?.into_inner());
     let heads: Vec<_> = (node.role == "head").then(|| node.name.clone()).into_iter().collect();
-    let plan = args.plan(&node, screen.now());
+    let unused = unused_uses(&mut admin, &node).await;
+    let plan = args.plan(&node, unused, screen.now());
     args.consent.ask_for_heads(&plan, &heads, &args.heads, screen).await?;
     let request = v1::RevokeNodeRequest {
         cluster: args.which.cluster.to_string(),
@@ -72,8 +74,22 @@ pub(super) async fn run(args: Revoke, client: &Client, screen: &mut Screen) -> R
     view.acknowledgements.as_ref().map_or(Ok(()), Acknowledgements::verdict)
 }
 
+/// How many more machines the node's token would let in. Where that cannot be told, nobody is kept from
+/// revoking.
+async fn unused_uses(admin: &mut AdminServiceClient<Channel>, node: &NodeView) -> Option<u32> {
+    let tokens = client::all_pages(async |page| {
+        let request = v1::ListTokensRequest { cluster: node.cluster.clone(), page };
+        let answer = admin.list_tokens(request).await?.into_inner();
+        Ok((answer.tokens, answer.next_page))
+    });
+    let tokens = tokens.await.ok()?;
+    let of_node = tokens.iter().find(|token| token.id == node.token)?;
+    let is_open = of_node.state() == v1::TokenState::Open;
+    Some(if is_open { of_node.uses.saturating_sub(of_node.used) } else { 0 })
+}
+
 impl Revoke {
-    fn plan(&self, node: &NodeView, now: OffsetDateTime) -> Vec<String> {
+    fn plan(&self, node: &NodeView, unused: Option<u32>, now: OffsetDateTime) -> Vec<String> {
         let mut plan = vec![
             format!("{} will be revoked:", node.introduction()),
             "  its identity and its leaves go on the CRL; it gets no renewal and no leaf"
@@ -81,10 +97,19 @@ impl Revoke {
             "  no machine enrols under its name or from its addresses with a token made before now"
                 .to_owned(),
         ];
+        let uses = match unused {
+            Some(unused) => format!("{unused} unused uses of its token {}", node.token),
+            None => format!("the unused uses of its token {}", node.token),
+        };
         plan.push(if self.keep_token {
-            format!("  the unused uses of its token {} stay good", node.token)
+            format!("  {uses} stay good")
+        } else if unused == Some(0) {
+            format!("  its token {} has no unused uses", node.token)
         } else {
-            format!("  the unused uses of its token {} become void", node.token)
+            format!(
+                "  {uses} become void: no further host enrols with that join file (--keep-token keeps \
+                 them)"
+            )
         });
         let ports = if self.all_traffic { "every port" } else { "the cluster's ports" };
         plan.push(format!(
@@ -183,7 +208,13 @@ mod tests {
             ..v1::Node::default()
         };
         let now = clock::from_unix(1_764_000_000).unwrap();
-        line.revoke.plan(&NodeView::new(&node), now).join("\n")
+        line.revoke.plan(&NodeView::new(&node), Some(19), now).join("\n")
+    }
+
+    #[test]
+    fn a_plan_says_how_many_uses_are_lost_and_how_to_keep_them() {
+        let text = plan(&[], v1::Role::Worker);
+        assert!(text.contains("19 unused") && text.contains("--keep-token keeps them"), "{text}");
     }
 
     #[test]
@@ -191,7 +222,10 @@ mod tests {
         let text = plan(&[], v1::Role::Worker);
         assert!(text.contains("worker worker-7 of cluster c1"), "{text}");
         assert!(text.contains("until 2025-11-25 16:00:00Z (in 1d)"), "{text}");
-        assert!(text.contains("token 0123456789abcdef become void"), "{text}");
+        assert!(
+            text.contains("19 unused uses of its token 0123456789abcdef become void"),
+            "{text}"
+        );
         assert!(text.contains("on the cluster's ports") && !text.contains("is a head"), "{text}");
         let text = plan(&["--keep-token", "--all-traffic"], v1::Role::Head);
         assert!(text.contains("token 0123456789abcdef stay good"), "{text}");

@@ -162,7 +162,8 @@ impl Agent {
         );
         Answer::Left {
             message: format!(
-                "{} left cluster {}: nothing is renewed any more; {until}; all files stay",
+                "{} left cluster {}: nothing is renewed any more; {until}; all files stay, and so does \
+                 the isolation table: stop the agent, run `node-agent isolation clear`, delete its folders",
                 self.node.node, self.node.cluster
             ),
         }

@@ -83,9 +83,15 @@ mod tests {
 
     use super::*;
 
-    const DOCS: &str = "docs/isolation.md";
-    const BEGIN: &str = "<!-- ports: made from the port table -->\n";
-    const END: &str = "<!-- /ports -->\n";
+    /// Between two marks of each file: what is made from the port table.
+    fn parts() -> [(&'static str, [&'static str; 2], String); 2] {
+        let table = ["<!-- ports: made from the port table -->\n", "<!-- /ports -->\n"];
+        let never = ["# never guarded: made from the port table\n", "# /never guarded\n"];
+        [
+            ("docs/isolation.md", table, docs_table()),
+            ("scripts/isolation/nftables.sh", never, table::never_guarded()),
+        ]
+    }
 
     fn path(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(name)
@@ -111,11 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn the_documents_say_what_the_port_table_says() {
-        let text = std::fs::read_to_string(path(DOCS)).unwrap();
-        let (before, rest) = text.split_once(BEGIN).expect("the mark before the table");
-        let (_, after) = rest.split_once(END).expect("the mark after the table");
-        agree(DOCS, &format!("{before}{BEGIN}{}{END}{after}", docs_table()));
+    fn the_parts_say_what_the_port_table_says() {
+        for (name, [begin, end], wanted) in parts() {
+            let text = std::fs::read_to_string(path(name)).unwrap();
+            let (before, rest) = text.split_once(begin).expect("the mark before it");
+            let (_, after) = rest.split_once(end).expect("the mark after it");
+            agree(name, &format!("{before}{begin}{wanted}{end}{after}"));
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! `scripts/isolation/nftables.sh` and node-agent put the same table in force: the script's text is
-//! the agent's, save for `auto-merge`, by which the kernel does what the agent has done before.
+//! the agent's.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use raymtls_proto::{ports, v1};
 
 use super::second_plan;
 
-// Each list sorted, without neighbours: the agent merges those, the script leaves it to the kernel.
+// Each list sorted, without neighbours: the agent merges ranges, the script writes them as they are.
 const MEMBERS: [&str; 4] = ["10.0.0.1", "10.0.0.4", "2001:db8::1", "2001:db8::4"];
 const ADMINS: [&str; 3] = ["192.0.2.0/28", "198.51.100.7", "2001:db8:a::/64"];
 const SCRAPERS: [&str; 1] = ["192.0.2.64"];
@@ -105,7 +105,7 @@ fn the_script_writes_the_table_that_node_agent_writes() {
                 }
                 let text = String::from_utf8(output.stdout).unwrap();
                 let wanted = render(&policy(role, plan, verdict), Counters::default());
-                assert_eq!(text.replace("\t\tauto-merge\n", ""), wanted, "{word} {file:?}");
+                assert_eq!(text, wanted, "{word} {file:?}");
             }
         }
     }
@@ -133,6 +133,8 @@ fn what_would_lock_out_or_means_something_else_is_refused_by_name() {
     };
     let ssh = plan("ssh", "worker\tnode\tmember\t20\t30\n");
     let ca = plan("ca", "worker\tnode\tmember\t7000\t8000\n");
+    let nfs = plan("nfs", "worker\tnode\tmember\t2049\t2049\n");
+    let kubelet = plan("kubelet", "worker\tnode\tmember\t10256\t10258\n");
     let torn = plan("torn", "worker\tnode\teverybody\t20\t30\n");
     for (members, more, words) in [
         ("", &[][..], "--members is empty"),
@@ -140,8 +142,10 @@ fn what_would_lock_out_or_means_something_else_is_refused_by_name() {
         ("10.0.0.1; drop", &[], "is no address"),
         ("/no/such/file", &[], "/no/such/file: no such file"),
         ("10.0.0.1", &["--admin-ranges", "0.0.0.0/0"], "0.0.0.0/0 is everybody"),
-        ("10.0.0.1", &["--ports", &ssh], "covers 22, SSH or the CA"),
-        ("10.0.0.1", &["--ports", &ca], "covers 7443, SSH or the CA"),
+        ("10.0.0.1", &["--ports", &ssh], "covers 22, SSH"),
+        ("10.0.0.1", &["--ports", &ca], "covers 7443, the CA"),
+        ("10.0.0.1", &["--ports", &nfs], "covers 2049, NFS"),
+        ("10.0.0.1", &["--ports", &kubelet], "covers 10256, Kubernetes"),
         ("10.0.0.1", &["--ports", &torn], "the line of worker is none of"),
         ("10.0.0.1", &["--cluster", "a b"], "cluster name a b"),
         ("10.0.0.1", &["--role", "driver"], "--role is head or worker, not 'driver'"),

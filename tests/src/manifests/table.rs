@@ -1,7 +1,9 @@
 //! The port table itself: as tab-separated lines for the scripts, as Markdown for people.
 
+use std::ops::RangeInclusive;
+
 use raymtls_proto::{
-    ports::{On, PORTS, Row, Told},
+    ports::{NEVER_GUARDED, On, PORTS, Row, Told},
     v1,
 };
 
@@ -27,7 +29,16 @@ pub(super) fn tsv(plan: &v1::PortPlan) -> String {
     text
 }
 
-/// The same for people, with the numbers of both plans.
+/// What no plan may cover, as the script has it.
+pub(super) fn never_guarded() -> String {
+    let line = |(range, what): &(RangeInclusive<u16>, &str)| {
+        format!("  \"{} {} {what}\"\n", range.start(), range.end())
+    };
+    let lines: String = NEVER_GUARDED.iter().map(line).collect();
+    format!("NEVER_GUARDED=(\n{lines})\n")
+}
+
+/// The port table for people, with the numbers of both plans.
 pub(super) fn markdown(plan: &v1::PortPlan, second: &v1::PortPlan) -> String {
     let mut text = String::from(
         "| port | default | second plan | on | from other hosts | Ray's TLS covers it | Ray is told by |\n\

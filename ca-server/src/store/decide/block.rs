@@ -203,6 +203,7 @@ pub(super) fn tend(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), Store
     let record = cluster::get(view, cluster)?;
     let prefix = layout::blocks(cluster.as_str());
     let mut another = false;
+    let mut of_members = None;
     for (key, block) in view.scan::<BlockRecord>(&prefix, None, ROWS_MAX)? {
         let over = block.until_ms <= view.now_ms();
         if (over || block.lifted) && view.now_ms() - block.revoked_ms > TOKEN_LIFE_MAX_MS {
@@ -213,7 +214,12 @@ pub(super) fn tend(view: &mut View<'_>, cluster: &ClusterId) -> Result<(), Store
             view.put(key, &BlockRecord { lifted: true, spared: false, ..block });
         } else if block.spared && !block.lifted {
             let address = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
-            if !is_needed(view, &record, &block.node, &address)? {
+            // Read once, however many blocks are spared.
+            let of_members = match &of_members {
+                Some(known) => known,
+                None => of_members.insert(addresses_of_members(view, cluster.as_str())?),
+            };
+            if !is_needed(view, &record, &block.node, &address, of_members)? {
                 another = true;
                 view.put(key, &BlockRecord { spared: false, ..block });
             }
@@ -227,6 +233,7 @@ fn is_needed(
     cluster: &ClusterRecord,
     node: &str,
     address: &str,
+    of_members: &BTreeMap<String, String>,
 ) -> Result<bool, StoreError> {
     let node = view.get::<NodeRecord>(&layout::node(&cluster.cluster, node))?;
     let Some(node) = node.filter(|node| node.node_status() == NodeStatus::Revoked) else {
@@ -235,7 +242,21 @@ fn is_needed(
     let Some(bound) = node.addresses.iter().find(|bound| bound.address == address) else {
         return Ok(true);
     };
-    Ok(needed(bound, cluster, &addresses_of_others(view, &node)?).is_some())
+    // It is revoked, so no member is this node.
+    Ok(needed(bound, cluster, of_members).is_some())
+}
+
+/// Each address that a member of the cluster has, with its name.
+fn addresses_of_members(
+    view: &View<'_>,
+    cluster: &str,
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let mut found = BTreeMap::new();
+    for node in member::nodes(view, cluster)?.into_iter().filter(NodeRecord::is_member) {
+        let counted = node.addresses.into_iter().filter(|bound| !bound.lost);
+        found.extend(counted.map(|bound| (bound.address, node.name.clone())));
+    }
+    Ok(found)
 }
 
 /// Ends the block of an address that counts for another node since; tokens older than the revocation
