@@ -189,29 +189,49 @@ struct EnrollArgs {
     output: Output,
 }
 
-#[derive(Debug, Args)]
-struct RunArgs {
+/// Where the daemon's things lie: for the daemon, and for what looks after it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlaceArgs {
     /// Configuration file [default: /etc/ray-mtls/agent.toml if it is there]
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where the agent keeps its identity
+    pub(crate) config: Option<PathBuf>,
+    /// Where the agent keeps its identity [default: as configured]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where Ray finds its files
+    /// Where Ray finds its files [default: as configured]
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
-    /// The agent's socket
+    /// The agent's socket [default: as configured]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Group that may read Ray's key, by name or number [default: as configured, else as enrolled]
+    #[arg(long, value_name = "GROUP")]
+    ray_group: Option<String>,
+}
+
+impl PlaceArgs {
+    /// As a configuration that says only this.
+    pub(crate) fn partial(&self) -> Partial {
+        Partial {
+            state_dir: self.state_dir.clone(),
+            tls_dir: self.tls_dir.clone(),
+            socket: self.socket.clone(),
+            ray_group: self.ray_group.clone(),
+            ..Partial::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    places: PlaceArgs,
     /// What the daemon says, for when it is gone; all may read it [default: status.json beside the socket]
     #[arg(long, value_name = "FILE")]
     status_file: Option<PathBuf>,
     /// The user that runs Ray, by name or number
     #[arg(long, value_name = "USER")]
     ray_uid: Option<String>,
-    /// Group that may read Ray's key, by name or number [default: as enrolled]
-    #[arg(long, value_name = "GROUP")]
-    ray_group: Option<String>,
     /// Folder of programs to run after files changed
     #[arg(long, value_name = "DIR")]
     hooks_dir: Option<PathBuf>,
@@ -402,17 +422,14 @@ fn harden() {
 }
 
 fn run_command(args: RunArgs) -> Result<(), Failure> {
-    let file = Partial::read(args.config.as_deref()).map_err(Failure::config)?;
+    let file = Partial::read(args.places.config.as_deref()).map_err(Failure::config)?;
     let flags = Partial {
-        state_dir: args.state_dir,
-        tls_dir: args.tls_dir,
-        socket: args.socket,
         status_file: args.status_file,
         ray_uid: args.ray_uid.map(User::Name),
-        ray_group: args.ray_group,
         hooks_dir: args.hooks_dir,
         http_listen: args.http_listen,
         log_format: args.log_format,
+        ..args.places.partial()
     };
     let chosen = flags.or(file);
     start_logs(chosen.log_format.unwrap_or_default());
