@@ -10,6 +10,8 @@ RAY_CLIENT_PORT=10001
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150
+# Variables a node is started with besides the agent's.
+RAY_SETTINGS=()
 # Loopback, as Ray does by itself, unless the network is closed.
 DASHBOARD_HOST=127.0.0.1
 
@@ -23,7 +25,7 @@ start_ray() {
   shift
   [[ " $* " == *" --address="* ]] || head=(--head)
   read -ra ports <<<"$(agent "$name" ray-flags "${head[@]}")"
-  with_leaf "$name" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
+  with_leaf "$name" env "${RAY_SETTINGS[@]}" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
     --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@"
 }
 
