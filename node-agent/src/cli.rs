@@ -32,7 +32,7 @@ use crate::{
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    served, socket,
+    recycle, served, socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -132,6 +132,12 @@ left half written, as their owner alone; it writes no file's content and follows
 cluster, for another use or another address, whether there is no TLS, no listener or a filter.
 Exit codes: 0 nothing is wrong, 1 something is (with --strict: or is to be looked at), 64 usage")]
     Doctor(doctor::command::DoctorArgs),
+    /// Start Ray on this node again with a new leaf: drained, proved, and not over a driver that it would hurt
+    #[command(after_help = recycle::command::AFTER_HELP)]
+    Recycle(recycle::command::RecycleArgs),
+    /// The child of `recycle` that becomes a program
+    #[command(name = recycle::launch::COMMAND, hide = true)]
+    RecycleLaunch,
     /// Leave the cluster for good: the name and addresses are free, nothing is renewed any more
     #[command(after_help = "Example:\n  node-agent leave --yes")]
     Leave(LeaveArgs),
@@ -310,6 +316,9 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if matches!(cli.command, Command::RecycleLaunch) {
+        return recycle::launch::child();
+    }
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -330,6 +339,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
         Command::Doctor(args) => block_on(doctor::command::run(args)),
+        Command::Recycle(args) => block_on(recycle::command::run(args)),
+        // Answered above, and has no failure of its own to tell.
+        Command::RecycleLaunch => Ok(()),
         Command::Leave(args) => block_on(leave_command(args)),
     }
 }
@@ -596,7 +608,7 @@ const LEAVE_WARNING: &str =
     "The node leaves its cluster for good: its name and addresses become free.";
 
 /// Comes back once a person typed yes; elsewhere nobody could.
-async fn consent(warning: &str, nothing: &str) -> Result<(), Failure> {
+pub(crate) async fn consent(warning: &str, nothing: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(format!(
             "{nothing}: there is no terminal to ask on; add --yes. {warning}"
