@@ -19,14 +19,20 @@ JOB_LOG=$(host_dir head)/home/job.jsonl
 JOB_STOP=$(host_dir head)/home/stop
 JOB_PID=""
 
-# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent, on the ports of the cluster's plan.
-start_ray() {
+# ray_words NAME OPTION...: into RAY_WORDS, how one Ray node is started on the ports of the cluster's plan.
+ray_words() {
   local name=$1 ports=() head=()
   shift
   [[ " $* " == *" --address="* ]] || head=(--head)
   read -ra ports <<<"$(agent "$name" ray-flags "${head[@]}")"
-  with_leaf "$name" env "${RAY_SETTINGS[@]}" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
-    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@"
+  RAY_WORDS=(ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}"
+    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@")
+}
+
+# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent.
+start_ray() {
+  ray_words "$@"
+  with_leaf "$1" env "${RAY_SETTINGS[@]}" "${RAY_WORDS[@]}"
 }
 
 # start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.

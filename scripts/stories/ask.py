@@ -8,6 +8,8 @@ ask.py pids LOG KIND HOST                         how many processes answered
 ask.py driver LOG FIELD                           out of the first line
 ask.py status FIELD...                            of JSON on standard input; a moment as seconds of the epoch
 ask.py served KIND FIELD                          of the first process of a kind in a status on standard input
+ask.py steps                                      of a recycle's JSON on standard input: each with its seconds
+ask.py watched LOG leaves|gap                     of watch.py: different leaves; seconds from the old one to the new
 ask.py metric NAME                                of metrics on standard input: its value, without a sample 0
 """
 
@@ -23,7 +25,8 @@ def records(path):
 
 
 def attempts(path, kind, host, outcome=None):
-    wanted = [r for r in records(path) if r["kind"] == kind and host in ("any", r.get("host"))]
+    tried = [r for r in records(path) if "outcome" in r]
+    wanted = [r for r in tried if kind in ("any", r["kind"]) and host in ("any", r["host"])]
     return [r for r in wanted if outcome is None or r["outcome"] == outcome]
 
 
@@ -71,8 +74,24 @@ def served(kind, field):
     values = [p for p in processes if p["kind"] == kind]
     if not values:
         return "nothing"
+    if field == "job":
+        return (values[0].get("job") or {}).get("id", "nothing")
     leaves = [s["serves"]["serial"] for s in values[0]["sockets"] if s["serves"]["what"] == "leaf"]
     return (leaves or ["nothing"])[0] if field == "serial" else plain(values[0].get(field))
+
+
+def steps():
+    return ", ".join(f"{step['step']} {step['seconds']:.1f} s" for step in json.load(sys.stdin)["done"])
+
+
+def watched(path, what):
+    seen = [line.split() for line in Path(path).read_text().splitlines()]
+    seen = [(float(at), serial) for at, serial in seen if serial != "none"]
+    if what == "leaves":
+        return len({serial for _, serial in seen})
+    old = seen[0][1]
+    new = [at for at, serial in seen if serial != old]
+    return round(new[0] - max(at for at, serial in seen if serial == old), 1) if new else "inf"
 
 
 def metric(name):

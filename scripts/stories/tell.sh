@@ -4,6 +4,10 @@
 # Seconds a look of the agent may be old, and Ray's start of a worker may take on a busy machine.
 LOOK_EVERY=60
 SLACK=20
+# Seconds a worker is drained for.
+DRAIN_SECONDS=5
+# Ten times the bar.
+GCS_GAP_MAX=50
 
 # --- words the stories are told with
 
@@ -66,6 +70,15 @@ judge_at_least() {
   if (($2 >= $3)); then held "$1" "$2"; else broke "$1" "$2 (wanted: $3 or more)"; fi
 }
 
+# judge_at_most CHECK NUMBER MOST
+judge_at_most() {
+  if [ "$("$VENV/bin/python" -c 'import sys; print(float(sys.argv[1]) <= float(sys.argv[2]))' "$2" "$3")" = True ]; then
+    held "$1" "$2"
+  else
+    broke "$1" "$2 (wanted: $3 or less)"
+  fi
+}
+
 # judge_has CHECK TEXT PART: shows the line with the part.
 judge_has() {
   local line
@@ -76,22 +89,136 @@ judge_has() {
   fi
 }
 
+# recycle NAME OPTION... [-- COMMAND...]: what an operator types on that host; its exit code. What it says to a person
+# and to a program is left in LOGS/recycle-NAME.{log,json}.
+recycle() {
+  local name=$1
+  shift
+  in_host "$name" node-agent recycle --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" \
+    --socket "$(agent_socket "$name")" --ray-uid "$RAY_UID" --yes -o json "$@" \
+    >"$LOGS/recycle-$name.json" 2>"$LOGS/recycle-$name.log" || return $?
+}
+
+# recycle_worker NAME OPTION...
+recycle_worker() {
+  local name=$1
+  shift
+  ray_words "$name" --address="$(address head):$GCS_PORT"
+  recycle "$name" --drain "${DRAIN_SECONDS}s" "$@" -- "$VENV/bin/${RAY_WORDS[0]}" "${RAY_WORDS[@]:1}"
+}
+
+# of_recycle NAME FIELD...: of what the last recycle of that host said to a program.
+of_recycle() {
+  local name=$1
+  shift
+  ask status "$@" <"$LOGS/recycle-$name.json"
+}
+
+# judge_recycle NAME CODE BEGAN: how it went.
+judge_recycle() {
+  local name=$1 code=$2 began=$3
+  judge "recycle of $name, exit code" "$code" 0
+  ((code == 0)) || sed 's/^/   | /' "$LOGS/recycle-$name.log" >&2
+  held "recycle of $name took" "$(($(now) - began)) s: $(ask steps <"$LOGS/recycle-$name.json")"
+}
+
 # --- the stories
 
 tell_stories() {
   declare -gA HORIZON SERVED_FIRST
-  step "1. Files are renewed, and a host is not recycled"
+  local all
+  all=$(IFS=,; printf '%s' "${RAY_HOSTS[*]}")
+  step "1. Files are renewed, and what runs serves what it read at its start"
   know_horizons
-  start_driver first head --hosts "$(IFS=,; printf '%s' "${RAY_HOSTS[*]}")" --patience "$SLACK"
-  local name
-  for name in "${RAY_HOSTS[@]}"; do
-    wait_for 60 "a new worker process on $name" has_counted first fresh "$name" ok
-  done
+  # Patience for a host that is recycled.
+  start_driver first head --hosts "$all" --patience 90
+  wait_for_drivers first "${RAY_HOSTS[@]}"
+  judge "the driver on the head, and its job" "$(served_job head)" "$(ask driver "$(log_of first)" job)"
   see_files_renewed
-  see_it_said_before
-  see_the_end_come worker2
-  stop_driver first 90 || broke "the driver of story 1" "does not end"
+  step "4. gcs_server alone is executed again, under a driver, actors and tasks"
+  see_gcs_replaced first
+  step "2. worker1 is recycled under the driver"
+  see_worker_recycled first worker1
+  stop_driver first 120 || broke "the driver first" "does not end"
+  judge "attempts of the driver that failed, through both" "$(counted first any any failed)" 0
+  held "attempts of the driver that went well" "$(counted first any any ok)"
+  step "1. The horizon of worker2, which nobody recycled"
+  start_driver second worker1 --hosts worker1,worker2 --patience "$SLACK"
+  see_it_said_before worker2
+  see_the_end_come second worker2
+  step "1. What went on elsewhere"
+  judge "new worker processes on recycled worker1 that failed" "$(counted second fresh worker1 failed)" 0
+  judge_at_least "of these went well after the horizon of worker2" \
+    "$(counted second fresh worker1 ok "${HORIZON[worker2]}")" 3
+  stop_driver second 90 || broke "the driver second" "does not end"
 }
+
+# wait_for_drivers NAME HOST...: its first new worker process on each.
+wait_for_drivers() {
+  local driver=$1 name
+  shift
+  for name in "$@"; do wait_for 90 "a new worker process on $name" has_counted "$driver" fresh "$name" ok; done
+}
+
+# What the agent says of the first driver on a host. It looks each minute.
+served_job() {
+  wait_for $((LOOK_EVERY + SLACK)) "the agent of $1 to see the driver" sees_driver "$1" >&2 || true
+  served "$1" driver job
+}
+
+sees_driver() { [ "$(served "$1" driver pid)" != nothing ]; }
+
+# see_gcs_replaced DRIVER: nobody is lost, and it serves the new leaf at once.
+see_gcs_replaced() {
+  local driver=$1 watcher code=0 began log name
+  log=$(log_of "$driver")
+  in_host worker1 python "$STATE/lib/watch.py" "$(address head)" "$GCS_PORT" "$(current_leaf worker1)" \
+    >"$LOGS/watch.log" 2>&1 &
+  watcher=$!
+  began=$(now)
+  recycle head || code=$?
+  judge_recycle head "$code" "$began"
+  sleep 1
+  kill "$watcher" 2>/dev/null || true
+  wait "$watcher" 2>/dev/null || true
+  judge "leaves the GCS port served meanwhile" "$(ask watched "$LOGS/watch.log" leaves)" 2
+  judge_at_most "seconds from the old leaf to the new one (bar 5)" "$(ask watched "$LOGS/watch.log" gap)" "$GCS_GAP_MAX"
+  wait_for_more "$driver" fresh "${RAY_HOSTS[@]}"
+  for name in "${RAY_HOSTS[@]}"; do
+    judge "actor on $name, processes it had" "$(ask pids "$log" actor "$name")" 1
+  done
+  judge "attempts that failed" "$(counted "$driver" any any failed)" 0
+  held "the longest call, and the longest new worker" "$(ask longest "$log" actor any) s, $(ask longest "$log" fresh any) s"
+}
+
+# wait_for_more DRIVER KIND HOST...: one that begins from now on and goes well, on each.
+wait_for_more() {
+  local driver=$1 kind=$2 from name
+  shift 2
+  from=$(now)
+  for name in "$@"; do
+    wait_for 120 "$kind on $name" has_counted "$driver" "$kind" "$name" ok "$from" || broke "$kind on $name" "none"
+  done
+}
+
+# see_worker_recycled DRIVER NAME: what Ray repeats comes back, and the host serves a new leaf.
+see_worker_recycled() {
+  local driver=$1 name=$2 code=0 began log before
+  log=$(log_of "$driver")
+  before=$(ask pids "$log" actor "$name")
+  began=$(now)
+  recycle_worker "$name" || code=$?
+  judge_recycle "$name" "$code" "$began"
+  wait_for_more "$driver" fresh "$name"
+  wait_for_more "$driver" actor "$name"
+  judge "the actor on $name came back, processes it had" "$(ask pids "$log" actor "$name")" $((before + 1))
+  wait_for $((LOOK_EVERY + SLACK)) "the agent of $name to see it" serves_later "$name" || true
+  judge_at_least "horizon of $name, seconds later than before" \
+    $(($(of_status "$name" served horizon) - HORIZON[$name])) 30
+  HORIZON[$name]=$(of_status "$name" served horizon)
+}
+
+serves_later() { (($(of_status "$1" served horizon) > HORIZON[$1])); }
 
 # The agent looks after a start; the horizon is that of what was started just now.
 know_horizons() {
@@ -122,48 +249,48 @@ see_files_renewed() {
 
 is_renewed() { [ "$(serial "$(current_leaf "$1")" | tr 'A-F' 'a-f')" != "${SERVED_FIRST[$1]}" ]; }
 
-# Two thirds of the life later, with 80 s left: whoever can be told has been told.
+# see_it_said_before NAME: with a third of the life left, whoever can be told has been told.
 see_it_said_before() {
-  local text code=0
-  sleep_until $((HORIZON[worker2] - LIFE / 3 + 2)) "a third of the leaf's life of worker2 is left"
-  text=$(agent worker2 status 2>&1) || true
-  judge_has "status of worker2" "$text" "RECYCLE OVERDUE"
-  judge_has "what fails first on worker2" "$text" "fails first"
-  judge "moment at which it fails first" "$(of_status worker2 first_failure at)" "${HORIZON[worker2]}"
-  agent worker2 status --check >/dev/null 2>"$LOGS/check.log" || code=$?
+  local name=$1 text code=0 left
+  sleep_until $((HORIZON[$name] - LIFE / 3 + 2)) "a third of the leaf's life of $name is left"
+  text=$(agent "$name" status 2>&1) || true
+  judge_has "status of $name" "$text" "RECYCLE OVERDUE"
+  judge_has "what fails first on $name" "$text" "fails first"
+  judge "moment at which it fails first" "$(of_status "$name" first_failure at)" "${HORIZON[$name]}"
+  agent "$name" status --check >/dev/null 2>"$LOGS/check.log" || code=$?
   judge "exit code of status --check" "$code" 1
-  judge_at_least "metrics: processes overdue on worker2" \
-    "$(metric worker2 'raymtls_agent_ray_processes{class="node",state="recycle-overdue"}')" 1
-  local left
-  left=$(metric worker2 'raymtls_agent_seconds_to_horizon{class="node"}')
-  judge "metrics: seconds to the horizon, and the clock" "$(($(now) + left - HORIZON[worker2]))" 0
+  judge_at_least "metrics: processes overdue on $name" \
+    "$(metric "$name" 'raymtls_agent_ray_processes{class="node",state="recycle-overdue"}')" 1
+  left=$(metric "$name" 'raymtls_agent_seconds_to_horizon{class="node"}')
+  left=$(($(now) + left - HORIZON[$name]))
+  judge_at_most "metrics: seconds to the horizon are off by" "${left#-}" 2
   code=0
-  in_host worker2 node-agent doctor --state-dir "$(agent_state worker2)" --tls-dir "$(tls_dir worker2)" \
-    --socket "$(agent_socket worker2)" >"$LOGS/doctor-worker2.log" 2>&1 || code=$?
-  judge_has "doctor on worker2 (exit code $code)" "$(cat "$LOGS/doctor-worker2.log")" "recycle-overdue"
+  in_host "$name" node-agent doctor --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" \
+    --socket "$(agent_socket "$name")" >"$LOGS/doctor-$name.log" 2>&1 || code=$?
+  judge_has "doctor on $name (exit code $code)" "$(cat "$LOGS/doctor-$name.log")" "recycle-overdue"
   judge "the CA's list has the first horizon on top" \
     "$(ca_admin node list --cluster demo -o json | ask status nodes 0 claims running horizon)" "$(earliest_horizon)"
 }
 
 earliest_horizon() { printf '%s\n' "${HORIZON[@]}" | sort -n | head -n 1; }
 
-# see_the_end_come NAME: new workers work until the horizon and not after; what runs goes on.
+# see_the_end_come DRIVER NAME: new workers work until the horizon and not after; what runs goes on.
 see_the_end_come() {
-  local name=$1 horizon=${HORIZON[$1]} last first log
-  log=$(log_of first)
-  sleep_until $((horizon + 2 * SLACK)) "the horizon of $name has passed by $((2 * SLACK)) s"
+  local driver=$1 name=$2 horizon=${HORIZON[$2]} last log
+  log=$(log_of "$driver")
+  sleep_until $((horizon + SLACK * 3 / 2)) "the horizon of $name has passed by $((SLACK * 3 / 2)) s"
   # The worker process that is started just before has its handshakes just after.
   judge_at_least "new worker processes on $name until $SLACK s before its horizon" \
-    "$(counted first fresh "$name" ok 0 $((horizon - SLACK)))" 5
-  judge "of these failed" "$(counted first fresh "$name" failed 0 $((horizon - SLACK)))" 0
-  judge "new worker processes on $name after its horizon" "$(counted first fresh "$name" ok "$horizon")" 0
-  judge_at_least "of these were tried" "$(counted first fresh "$name" failed "$horizon")" 1
+    "$(counted "$driver" fresh "$name" ok 0 $((horizon - SLACK)))" 5
+  judge "of these failed" "$(counted "$driver" fresh "$name" failed 0 $((horizon - SLACK)))" 0
+  judge "new worker processes on $name after its horizon" "$(counted "$driver" fresh "$name" ok "$horizon")" 0
+  judge_at_least "of these were tried" "$(counted "$driver" fresh "$name" failed "$horizon")" 1
   note "what the user sees: $(ask why "$log" fresh "$name")"
   last=$(ask last "$log" fresh "$name" ok)
   held "the last one that worked" "$(printf '%.0f' "$(bc_minus "$last" "$horizon")") s from the horizon"
   judge_at_least "calls of the actor on $name after it, by connections that were there" \
-    "$(counted first actor "$name" ok $((horizon + 5)))" 5
-  judge "of these failed" "$(counted first actor "$name" failed "$horizon")" 0
+    "$(counted "$driver" actor "$name" ok $((horizon + 5)))" 5
+  judge "of these failed" "$(counted "$driver" actor "$name" failed "$horizon")" 0
   explain "$name"
 }
 

@@ -157,7 +157,7 @@ pub(super) async fn ask_others(look: &Look, addresses: Vec<Option<SocketAddr>>) 
 /// Any node's or driver's leaf under the cluster's root counts here.
 fn of_cluster(chain: &CertificateChain, trust: &Trust) -> Serves {
     let uris = LeafFacts::parse(&chain.leaf_der).map(|facts| facts.uris).unwrap_or_default();
-    let trust = Trust { roots: trust.roots.clone(), uris };
+    let trust = Trust { uris, ..trust.clone() };
     match horizon::judge(chain, &trust, SystemClock.now()) {
         Worth::Counts(leaf) => Serves::Leaf { not_after: leaf.not_after },
         Worth::Foreign { why, .. } => Serves::Unknown { why: format!("it serves a foreign certificate: {why}") },
