@@ -20,6 +20,13 @@ of_status() {
   agent "$name" status -o json 2>/dev/null | ask status "$@"
 }
 
+# horizon_of NAME: seconds of the epoch; 0 while the agent sees none.
+horizon_of() {
+  local horizon
+  horizon=$(of_status "$1" served horizon)
+  if [[ $horizon =~ ^[0-9]+$ ]]; then printf '%s\n' "$horizon"; else printf '0\n'; fi
+}
+
 # served NAME KIND FIELD: of the first process of that kind, as the agent saw it last.
 served() { agent "$1" status -o json 2>/dev/null | ask served "$2" "$3"; }
 
@@ -214,18 +221,18 @@ see_worker_recycled() {
   judge "the actor on $name came back, processes it had" "$(ask pids "$log" actor "$name")" $((before + 1))
   wait_for $((LOOK_EVERY + SLACK)) "the agent of $name to see it" serves_later "$name" || true
   judge_at_least "horizon of $name, seconds later than before" \
-    $(($(of_status "$name" served horizon) - HORIZON[$name])) 30
-  HORIZON[$name]=$(of_status "$name" served horizon)
+    $(($(horizon_of "$name") - HORIZON[$name])) 30
+  HORIZON[$name]=$(horizon_of "$name")
 }
 
-serves_later() { (($(of_status "$1" served horizon) > HORIZON[$1])); }
+serves_later() { (($(horizon_of "$1") > HORIZON[$1])) && [ "$(served "$1" raylet serial)" != nothing ]; }
 
 # The agent looks after a start; the horizon is that of what was started just now.
 know_horizons() {
   local name left
   for name in "${RAY_HOSTS[@]}"; do
     wait_for $((LOOK_EVERY + SLACK)) "the agent of $name to see a raylet" sees_raylet "$name"
-    HORIZON[$name]=$(of_status "$name" served horizon)
+    HORIZON[$name]=$(horizon_of "$name")
     SERVED_FIRST[$name]=$(served "$name" raylet serial)
     left=$((HORIZON[$name] - $(now)))
     if ((left > LIFE / 2 && left <= LIFE)); then
