@@ -9,6 +9,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$ROOT/scripts/lib/need.sh"
 . "$ROOT/scripts/lib/hosts.sh"
 . "$ROOT/scripts/quickstart/control.sh"
+# shellcheck source=/dev/null
 . "$ROOT/scripts/quickstart/ray.sh"
 
 BIN=${RAYMTLS_BIN_DIR:-$ROOT/target/debug}
