@@ -146,7 +146,8 @@ pub(crate) async fn run(args: RecycleArgs) -> Result<(), Failure> {
     let found = find::find(&site.whose()).await.map_err(Failure::failed)?;
     site.unit = unit(found.raylet.pid);
     let start = Start::by(&args.program, &args.hooks);
-    let Gathered { facts, survey } = gather(&site, &status, &found, scope, &start, args.drain).await;
+    let Gathered { facts, survey } =
+        gather(&site, &status, &found, scope, &start, args.drain).await;
     let old = prove::look(&site, &mut Memory::default()).await.map_err(Failure::Failed)?;
     let old = prove::serials(&old);
     let plan = plan(&facts);
@@ -235,7 +236,9 @@ fn site(args: &RecycleArgs) -> Result<Site, Failure> {
     };
     let config = flags.or(file).complete().map_err(Failure::config)?;
     let uid = config.ray_uid.ok_or_else(|| {
-        Failure::Usage("who runs Ray is not known: give --ray-uid, or ray_uid in the configuration".to_owned())
+        Failure::Usage(
+            "who runs Ray is not known: give --ray-uid, or ray_uid in the configuration".to_owned(),
+        )
     })?;
     let memory = StateDir::open(&config.state_dir).map(|state| state.memory());
     Ok(Site {
@@ -262,7 +265,10 @@ fn alone(tls_dir: &Path) -> Result<File, Failure> {
 async fn status(site: &Site) -> Result<Status, Failure> {
     match socket::ask(&site.socket, Ask::Status).await.map_err(Failure::failed)? {
         Answer::Status(status) => Ok(*status),
-        other => Err(unexpected(other)),
+        other @ (Answer::ExecFolder(_)
+        | Answer::Renewed(_)
+        | Answer::Left { .. }
+        | Answer::Error(_)) => Err(unexpected(other)),
     }
 }
 
@@ -274,12 +280,12 @@ fn unit(pid: i32) -> Option<String> {
 
 fn unit_in(cgroup: &str) -> Option<String> {
     let of_systemd = |line: &&str| line.starts_with("0::") || line.contains(":name=systemd:");
-    let units = cgroup.lines().filter(of_systemd).filter_map(|line| {
+    let mut units = cgroup.lines().filter(of_systemd).filter_map(|line| {
         let last = line.rsplit('/').next()?;
         let is_plain = last.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@:\\".contains(&b));
         (last.ends_with(".service") && is_plain).then(|| last.to_owned())
     });
-    units.last()
+    units.next_back()
 }
 
 fn refused(plan: &Plan, force: bool) -> Option<String> {
@@ -289,7 +295,10 @@ fn refused(plan: &Plan, force: bool) -> Option<String> {
     let first = plan.harms.first().filter(|_| !force)?;
     let more = plan.harms.len() - 1;
     let more = if more > 0 { format!(", and {more} more, named above") } else { String::new() };
-    Some(format!("nothing was done: {}: {}{more}; --force goes on in spite of it", first.who, first.why))
+    Some(format!(
+        "nothing was done: {}: {}{more}; --force goes on in spite of it",
+        first.who, first.why
+    ))
 }
 
 /// The plan, for a person.
@@ -322,8 +331,7 @@ mod tests {
 
     #[test]
     fn force_goes_on_over_harm_and_never_over_a_refusal() {
-        let harm =
-            || Harm { job: None, who: "driver pid 7".to_owned(), why: "it ends".to_owned() };
+        let harm = || Harm { job: None, who: "driver pid 7".to_owned(), why: "it ends".to_owned() };
         let made = |refusals: &[&str], harms: usize| Plan {
             scope: Scope::Node,
             refusals: refusals.iter().map(|text| (*text).to_owned()).collect(),
@@ -340,7 +348,9 @@ mod tests {
             let refused = refused(&made(refusals, harms), force);
             match text {
                 None => assert_eq!(refused, None),
-                Some(text) => assert!(refused.as_ref().is_some_and(|r| r.contains(text)), "{refused:?}"),
+                Some(text) => {
+                    assert!(refused.as_ref().is_some_and(|r| r.contains(text)), "{refused:?}");
+                }
             }
         }
     }
@@ -349,7 +359,10 @@ mod tests {
     fn the_unit_of_a_raylet_is_told_by_its_control_group() {
         for (cgroup, unit) in [
             ("0::/system.slice/ray-worker.service\n", Some("ray-worker.service")),
-            ("4:memory:/a\n1:name=systemd:/system.slice/ray-head.service\n", Some("ray-head.service")),
+            (
+                "4:memory:/a\n1:name=systemd:/system.slice/ray-head.service\n",
+                Some("ray-head.service"),
+            ),
             ("0::/user.slice/user-0.slice/session-1.scope\n", None),
             ("0::/a b.service\n", None),
             ("0::/\n", None),

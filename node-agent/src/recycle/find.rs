@@ -37,11 +37,17 @@ const GCS_BELOW: &str = "gcs/gcs_server";
 pub(super) enum FindError {
     #[error("/proc cannot be read: {0}")]
     Proc(#[from] io::Error),
-    #[error("the processes of uid {0} could not be read within {SEARCH_TIME_MAX:?}: one of them keeps its command line")]
+    #[error(
+        "the processes of uid {0} could not be read within {SEARCH_TIME_MAX:?}: one of them keeps its command line"
+    )]
     Stuck(u32),
-    #[error("no raylet of uid {uid} with a leaf of {tls_dir} runs here{seen}: nothing to recycle; start Ray through `node-agent exec`")]
+    #[error(
+        "no raylet of uid {uid} with a leaf of {tls_dir} runs here{seen}: nothing to recycle; start Ray through `node-agent exec`"
+    )]
     NoRaylet { uid: u32, tls_dir: String, seen: String },
-    #[error("more than one process passes for this node's {what} ({pids}): stop by hand what is not Ray's")]
+    #[error(
+        "more than one process passes for this node's {what} ({pids}): stop by hand what is not Ray's"
+    )]
     Several { what: &'static str, pids: String },
     #[error("no gcs_server of this node's session runs here{0}")]
     NoGcs(String),
@@ -79,7 +85,8 @@ impl Daemon {
 
     /// The value of a variable.
     pub(super) fn variable(&self, name: &str) -> Option<&OsStr> {
-        let of = |all: &'_ [u8]| all.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::len);
+        let of =
+            |all: &'_ [u8]| all.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::len);
         let variable = self.variables.iter().find(|all| of(all).is_some())?;
         Some(OsStr::from_bytes(&variable[name.len() + 1..]))
     }
@@ -151,8 +158,13 @@ fn look(whose: &Whose) -> Result<Found, FindError> {
     let (raylets, mut odd) = sift(&all.raylets, |raylet| judge_raylet(raylet, &folders, &all));
     let [raylet] = raylets.as_slice() else {
         return Err(if raylets.is_empty() {
-            let seen = if odd.is_empty() { String::new() } else { format!(" ({})", odd.join("; ")) };
-            FindError::NoRaylet { uid: whose.uid, tls_dir: whose.tls_dir.display().to_string(), seen }
+            let seen =
+                if odd.is_empty() { String::new() } else { format!(" ({})", odd.join("; ")) };
+            FindError::NoRaylet {
+                uid: whose.uid,
+                tls_dir: whose.tls_dir.display().to_string(),
+                seen,
+            }
         } else {
             several("raylet", &raylets)
         });
@@ -167,7 +179,15 @@ fn look(whose: &Whose) -> Result<Found, FindError> {
     let python = python.split_whitespace().next().unwrap_or_default().into();
     let (gcs, odd_gcs) = find_gcs(raylet, &session, &gcs_address, &folders, &all);
     odd.extend(odd_gcs);
-    Ok(Found { raylet: (*raylet).clone(), session, node_id, gcs_address, python, gcs, left_alone: odd })
+    Ok(Found {
+        raylet: (*raylet).clone(),
+        session,
+        node_id,
+        gcs_address,
+        python,
+        gcs,
+        left_alone: odd,
+    })
 }
 
 fn find_gcs(
@@ -198,10 +218,10 @@ fn several(what: &'static str, all: &[&Daemon]) -> FindError {
 }
 
 /// Those that pass, and of the others why not.
-fn sift<'a>(
-    all: &'a [Daemon],
+fn sift(
+    all: &[Daemon],
     judge: impl Fn(&Daemon) -> Result<(), &'static str>,
-) -> (Vec<&'a Daemon>, Vec<String>) {
+) -> (Vec<&Daemon>, Vec<String>) {
     let (mut pass, mut odd) = (Vec::new(), Vec::new());
     for daemon in all {
         match judge(daemon) {
@@ -317,8 +337,11 @@ impl All {
     fn blocking_parent(&self, parent: i32) -> Option<String> {
         let words = read(parent, "cmdline").ok()?;
         blocking(&words).then(|| {
-            let shown: Vec<String> =
-                split(&words).iter().take(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            let shown: Vec<String> = split(&words)
+                .iter()
+                .take(4)
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect();
             format!("{} (pid {parent})", crate::served::kind::printable(&shown.join(" ")))
         })
     }
@@ -328,7 +351,8 @@ impl All {
 fn blocking(cmdline: &[u8]) -> bool {
     let words = split(cmdline);
     let program = words.first().and_then(|word| word.rsplit(|b| *b == b'/').next());
-    words.iter().any(|word| *word == b"--block") || program.is_some_and(|name| name.starts_with(b"python"))
+    words.iter().any(|word| *word == b"--block")
+        || program.is_some_and(|name| name.starts_with(b"python"))
 }
 
 /// The program file of a process that may be looked into: of this user through and through, and here.
@@ -347,7 +371,12 @@ fn candidate(pid: i32, uid: u32, own: &[PathBuf; 2]) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
-fn daemon(pid: i32, stat: Stat, program: PathBuf, ports: &BTreeMap<u64, u16>) -> io::Result<Daemon> {
+fn daemon(
+    pid: i32,
+    stat: Stat,
+    program: PathBuf,
+    ports: &BTreeMap<u64, u16>,
+) -> io::Result<Daemon> {
     let files = fs::read_dir(format!("/proc/{pid}/fd"))?.take(FILES_MAX).flatten();
     let inodes = files.filter_map(|file| {
         let link = fs::read_link(file.path()).ok()?;
@@ -400,9 +429,14 @@ pub(super) fn stat(pid: i32) -> io::Result<Stat> {
 pub(super) fn read(pid: i32, name: &str) -> io::Result<Vec<u8>> {
     use io::Read;
     let mut bytes = Vec::new();
-    fs::File::open(format!("/proc/{pid}/{name}"))?.take(READ_LEN_MAX + 1).read_to_end(&mut bytes)?;
+    fs::File::open(format!("/proc/{pid}/{name}"))?
+        .take(READ_LEN_MAX + 1)
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > READ_LEN_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {READ_LEN_MAX} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("longer than {READ_LEN_MAX} bytes"),
+        ));
     }
     Ok(bytes)
 }
@@ -440,8 +474,11 @@ mod tests {
         let gcs = "ray/core/src/ray/gcs/gcs_server";
         let leaf = "/t/k1/tls.crt";
         let real = daemon(11, gcs, &words, leaf, &[6379]);
-        let other_session =
-            ["gcs_server", "--gcs_server_port=6379", "--session-name=session_2026-11-24_09-00-00_1_2"];
+        let other_session = [
+            "gcs_server",
+            "--gcs_server_port=6379",
+            "--session-name=session_2026-11-24_09-00-00_1_2",
+        ];
         let other_port = ["gcs_server", "--gcs_server_port=6380", session.as_str()];
         for (name, candidate, parents, why) in [
             ("Ray's own", real.clone(), vec![(11, 1)], None),
@@ -453,7 +490,7 @@ mod tests {
             ),
             (
                 "Ray's program, run by a task",
-                real.clone(),
+                real,
                 vec![(11, 40), (40, 10)],
                 Some("was started by a task"),
             ),
@@ -491,9 +528,8 @@ mod tests {
     #[test]
     fn of_two_that_pass_neither_is_taken() {
         let words = ["gcs_server", "--gcs_server_port=6379", &format!("--session-name={SESSION}")];
-        let twin = |pid| {
-            daemon(pid, "ray/core/src/ray/gcs/gcs_server", &words, "/t/k1/tls.crt", &[6379])
-        };
+        let twin =
+            |pid| daemon(pid, "ray/core/src/ray/gcs/gcs_server", &words, "/t/k1/tls.crt", &[6379]);
         let all = All { gcs_servers: vec![twin(11), twin(12)], ..All::default() };
         let (found, _) =
             find_gcs(&raylet(), SESSION, "10.0.0.1:6379", &[PathBuf::from("/t")], &all);

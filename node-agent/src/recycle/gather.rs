@@ -58,9 +58,15 @@ async fn survey(site: &Site, found: &Found) -> Result<Survey, String> {
 }
 
 /// What drivers serve, and other nodes where they matter.
-async fn cluster(site: &Site, found: &Found, scope: Scope, survey: &Survey) -> Result<ClusterFacts, String> {
+async fn cluster(
+    site: &Site,
+    found: &Found,
+    scope: Scope,
+    survey: &Survey,
+) -> Result<ClusterFacts, String> {
     let look = prove::look_at(site)?;
-    let others = survey.nodes.iter().filter(|node| scope != Scope::Node && node.id != found.node_id);
+    let others =
+        survey.nodes.iter().filter(|node| scope != Scope::Node && node.id != found.node_id);
     let others: Vec<_> = others.collect();
     let drivers = survey.drivers.iter().map(super::rays::Driver::address);
     let addresses = drivers.chain(others.iter().map(|node| node.address())).collect();
@@ -75,7 +81,8 @@ async fn cluster(site: &Site, found: &Found, scope: Scope, survey: &Survey) -> R
     let nodes = others.into_iter().zip(serves);
     let name = |ip: &str| crate::served::kind::printable(ip);
     let nodes = nodes.map(|(node, serves)| NodeFacts { name: name(&node.ip), serves }).collect();
-    let here = survey.actors.iter().filter(|actor| actor.node == found.node_id && actor.restarts == 0);
+    let here =
+        survey.actors.iter().filter(|actor| actor.node == found.node_id && actor.restarts == 0);
     Ok(ClusterFacts { drivers, nodes, mortal_actors: here.cloned().collect() })
 }
 
@@ -95,7 +102,8 @@ fn gcs(found: &Found) -> Result<GcsFacts, String> {
         pid: daemon.pid,
         storage: storage(daemon),
         blocked_by: blocked_by.clone(),
-        is_replaced: daemon.program.to_string_lossy().ends_with(DELETED) || !is_file(&daemon.program, daemon.pid),
+        is_replaced: daemon.program.to_string_lossy().ends_with(DELETED)
+            || !is_file(&daemon.program, daemon.pid),
     })
 }
 

@@ -9,12 +9,17 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     net::SocketAddr,
-    os::{fd::{AsFd, OwnedFd}, unix::ffi::OsStringExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
     process::Stdio,
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -29,8 +34,8 @@ use super::{
 };
 use crate::{rayenv::RayEnv, served::kind::printable};
 
-/// How long it may take to end by itself.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long it may take to end by itself. Ray 2.60 flushes events for longer, and what counts is on disk by then.
+const GRACE: Duration = Duration::from_secs(2);
 /// Failed tasks that are told.
 const FAILED_NAMED: usize = 5;
 
@@ -52,7 +57,11 @@ impl Work<'_> {
         let prepared = self.prepare().await.map_err(|why| broken(Step::Prepare, why, UNTOUCHED))?;
         let Prepared { ready, handle, files, serial } = prepared;
         let folder = files.folder_name().unwrap_or_default();
-        progress.done(Step::Prepare, begun, format!("new key folder {folder}, and a child in the place of gcs_server"));
+        progress.done(
+            Step::Prepare,
+            begun,
+            format!("new key folder {folder}, and a child in the place of gcs_server"),
+        );
         let ended_at = self.replace(ready, &handle, progress).await?;
         self.prove_served(&serial, ended_at, progress).await?;
         self.prove_task(progress).await?;
@@ -66,7 +75,9 @@ impl Work<'_> {
         let files = new_folder(self.site, self.old).await?.env;
         let serial = prove::serial_of(&files)?;
         // The very files it writes to, whatever they are.
-        let its = |number| pidfd_getfd(handle.as_fd(), number, PidfdGetfdFlags::empty()).map_err(Into::into);
+        let its = |number| {
+            pidfd_getfd(handle.as_fd(), number, PidfdGetfdFlags::empty()).map_err(Into::into)
+        };
         let (out, err): (OwnedFd, OwnedFd) = (its(1).map_err(text)?, its(2).map_err(text)?);
         let request = in_place_of(daemon, self.site.uid, &files);
         let ready = Ready::prepare(&request, Stdio::from(out), Stdio::from(err)).await;
@@ -74,16 +85,28 @@ impl Work<'_> {
     }
 
     /// Tells the child to go, then ends the old one: in this order nothing is lost by what happens to us.
-    async fn replace(&self, ready: Ready, handle: &OwnedFd, progress: &mut Progress) -> Result<Instant, Broken> {
+    async fn replace(
+        &self,
+        ready: Ready,
+        handle: &OwnedFd,
+        progress: &mut Progress,
+    ) -> Result<Instant, Broken> {
         let begun = Instant::now();
         let pid = self.gcs.daemon.pid;
         progress.say(&format!("end gcs_server {pid}: its place is taken at once"));
         let kept = |why: String| broken(Step::Replace, why, UNTOUCHED);
         let going = ready.go().await.map_err(|error| kept(error.to_string()))?;
-        pidfd_send_signal(handle, Signal::TERM)
-            .map_err(|error| kept(format!("gcs_server {pid} cannot be ended: {error}; the capability KILL is needed")))?;
+        pidfd_send_signal(handle, Signal::TERM).map_err(|error| {
+            kept(format!(
+                "gcs_server {pid} cannot be ended: {error}; the capability KILL is needed"
+            ))
+        })?;
         let child = self.become_gcs(going, handle).await?;
-        progress.done(Step::Replace, begun, format!("gcs_server {} took the place of {pid}", child.unwrap_or_default()));
+        progress.done(
+            Step::Replace,
+            begun,
+            format!("gcs_server {} took the place of {pid}", child.unwrap_or_default()),
+        );
         Ok(begun)
     }
 
@@ -101,7 +124,12 @@ impl Work<'_> {
         Ok(child.map_err(|error| lost(error.to_string()))?.id())
     }
 
-    async fn prove_served(&self, serial: &str, ended_at: Instant, progress: &mut Progress) -> Result<(), Broken> {
+    async fn prove_served(
+        &self,
+        serial: &str,
+        ended_at: Instant,
+        progress: &mut Progress,
+    ) -> Result<(), Broken> {
         let begun = Instant::now();
         let lost = |why: String| broken(Step::ProveServed, why, &self.lost());
         let address: SocketAddr = self
@@ -113,7 +141,11 @@ impl Work<'_> {
         let look = prove::look_at(self.site).map_err(lost)?;
         prove::wait_for_serial(&look, address, serial).await.map_err(lost)?;
         let since = seconds(ended_at.elapsed());
-        progress.done(Step::ProveServed, begun, format!("{address} serves {serial}, {since} after the old one was ended"));
+        progress.done(
+            Step::ProveServed,
+            begun,
+            format!("{address} serves {serial}, {since} after the old one was ended"),
+        );
         Ok(())
     }
 
@@ -125,7 +157,8 @@ impl Work<'_> {
                      logs on the nodes named";
         let failed = |why: String| broken(Step::ProveTask, why, state);
         let files = self.site.current_files().map_err(failed)?;
-        let found = find::find(&self.site.whose()).await.map_err(|error| failed(error.to_string()))?;
+        let found =
+            find::find(&self.site.whose()).await.map_err(|error| failed(error.to_string()))?;
         let asker = Asker { found: &found, uid: self.site.uid, files };
         let nodes: Vec<String> =
             self.before.nodes.iter().take(TASK_NODES_MAX).map(|node| node.id.clone()).collect();
@@ -137,13 +170,25 @@ impl Work<'_> {
             .map(|ran| format!("{}: {}", printable(&ran.node), printable(&ran.error)))
             .collect();
         if !without.is_empty() || ran.len() < nodes.len() {
-            return Err(failed(format!("a task ran on {} of {} nodes: {}", ran.len() - without.len(), nodes.len(), without.join("; "))));
+            return Err(failed(format!(
+                "a task ran on {} of {} nodes: {}",
+                ran.len() - without.len(),
+                nodes.len(),
+                without.join("; ")
+            )));
         }
         let after = asker.survey().await.map_err(|error| failed(error.to_string()))?;
         let gone = gone(self.before, &after);
-        let detail = format!("a task ran on each of {} nodes; drivers known before: {}", nodes.len(), self.before.drivers.len());
+        let detail = format!(
+            "a task ran on each of {} nodes; drivers known before: {}",
+            nodes.len(),
+            self.before.drivers.len()
+        );
         if !gone.is_empty() {
-            progress.say(&format!("not there any more, which may be their own doing: {}", gone.join(", ")));
+            progress.say(&format!(
+                "not there any more, which may be their own doing: {}",
+                gone.join(", ")
+            ));
         }
         progress.done(Step::ProveTask, begun, format!("{detail}, gone: {}", gone.len()));
         Ok(())
@@ -168,7 +213,12 @@ struct Prepared {
 /// Drivers that Ray knew before and does not know now.
 fn gone(before: &Survey, after: &Survey) -> Vec<String> {
     let still = |job: &str| after.drivers.iter().any(|driver| driver.job == job);
-    before.drivers.iter().filter(|driver| !still(&driver.job)).map(super::rays::Driver::name).collect()
+    before
+        .drivers
+        .iter()
+        .filter(|driver| !still(&driver.job))
+        .map(super::rays::Driver::name)
+        .collect()
 }
 
 /// By number and start the process is the one that was looked at.

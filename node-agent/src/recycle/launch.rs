@@ -95,7 +95,11 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    pub(super) async fn prepare(request: &Request, out: Stdio, err: Stdio) -> Result<Self, LaunchError> {
+    pub(super) async fn prepare(
+        request: &Request,
+        out: Stdio,
+        err: Stdio,
+    ) -> Result<Self, LaunchError> {
         let (near, far) = StdStream::pair()?;
         near.set_nonblocking(true)?;
         let mut command = tokio::process::Command::new("/proc/self/exe");
@@ -159,8 +163,8 @@ fn become_what_is_asked(socket: &mut StdStream) -> Result<std::convert::Infallib
     let mut lines = io::BufReader::new(socket.try_clone().map_err(said)?);
     let mut text = Vec::new();
     (&mut lines).take(REQUEST_LEN_MAX).read_until(b'\n', &mut text).map_err(said)?;
-    let request: Request =
-        serde_json::from_slice(&text).map_err(|e| format!("this command is node-agent's own: {e}"))?;
+    let request: Request = serde_json::from_slice(&text)
+        .map_err(|e| format!("this command is node-agent's own: {e}"))?;
     let place = prepare(&request)?;
     socket.write_all(b"ready\n").map_err(said)?;
     socket.set_read_timeout(Some(GO_TIME_MAX)).map_err(said)?;
@@ -261,7 +265,8 @@ pub(super) fn same_environment(variables: &[Vec<u8>], files: &RayEnv) -> Vec<(Os
     let set = files.variables();
     let tls = set.iter().filter(|(name, _)| is_tls(name));
     let tls = tls.map(|(name, value)| (OsString::from(*name), value.as_os_str().to_owned()));
-    let kept = pairs(variables).filter(|(name, _)| !set.iter().any(|(ours, _)| is_tls(ours) && name == *ours));
+    let kept = pairs(variables)
+        .filter(|(name, _)| !set.iter().any(|(ours, _)| is_tls(ours) && name == *ours));
     kept.chain(tls).collect()
 }
 
@@ -273,7 +278,8 @@ pub(super) fn environment(variables: &[Vec<u8>], files: &RayEnv) -> Vec<(OsStrin
     let is_owned = |name: &OsStr| name.to_str().is_some_and(crate::rayenv::is_owned);
     let kept = pairs(variables)
         .filter(|(name, value)| !is_set(name) && !is_owned(name) && !is_rays_own(name, value));
-    let ours = set.iter().map(|(name, value)| (OsString::from(*name), value.as_os_str().to_owned()));
+    let ours =
+        set.iter().map(|(name, value)| (OsString::from(*name), value.as_os_str().to_owned()));
     kept.chain(ours).collect()
 }
 
@@ -293,7 +299,9 @@ fn pairs(variables: &[Vec<u8>]) -> impl Iterator<Item = (OsString, OsString)> {
 fn is_rays_own(name: &OsStr, value: &OsStr) -> bool {
     match name.to_str() {
         Some("RAY_CLIENT_MODE" | "RAY_LD_PRELOAD_ON_WORKERS") => true,
-        Some("LD_PRELOAD") => value.to_str().is_some_and(|v| v.ends_with("/ray/core/libjemalloc.so")),
+        Some("LD_PRELOAD") => {
+            value.to_str().is_some_and(|v| v.ends_with("/ray/core/libjemalloc.so"))
+        }
         Some(_) | None => false,
     }
 }

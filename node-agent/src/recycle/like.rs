@@ -7,12 +7,14 @@ use std::{fs, io, path::PathBuf};
 use rustix::{
     fs::Mode,
     process::{
-        Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, chdir, pidfd_open, setpriority_process, setrlimit, setsid, umask,
+        Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, chdir, pidfd_open, setpriority_process,
+        setrlimit, setsid, umask,
     },
     thread::{
-        CapabilitySet, ThreadNameSpaceType, capability_is_in_bounding_set, move_into_thread_name_spaces,
-        remove_capability_from_bounding_set, sched_getaffinity, sched_setaffinity, set_no_new_privs,
-        set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        CapabilitySet, ThreadNameSpaceType, capability_is_in_bounding_set,
+        move_into_thread_name_spaces, remove_capability_from_bounding_set, sched_getaffinity,
+        sched_setaffinity, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+        set_thread_res_uid,
     },
 };
 use thiserror::Error;
@@ -57,9 +59,13 @@ const LIMITS: [(&str, Resource); 16] = [
 pub(super) enum LikeError {
     #[error("{what} of process {pid} cannot be read: {error}")]
     Read { what: &'static str, pid: i32, error: io::Error },
-    #[error("{what} of process {pid} cannot be taken over: {error}; as root, with the capabilities {needs}")]
+    #[error(
+        "{what} of process {pid} cannot be taken over: {error}; as root, with the capabilities {needs}"
+    )]
     Refused { what: &'static str, pid: i32, needs: &'static str, error: io::Error },
-    #[error("process {pid} {why}, which nobody can give to another: recycle the whole node instead")]
+    #[error(
+        "process {pid} {why}, which nobody can give to another: recycle the whole node instead"
+    )]
     Beyond { pid: i32, why: String },
 }
 
@@ -83,18 +89,27 @@ pub(super) fn become_like(pid: i32) -> Result<(), LikeError> {
     let limits = text(pid, "limits")?;
     let nice = nice(&text(pid, "stat")?);
     let oom = text(pid, "oom_score_adj")?;
-    let cwd = fs::read_link(format!("/proc/{pid}/cwd"))
-        .map_err(|error| LikeError::Read { what: "the folder", pid, error })?;
+    let cwd = fs::read_link(format!("/proc/{pid}/cwd")).map_err(|error| LikeError::Read {
+        what: "the folder",
+        pid,
+        error,
+    })?;
     let handle = Pid::from_raw(pid).ok_or_else(|| gone(pid))?;
-    let cpus = sched_getaffinity(Some(handle)).map_err(|e| refused("the CPUs", pid, "SYS_NICE")(e.into()))?;
+    let cpus = sched_getaffinity(Some(handle))
+        .map_err(|e| refused("the CPUs", pid, "SYS_NICE")(e.into()))?;
     let handle = pidfd_open(handle, PidfdFlags::empty()).map_err(|_| gone(pid))?;
 
     join_cgroups(pid)?;
     // systemd and `ray start` alike lower it for some; only a privileged process may.
-    write_own("/proc/self/oom_score_adj", oom.trim()).map_err(refused("the OOM score", pid, "SYS_RESOURCE"))?;
+    write_own("/proc/self/oom_score_adj", oom.trim()).map_err(refused(
+        "the OOM score",
+        pid,
+        "SYS_RESOURCE",
+    ))?;
     sched_setaffinity(None, &cpus).map_err(|e| refused("the CPUs", pid, "SYS_NICE")(e.into()))?;
     if let Some(nice) = nice {
-        setpriority_process(None, nice).map_err(|e| refused("the priority", pid, "SYS_NICE")(e.into()))?;
+        setpriority_process(None, nice)
+            .map_err(|e| refused("the priority", pid, "SYS_NICE")(e.into()))?;
     }
     let differing = differing_namespaces(pid);
     if !differing.is_empty() {
@@ -105,7 +120,8 @@ pub(super) fn become_like(pid: i32) -> Result<(), LikeError> {
     let _ = setsid();
     umask(Mode::from_raw_mode(standing.umask));
     for (resource, limit) in parse_limits(&limits) {
-        setrlimit(resource, limit).map_err(|e| refused("the limits", pid, "SYS_RESOURCE")(e.into()))?;
+        setrlimit(resource, limit)
+            .map_err(|e| refused("the limits", pid, "SYS_RESOURCE")(e.into()))?;
     }
     give_up(pid, &standing)?;
     // As that user: a folder that only root may enter is no folder of its.
@@ -151,7 +167,11 @@ fn gone(pid: i32) -> LikeError {
     LikeError::Read { what: "the number", pid, error }
 }
 
-fn refused(what: &'static str, pid: i32, needs: &'static str) -> impl FnOnce(io::Error) -> LikeError {
+fn refused(
+    what: &'static str,
+    pid: i32,
+    needs: &'static str,
+) -> impl FnOnce(io::Error) -> LikeError {
     move |error| LikeError::Refused { what, pid, needs, error }
 }
 
@@ -164,7 +184,10 @@ fn standing(pid: i32) -> Result<Standing, LikeError> {
     let damaged = || LikeError::Read {
         what: "status",
         pid,
-        error: io::Error::new(io::ErrorKind::InvalidData, "a line is missing, or its user or group is not one"),
+        error: io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a line is missing, or its user or group is not one",
+        ),
     };
     parse_standing(&text(pid, "status")?).ok_or_else(damaged)
 }
@@ -181,7 +204,11 @@ fn parse_standing(status: &str) -> Option<Standing> {
     Some(Standing {
         uid: one("Uid:")?,
         gid: one("Gid:")?,
-        groups: line("Groups:")?.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?,
+        groups: line("Groups:")?
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .ok()?,
         umask: u32::from_str_radix(line("Umask:")?, 8).ok()?,
         bounding: hex("CapBnd:")?,
         has_capabilities: hex("CapPrm:")? | hex("CapAmb:")? | hex("CapInh:")? != 0,
@@ -191,12 +218,14 @@ fn parse_standing(status: &str) -> Option<Standing> {
 }
 
 fn parse_limits(limits: &str) -> Vec<(Resource, Rlimit)> {
-    let number = |text: &str| if text == "unlimited" { Some(None) } else { text.parse().ok().map(Some) };
+    let number =
+        |text: &str| if text == "unlimited" { Some(None) } else { text.parse().ok().map(Some) };
     let limit = |line: &str, name: &str| {
         let mut fields = line.strip_prefix(name)?.split_whitespace();
         Some(Rlimit { current: number(fields.next()?)?, maximum: number(fields.next()?)? })
     };
-    let of = |line| LIMITS.iter().find_map(|(name, resource)| Some((*resource, limit(line, name)?)));
+    let of =
+        |line| LIMITS.iter().find_map(|(name, resource)| Some((*resource, limit(line, name)?)));
     limits.lines().filter_map(of).collect()
 }
 
@@ -219,13 +248,19 @@ fn join_cgroups(pid: i32) -> Result<(), LikeError> {
     let own = text_of_self();
     let wanted = text(pid, "cgroup")?;
     for folder in cgroups_to_join(&own, &wanted, PathBuf::from(CGROUPS).join("unified").exists()) {
-        write_own(&format!("{}/cgroup.procs", folder.display()), "0")
-            .map_err(refused("the control group", pid, "none beside root's files"))?;
+        write_own(&format!("{}/cgroup.procs", folder.display()), "0").map_err(refused(
+            "the control group",
+            pid,
+            "none beside root's files",
+        ))?;
     }
     if text_of_self() == wanted {
         return Ok(());
     }
-    Err(LikeError::Beyond { pid, why: "is in a control group that cannot be seen from here".to_owned() })
+    Err(LikeError::Beyond {
+        pid,
+        why: "is in a control group that cannot be seen from here".to_owned(),
+    })
 }
 
 fn text_of_self() -> String {
@@ -299,7 +334,8 @@ mod tests {
             ("0::/system.slice/ray.service\n", true, vec!["unified/system.slice/ray.service"]),
             ("0::/../other\n", false, vec![]),
         ] {
-            let folders: Vec<PathBuf> = folders.iter().map(|f| PathBuf::from(CGROUPS).join(f)).collect();
+            let folders: Vec<PathBuf> =
+                folders.iter().map(|f| PathBuf::from(CGROUPS).join(f)).collect();
             assert_eq!(cgroups_to_join(own, wanted, unified), folders, "{wanted}");
         }
     }

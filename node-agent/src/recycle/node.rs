@@ -120,7 +120,8 @@ pub(super) struct Work<'a> {
 }
 
 const UNTOUCHED: &str = "nothing was stopped: Ray runs as before";
-const DOWN: &str = "Ray of this node is stopped: start it by hand through `node-agent exec`, as at a first start";
+const DOWN: &str =
+    "Ray of this node is stopped: start it by hand through `node-agent exec`, as at a first start";
 
 impl Work<'_> {
     /// Does it, and tells the serials that are served now.
@@ -146,8 +147,11 @@ impl Work<'_> {
         let output = Written::new().map_err(|e| e.to_string())?;
         let (out, err) = (output.stdio(), output.stdio());
         let request = beside(&self.found.raylet, self.site.uid, &files, command);
-        let ready =
-            Ready::prepare(&request, out.map_err(|e| e.to_string())?, err.map_err(|e| e.to_string())?);
+        let ready = Ready::prepare(
+            &request,
+            out.map_err(|e| e.to_string())?,
+            err.map_err(|e| e.to_string())?,
+        );
         let ready = ready.await.map_err(|error| error.to_string())?;
         Ok(Some(Prepared { ready, output, files }))
     }
@@ -161,12 +165,18 @@ impl Work<'_> {
         progress.say(&Step::Drain.text(self.plan.scope, self.drain));
         let files = self.site.current_files().map_err(|why| broken(Step::Drain, why, UNTOUCHED))?;
         let asker = Asker { found: self.found, uid: self.site.uid, files };
-        asker.drain(self.drain).await.map_err(|error| broken(Step::Drain, error.to_string(), UNTOUCHED))?;
+        asker
+            .drain(self.drain)
+            .await
+            .map_err(|error| broken(Step::Drain, error.to_string(), UNTOUCHED))?;
         let idle = ends_within(&self.found.raylet, self.drain).await;
         let detail = if idle {
             "drained: nothing ran any more, the raylet ended".to_owned()
         } else {
-            format!("drained for {}: what still runs is tried again elsewhere, where it may be", seconds(self.drain))
+            format!(
+                "drained for {}: what still runs is tried again elsewhere, where it may be",
+                seconds(self.drain)
+            )
         };
         progress.done(Step::Drain, begun, detail);
         Ok(idle)
@@ -195,12 +205,20 @@ impl Work<'_> {
         if let Some(problem) = outcome.problem {
             return Err(broken(Step::Stop, problem, partly));
         }
-        let named = if outcome.named.is_empty() { "nothing was left".to_owned() } else { outcome.named.join(", ") };
+        let named = if outcome.named.is_empty() {
+            "nothing was left".to_owned()
+        } else {
+            outcome.named.join(", ")
+        };
         progress.done(Step::Stop, begun, format!("stopped {} processes: {named}", outcome.stopped));
         Ok(())
     }
 
-    async fn start_again(&self, prepared: Option<Prepared>, progress: &mut Progress) -> Result<(), Broken> {
+    async fn start_again(
+        &self,
+        prepared: Option<Prepared>,
+        progress: &mut Progress,
+    ) -> Result<(), Broken> {
         let begun = Instant::now();
         progress.say(&format!("start: {}", self.start.shown()));
         let run = async {
@@ -235,7 +253,8 @@ impl Work<'_> {
         let ran = async {
             let whose = self.site.whose();
             let found = find::find(&whose).await.map_err(|error| error.to_string())?;
-            let asker = Asker { found: &found, uid: self.site.uid, files: self.site.current_files()? };
+            let asker =
+                Asker { found: &found, uid: self.site.uid, files: self.site.current_files()? };
             let ran = asker.tasks(std::slice::from_ref(&found.node_id)).await;
             let ran = ran.map_err(|error| error.to_string())?;
             match ran.first() {
@@ -245,7 +264,11 @@ impl Work<'_> {
             }
         };
         let node = ran.await.map_err(|why| broken(Step::ProveTask, why, state))?;
-        progress.done(Step::ProveTask, begun, format!("a task ran on this node, which Ray knows as {}", printable(&node)));
+        progress.done(
+            Step::ProveTask,
+            begun,
+            format!("a task ran on this node, which Ray knows as {}", printable(&node)),
+        );
         Ok(())
     }
 
@@ -307,8 +330,11 @@ pub(super) async fn new_folder(site: &Site, old: &BTreeSet<String>) -> Result<Ex
     let mut note = String::new();
     for pause in [Duration::ZERO, Duration::from_secs(11)] {
         sleep(pause).await;
-        let answer = socket::ask(&site.socket, Ask::ExecFolder).await.map_err(|error| error.to_string())?;
-        let Answer::ExecFolder(folder) = answer else { return Err(crate::cli::unexpected(answer).to_string()) };
+        let answer =
+            socket::ask(&site.socket, Ask::ExecFolder).await.map_err(|error| error.to_string())?;
+        let Answer::ExecFolder(folder) = answer else {
+            return Err(crate::cli::unexpected(answer).to_string());
+        };
         if !old.contains(&prove::serial_of(&folder.env)?) {
             return Ok(folder);
         }
@@ -321,8 +347,14 @@ async fn run_hook(hook: &Path, variables: &[(&'static str, String)]) -> Result<(
     let mut output = Written::new().map_err(|e| e.to_string())?;
     let (out, err) = (output.stdio(), output.stdio());
     let mut command = tokio::process::Command::new(hook);
-    command.env_clear().envs(variables.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
-    command.stdout(out.map_err(|e| e.to_string())?).stderr(err.map_err(|e| e.to_string())?).process_group(0);
+    command
+        .env_clear()
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null());
+    command
+        .stdout(out.map_err(|e| e.to_string())?)
+        .stderr(err.map_err(|e| e.to_string())?)
+        .process_group(0);
     let child = command.spawn().map_err(|error| format!("{}: {error}", hook.display()))?;
     ended(child, &hook.display().to_string(), &mut output).await
 }
@@ -335,7 +367,11 @@ async fn ended(mut child: Child, what: &str, output: &mut Written) -> Result<(),
             let _ = kill_process_group(pid, Signal::KILL);
         }
         let _ = child.kill().await;
-        return Err(format!("{what} did not end within {} s{}", HOOK_TIME_MAX.as_secs(), said(output)));
+        return Err(format!(
+            "{what} did not end within {} s{}",
+            HOOK_TIME_MAX.as_secs(),
+            said(output)
+        ));
     };
     match waited {
         Ok(status) if status.success() => Ok(()),
@@ -355,14 +391,16 @@ fn how(status: ExitStatus) -> String {
 fn said(output: &mut Written) -> String {
     let tail = output.tail(OUTPUT_LEN_MAX);
     let lines: Vec<&str> = tail.lines().filter(|line| !line.trim().is_empty()).collect();
-    let lines = lines[lines.len().saturating_sub(OUTPUT_LINES)..].iter().map(|line| printable(line));
+    let lines =
+        lines[lines.len().saturating_sub(OUTPUT_LINES)..].iter().map(|line| printable(line));
     let lines: Vec<String> = lines.collect();
     if lines.is_empty() { String::new() } else { format!("; it said: {}", lines.join(" | ")) }
 }
 
 /// Whether a process ends so soon.
 async fn ends_within(daemon: &Daemon, most: Duration) -> bool {
-    let handle = Pid::from_raw(daemon.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let handle =
+        Pid::from_raw(daemon.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(handle) = handle else { return true };
     if find::stat(daemon.pid).ok().map(|stat| stat.started) != Some(daemon.started) {
         return true;
@@ -413,7 +451,9 @@ mod tests {
         let hook = folder.path().join("start");
         let text = b"#!/bin/sh\necho \"for $RAYMTLS_UNIT\"; printf '\\033[2J' ; exit 3\n";
         create(&hook, text, Access { mode: 0o755, uid: None, gid: None }).unwrap();
-        let why = run_hook(&hook, &[("RAYMTLS_UNIT", "ray-worker.service".to_owned())]).await.unwrap_err();
+        let why = run_hook(&hook, &[("RAYMTLS_UNIT", "ray-worker.service".to_owned())])
+            .await
+            .unwrap_err();
         assert!(why.contains("exit code 3") && why.contains("for ray-worker.service"), "{why}");
         assert!(!why.contains('\x1b'), "{why}");
     }

@@ -41,7 +41,9 @@ impl Scope {
             Role::Worker => Ok(Self::Node),
             Role::Head if whole_head => Ok(Self::Head),
             Role::Head => Ok(Self::GcsServer),
-            Role::Driver => Err("this machine is a driver: it has no Ray to recycle; start the driver again"),
+            Role::Driver => {
+                Err("this machine is a driver: it has no Ray to recycle; start the driver again")
+            }
         }
     }
 
@@ -173,7 +175,14 @@ fn steps(facts: &Facts) -> Vec<Step> {
     let can_drain = facts.cluster.is_ok() && !facts.drain.is_zero();
     match facts.scope {
         Scope::Node if can_drain => {
-            vec![Step::Prepare, Step::Drain, Step::Stop, Step::Start, Step::ProveServed, Step::ProveTask]
+            vec![
+                Step::Prepare,
+                Step::Drain,
+                Step::Stop,
+                Step::Start,
+                Step::ProveServed,
+                Step::ProveTask,
+            ]
         }
         // A head is not drained: GCS goes with it.
         Scope::Node | Scope::Head => {
@@ -187,19 +196,30 @@ fn refusals(facts: &Facts) -> Vec<String> {
     let agent = &facts.agent;
     let mut all = Vec::new();
     if agent.standing != "enrolled" {
-        all.push(format!("the CA does not serve this node ({}): a new leaf cannot be had", agent.standing));
+        all.push(format!(
+            "the CA does not serve this node ({}): a new leaf cannot be had",
+            agent.standing
+        ));
     }
     if !agent.files_mode {
-        all.push("Ray speaks no TLS of its own in this cluster's mode: nothing to recycle".to_owned());
+        all.push(
+            "Ray speaks no TLS of its own in this cluster's mode: nothing to recycle".to_owned(),
+        );
     }
     if !agent.ca_answers {
-        all.push("the CA does not answer: a new leaf cannot be had; see `node-agent status`".to_owned());
+        all.push(
+            "the CA does not answer: a new leaf cannot be had; see `node-agent status`".to_owned(),
+        );
     }
     if !agent.is_ready {
-        all.push("what starts now would not find all its files; see `node-agent status`".to_owned());
+        all.push(
+            "what starts now would not find all its files; see `node-agent status`".to_owned(),
+        );
     }
     if agent.key_folders >= FOLDERS_MAX {
-        all.push(format!("there are {FOLDERS_MAX} key folders already: end processes that serve older ones"));
+        all.push(format!(
+            "there are {FOLDERS_MAX} key folders already: end processes that serve older ones"
+        ));
     }
     match facts.scope {
         Scope::Node => all.extend(facts.start.as_ref().err().cloned()),
@@ -293,7 +313,9 @@ fn driver_harm(facts_of: &DriverFacts, facts: &Facts) -> Option<String> {
             })
         }
         Serves::Leaf { .. } => None,
-        Serves::Unknown { why } => Some(format!("until when its leaf is good could not be seen ({why})")),
+        Serves::Unknown { why } => {
+            Some(format!("until when its leaf is good could not be seen ({why})"))
+        }
     }
 }
 
@@ -323,7 +345,10 @@ fn warnings(facts: &Facts) -> Vec<String> {
         for node in &cluster.nodes {
             match &node.serves {
                 Serves::Unknown { why } if facts.scope != Scope::Node => {
-                    all.push(format!("node {} could not be asked what it serves: {why}", node.name));
+                    all.push(format!(
+                        "node {} could not be asked what it serves: {why}",
+                        node.name
+                    ));
                 }
                 Serves::Unknown { .. } | Serves::Leaf { .. } => {}
             }
@@ -357,11 +382,17 @@ impl Step {
     /// For a person.
     pub(super) fn text(self, scope: Scope, drain: Duration) -> String {
         match (self, scope) {
-            (Self::Prepare, _) => "get a new key folder, and a child that may do what is to be done".to_owned(),
-            (Self::Drain, _) => format!("drain: no new work, {} for what runs", humantime::format_duration(drain)),
+            (Self::Prepare, _) => {
+                "get a new key folder, and a child that may do what is to be done".to_owned()
+            }
+            (Self::Drain, _) => {
+                format!("drain: no new work, {} for what runs", humantime::format_duration(drain))
+            }
             (Self::Stop, _) => "stop this node's Ray".to_owned(),
             (Self::Start, _) => "start Ray with the new leaf".to_owned(),
-            (Self::Replace, _) => "end gcs_server, and start it in its place with the new leaf".to_owned(),
+            (Self::Replace, _) => {
+                "end gcs_server, and start it in its place with the new leaf".to_owned()
+            }
             (Self::ProveServed, Scope::GcsServer) => "see the new leaf on the GCS port".to_owned(),
             (Self::ProveServed, Scope::Node | Scope::Head) => {
                 "see the new leaf on every port of this node".to_owned()
@@ -381,7 +412,12 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-24 08:00 UTC);
 
     fn driver(node: &str, serves: Serves) -> DriverFacts {
-        let driver = Driver { job: "01000000".to_owned(), node: node.to_owned(), pid: 7, ..Driver::default() };
+        let driver = Driver {
+            job: "01000000".to_owned(),
+            node: node.to_owned(),
+            pid: 7,
+            ..Driver::default()
+        };
         DriverFacts { driver, serves }
     }
 
@@ -397,8 +433,12 @@ mod tests {
             is_ready: true,
             key_folders: 2,
         };
-        let gcs =
-            GcsFacts { pid: 5, storage: Some("rocksdb".to_owned()), blocked_by: None, is_replaced: false };
+        let gcs = GcsFacts {
+            pid: 5,
+            storage: Some("rocksdb".to_owned()),
+            blocked_by: None,
+            is_replaced: false,
+        };
         Facts {
             now: NOW,
             scope,
@@ -426,14 +466,34 @@ mod tests {
             ("here, good for long", Node, driver("n1", leaf(9_000)), Some("ends with its raylet")),
             ("elsewhere, leaf ended", Node, driver("n2", leaf(-1)), Some("its leaf ended at")),
             ("elsewhere, at not_after", Node, driver("n2", leaf(0)), Some("its leaf ended at")),
-            ("elsewhere, ends within drain and start", Node, driver("n2", leaf(90)), Some("its leaf ends at")),
+            (
+                "elsewhere, ends within drain and start",
+                Node,
+                driver("n2", leaf(90)),
+                Some("its leaf ends at"),
+            ),
             ("elsewhere, ends after them", Node, driver("n2", leaf(91)), None),
             ("elsewhere, not seen", Node, driver("n2", unknown()), Some("could not be seen")),
             ("on the head, gcs_server alone", GcsServer, driver("n1", leaf(9_000)), None),
-            ("leaf ended, gcs_server alone", GcsServer, driver("n1", leaf(-1)), Some("cannot reach a new gcs")),
-            ("ends within gcs_server's start", GcsServer, driver("n2", leaf(60)), Some("cannot reach")),
+            (
+                "leaf ended, gcs_server alone",
+                GcsServer,
+                driver("n1", leaf(-1)),
+                Some("cannot reach a new gcs"),
+            ),
+            (
+                "ends within gcs_server's start",
+                GcsServer,
+                driver("n2", leaf(60)),
+                Some("cannot reach"),
+            ),
             ("ends after it", GcsServer, driver("n2", leaf(61)), None),
-            ("on the head, all of it", Head, driver("n1", leaf(9_000)), Some("ends with its raylet")),
+            (
+                "on the head, all of it",
+                Head,
+                driver("n1", leaf(9_000)),
+                Some("ends with its raylet"),
+            ),
         ] {
             let plan = plan(&with_driver(scope, driver));
             assert!(plan.refusals.is_empty(), "{name}: {plan:?}");
@@ -442,7 +502,9 @@ mod tests {
                 Some(why) => {
                     let harm = &plan.harms[..];
                     assert!(harm.len() == 1 && harm[0].why.contains(why), "{name}: {harm:?}");
-                    assert!(harm[0].who.contains('7') && harm[0].job.as_deref() == Some("01000000"));
+                    assert!(
+                        harm[0].who.contains('7') && harm[0].job.as_deref() == Some("01000000")
+                    );
                 }
             }
         }
@@ -501,7 +563,11 @@ mod tests {
                 Facts { scope: Scope::Head, ..gcs(in_memory) },
                 Some("keeps its state in memory"),
             ),
-            ("watched", gcs(|g| g.blocked_by = Some("ray start --block".to_owned())), Some("--block")),
+            (
+                "watched",
+                gcs(|g| g.blocked_by = Some("ray start --block".to_owned())),
+                Some("--block"),
+            ),
             (
                 "watched, all of it",
                 Facts {
@@ -521,7 +587,10 @@ mod tests {
             match text {
                 None => assert_eq!(refusals, Vec::<String>::new(), "{name}"),
                 Some(text) => {
-                    assert!(refusals.len() == 1 && refusals[0].contains(text), "{name}: {refusals:?}");
+                    assert!(
+                        refusals.len() == 1 && refusals[0].contains(text),
+                        "{name}: {refusals:?}"
+                    );
                 }
             }
         }

@@ -53,7 +53,9 @@ pub(super) fn look_at(site: &Site) -> Result<Look, String> {
 }
 
 pub(super) async fn look(site: &Site, memory: &mut Memory) -> Result<Served, String> {
-    served::look(&look_at(site)?, memory, SystemClock.now()).await.map_err(|error| error.to_string())
+    served::look(&look_at(site)?, memory, SystemClock.now())
+        .await
+        .map_err(|error| error.to_string())
 }
 
 /// The serials that the node's processes serve.
@@ -94,7 +96,7 @@ fn is_new(served: &Served, old: &BTreeSet<String>) -> Result<Proof, String> {
         let pid = process.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
         format!("{} {pid}", process.kind.word())
     };
-    for process in node().filter(|process| process.state == Some(State::Unknown)) {
+    if let Some(process) = node().find(|process| process.state == Some(State::Unknown)) {
         return Err(format!("{} shows no leaf of this node", who(process)));
     }
     for process in node() {
@@ -127,12 +129,20 @@ pub(super) async fn wait_for_serial(
     let begun = Instant::now();
     loop {
         let seen = match look.prober.ask(&[address]).await {
-            Answer::Tls(hello) => match horizon::judge(&hello.chain, &look.trust, SystemClock.now()) {
-                Worth::Counts(leaf) if leaf.serial.to_string() == serial => return Ok(begun.elapsed()),
-                Worth::Counts(leaf) => format!("it serves {}", leaf.serial),
-                Worth::Foreign { why, .. } => format!("it serves a foreign certificate: {why}"),
-            },
-            other => unanswered(&other),
+            Answer::Tls(hello) => {
+                match horizon::judge(&hello.chain, &look.trust, SystemClock.now()) {
+                    Worth::Counts(leaf) if leaf.serial.to_string() == serial => {
+                        return Ok(begun.elapsed());
+                    }
+                    Worth::Counts(leaf) => format!("it serves {}", leaf.serial),
+                    Worth::Foreign { why, .. } => format!("it serves a foreign certificate: {why}"),
+                }
+            }
+            other @ (Answer::Plain
+            | Answer::NoCertificate(_)
+            | Answer::Refused(_)
+            | Answer::Timeout
+            | Answer::NotAsked) => unanswered(&other),
         };
         if begun.elapsed() >= GCS_TIME_MAX {
             return Err(format!("{address}: {seen}, after {} s", GCS_TIME_MAX.as_secs()));
@@ -160,7 +170,9 @@ fn of_cluster(chain: &CertificateChain, trust: &Trust) -> Serves {
     let trust = Trust { uris, ..trust.clone() };
     match horizon::judge(chain, &trust, SystemClock.now()) {
         Worth::Counts(leaf) => Serves::Leaf { not_after: leaf.not_after },
-        Worth::Foreign { why, .. } => Serves::Unknown { why: format!("it serves a foreign certificate: {why}") },
+        Worth::Foreign { why, .. } => {
+            Serves::Unknown { why: format!("it serves a foreign certificate: {why}") }
+        }
     }
 }
 
@@ -179,7 +191,10 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{moment::Moment, served::{ProcessServed, SocketServed}};
+    use crate::{
+        moment::Moment,
+        served::{ProcessServed, SocketServed},
+    };
 
     fn process(kind: Kind, serial: Option<&str>) -> ProcessServed {
         let at = Moment::from(datetime!(2026-11-24 08:00 UTC));
@@ -201,7 +216,7 @@ mod tests {
             state: Some(if serial.is_some() { State::Fresh } else { State::Unknown }),
             horizon: serial.map(|_| at),
             sockets: vec![socket(
-                serial.map_or(served::Serves::None { why: "no answer".to_owned() }, serves),
+                serial.map_or_else(|| served::Serves::None { why: "no answer".to_owned() }, serves),
             )],
         }
     }

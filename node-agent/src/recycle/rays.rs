@@ -113,7 +113,8 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) fn shown(&self) -> String {
-        let name = if self.name.is_empty() { String::new() } else { format!(" {}", shown(&self.name)) };
+        let name =
+            if self.name.is_empty() { String::new() } else { format!(" {}", shown(&self.name)) };
         format!("{}{name} (job {})", shown(&self.class), shown(&self.job))
     }
 }
@@ -200,7 +201,11 @@ impl Asker<'_> {
         }
         let said = complaint.tail(COMPLAINT_LEN_MAX);
         let said = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        let why = if said.is_empty() { format!("its Python ended with {status}") } else { printable(said) };
+        let why = if said.is_empty() {
+            format!("its Python ended with {status}")
+        } else {
+            printable(said)
+        };
         Err(AskError::Failed { what, why })
     }
 
@@ -250,7 +255,9 @@ mod tests {
         };
         let name = driver.name();
         assert!(
-            name.starts_with("driver pid 513 on 10.0.0.1 (job 01000000, submission raysubmit_1, `python \\u{1b}"),
+            name.starts_with(
+                "driver pid 513 on 10.0.0.1 (job 01000000, submission raysubmit_1, `python \\u{1b}"
+            ),
             "{name}"
         );
         assert!(name.len() < 400 && !name.chars().any(char::is_control));
@@ -258,9 +265,12 @@ mod tests {
 
     #[test]
     fn an_address_that_cannot_be_dialled_is_none() {
-        for (ip, port, good) in
-            [("10.0.0.1", 7, true), ("fd00::1", 7, true), ("10.0.0.1", 0, false), ("head", 7, false)]
-        {
+        for (ip, port, good) in [
+            ("10.0.0.1", 7, true),
+            ("fd00::1", 7, true),
+            ("10.0.0.1", 0, false),
+            ("head", 7, false),
+        ] {
             assert_eq!(address(ip, port).is_some(), good, "{ip} {port}");
         }
     }
