@@ -7,6 +7,7 @@ RAY_HOSTS=(head worker1 worker2)
 HEAD_NAME=head.$TRUST_DOMAIN
 GCS_PORT=6379
 RAY_CLIENT_PORT=10001
+# shellcheck disable=SC2034  # not every script that sources this looks at it
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150

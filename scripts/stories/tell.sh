@@ -134,6 +134,8 @@ judge_recycle() {
 tell_stories() {
   declare -gA HORIZON SERVED_FIRST
   local all
+  step "A cluster, and leaves of $LIFE s"
+  make_cluster
   all=$(IFS=,; printf '%s' "${RAY_HOSTS[*]}")
   step "1. Files are renewed, and what runs serves what it read at its start"
   know_horizons
