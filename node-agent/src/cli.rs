@@ -32,7 +32,7 @@ use crate::{
     failure::Failure,
     keyfolder::KeyFolderError,
     keys::KeyError,
-    served, socket,
+    recycle, served, socket,
     statedir::{StateError, read_if_there},
     status::{self, Status},
 };
@@ -132,6 +132,12 @@ left half written, as their owner alone; it writes no file's content and follows
 cluster, for another use or another address, whether there is no TLS, no listener or a filter.
 Exit codes: 0 nothing is wrong, 1 something is (with --strict: or is to be looked at), 64 usage")]
     Doctor(doctor::command::DoctorArgs),
+    /// Start Ray on this node again with a new leaf: drained, proved, and not over a driver that it would hurt
+    #[command(after_help = recycle::command::AFTER_HELP)]
+    Recycle(recycle::command::RecycleArgs),
+    /// The child of `recycle` that becomes a program
+    #[command(name = recycle::launch::COMMAND, hide = true)]
+    RecycleLaunch,
     /// Leave the cluster for good: the name and addresses are free, nothing is renewed any more
     #[command(after_help = "Example:\n  node-agent leave --yes")]
     Leave(LeaveArgs),
@@ -189,29 +195,49 @@ struct EnrollArgs {
     output: Output,
 }
 
-#[derive(Debug, Args)]
-struct RunArgs {
+/// Where the daemon's things lie: for the daemon, and for what looks after it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlaceArgs {
     /// Configuration file [default: /etc/ray-mtls/agent.toml if it is there]
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where the agent keeps its identity
+    pub(crate) config: Option<PathBuf>,
+    /// Where the agent keeps its identity [default: as configured]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where Ray finds its files
+    /// Where Ray finds its files [default: as configured]
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
-    /// The agent's socket
+    /// The agent's socket [default: as configured]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Group that may read Ray's key, by name or number [default: as configured, else as enrolled]
+    #[arg(long, value_name = "GROUP")]
+    ray_group: Option<String>,
+}
+
+impl PlaceArgs {
+    /// As a configuration that says only this.
+    pub(crate) fn partial(&self) -> Partial {
+        Partial {
+            state_dir: self.state_dir.clone(),
+            tls_dir: self.tls_dir.clone(),
+            socket: self.socket.clone(),
+            ray_group: self.ray_group.clone(),
+            ..Partial::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    places: PlaceArgs,
     /// What the daemon says, for when it is gone; all may read it [default: status.json beside the socket]
     #[arg(long, value_name = "FILE")]
     status_file: Option<PathBuf>,
     /// The user that runs Ray, by name or number
     #[arg(long, value_name = "USER")]
     ray_uid: Option<String>,
-    /// Group that may read Ray's key, by name or number [default: as enrolled]
-    #[arg(long, value_name = "GROUP")]
-    ray_group: Option<String>,
     /// Folder of programs to run after files changed
     #[arg(long, value_name = "DIR")]
     hooks_dir: Option<PathBuf>,
@@ -290,6 +316,9 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if matches!(cli.command, Command::RecycleLaunch) {
+        return recycle::launch::child();
+    }
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -310,6 +339,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
         Command::Doctor(args) => block_on(doctor::command::run(args)),
+        Command::Recycle(args) => block_on(recycle::command::run(args)),
+        // Answered above, and has no failure of its own to tell.
+        Command::RecycleLaunch => Ok(()),
         Command::Leave(args) => block_on(leave_command(args)),
     }
 }
@@ -407,17 +439,14 @@ fn harden() {
 }
 
 fn run_command(args: RunArgs) -> Result<(), Failure> {
-    let file = Partial::read(args.config.as_deref()).map_err(Failure::config)?;
+    let file = Partial::read(args.places.config.as_deref()).map_err(Failure::config)?;
     let flags = Partial {
-        state_dir: args.state_dir,
-        tls_dir: args.tls_dir,
-        socket: args.socket,
         status_file: args.status_file,
         ray_uid: args.ray_uid.map(User::Name),
-        ray_group: args.ray_group,
         hooks_dir: args.hooks_dir,
         http_listen: args.http_listen,
         log_format: args.log_format,
+        ..args.places.partial()
     };
     let chosen = flags.or(file);
     start_logs(chosen.log_format.unwrap_or_default());
@@ -584,7 +613,7 @@ const LEAVE_WARNING: &str =
     "The node leaves its cluster for good: its name and addresses become free.";
 
 /// Comes back once a person typed yes; elsewhere nobody could.
-async fn consent(warning: &str, nothing: &str) -> Result<(), Failure> {
+pub(crate) async fn consent(warning: &str, nothing: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(format!(
             "{nothing}: there is no terminal to ask on; add --yes. {warning}"

@@ -58,7 +58,7 @@ pub fn env_from_file(path: &Path) -> Result<RayEnv, Failure> {
 /// identity.
 #[must_use]
 pub fn become_program(env: &RayEnv, program: &[OsString], identity_near: bool) -> Failure {
-    if let Err(failure) = readable(env).and_then(|()| valid(env, SystemClock.now())) {
+    if let Err(failure) = usable(env) {
         return failure;
     }
     let Some((name, arguments)) = program.split_first() else {
@@ -80,6 +80,12 @@ pub fn become_program(env: &RayEnv, program: &[OsString], identity_near: bool) -
     let error = command.exec();
     let path = std::env::var_os("PATH").unwrap_or_default();
     Failure::Failed(not_started(Path::new(name), &path, &error))
+}
+
+/// Whether the caller can read the files, and the leaf is valid now.
+pub(crate) fn usable(env: &RayEnv) -> Result<(), Failure> {
+    readable(env)?;
+    valid(env, SystemClock.now())
 }
 
 /// Whether this machine keeps an identity: a driver for once has none to lose, and an enrolled node

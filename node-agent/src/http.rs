@@ -157,7 +157,7 @@ struct StateLabel {
 }
 
 /// Written anew for each scrape: a key folder that is gone leaves no series behind.
-fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
+pub(crate) fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     let mut registry = Registry::with_prefix("raymtls_agent");
     let left = |until: OffsetDateTime| until.unix_timestamp() - now.unix_timestamp();
     let leaves = Family::<FolderLabel, Gauge>::default();
@@ -276,6 +276,17 @@ fn running(registry: &mut Registry, served: &Served, now: OffsetDateTime) {
         "ray_plain_ports",
         "Ports of Ray without TLS",
         i64::try_from(served.plain_ports().count()).unwrap_or(i64::MAX),
+    );
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    gauge(
+        "ray_refusing_sockets",
+        "Sockets of Ray that serve a leaf of this node and refuse the one the agent shows, or hang up on it",
+        count(served.refusing().count()),
+    );
+    gauge(
+        "ray_revoked_key_processes",
+        "Processes of Ray that serve a leaf whose key the CA has revoked",
+        count(served.with_revoked_key().count()),
     );
     gauge(
         "ray_looked_timestamp_seconds",

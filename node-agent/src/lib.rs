@@ -27,6 +27,7 @@ pub mod moment;
 mod nodefile;
 mod notify;
 pub mod rayenv;
+mod recycle;
 pub mod served;
 pub mod socket;
 pub mod state;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 pub use self::first_failure::FirstFailure;
+pub(crate) use self::first_failure::named;
 use crate::{
     caclock::{SKEW_REPORTED, skew_text},
     failure::Failure,

@@ -75,6 +75,8 @@ pub struct Marks {
     pub tls_dir: PathBuf,
     /// The cluster's, if it is known.
     pub plan: Option<v1::PortPlan>,
+    /// The session of a raylet that has just ended by itself: its helpers are still this node's.
+    pub ended_session: Option<String>,
 }
 
 impl Marks {
@@ -248,7 +250,8 @@ fn matters(word: &str) -> bool {
 }
 
 fn look(all: &[Process], uid: u32, marks: &Marks) -> (Vec<Held>, Outcome) {
-    let chosen = choose(all, &marks.folders(), &marks.flags(), own_pid());
+    let ended = marks.ended_session.as_deref();
+    let chosen = choose(all, &marks.folders(), &marks.flags(), ended, own_pid());
     let mut outcome = Outcome::default();
     if chosen.len() > STOPPED_MAX {
         outcome.problem = Some(format!("{} processes, {STOPPED_MAX} at a time", chosen.len()));
@@ -287,6 +290,7 @@ fn choose<'a>(
     all: &'a [Process],
     tls_dirs: &[PathBuf],
     flags: &[String],
+    ended_session: Option<&str>,
     own_pid: i32,
 ) -> Vec<&'a Process> {
     let (daemons, rest): (Vec<_>, Vec<_>) = all
@@ -294,11 +298,11 @@ fn choose<'a>(
         .filter(|process| process.pid > 1 && process.pid != own_pid)
         .partition(|process| is_daemon(process, tls_dirs, flags));
     let sessions: BTreeSet<&str> =
-        daemons.iter().flat_map(|process| sessions_of(process)).collect();
+        daemons.iter().flat_map(|process| sessions_of(process)).chain(ended_session).collect();
     let mut pids: BTreeSet<i32> = daemons.iter().map(|process| process.pid).collect();
     let is_helper = |process: &&Process| is_helper(process, tls_dirs, &sessions);
     // Beside no daemon of this node there is no session of this node.
-    if !daemons.is_empty() {
+    if !daemons.is_empty() || ended_session.is_some() {
         pids.extend(rest.iter().copied().filter(is_helper).map(|process| process.pid));
     }
     // Each round finds one more generation; a tree is no deeper than it has members.

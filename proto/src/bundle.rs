@@ -2,7 +2,7 @@
 //! for files and people.
 
 use rustls::pki_types::{
-    CertificateDer,
+    CertificateDer, CertificateRevocationListDer,
     pem::{self as pem_reader, PemObject},
 };
 use thiserror::Error;
@@ -68,6 +68,13 @@ pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>
         return Err(PemError::Empty);
     }
     Ok(certificates)
+}
+
+/// The CRLs of a PEM text, as far as they can be read: 32 at most.
+#[must_use]
+pub fn crls_from_pem(text: &[u8]) -> Vec<Vec<u8>> {
+    let crls = CertificateRevocationListDer::pem_slice_iter(text).take(CERTIFICATES_MAX);
+    crls.filter_map(|crl| Some(crl.ok()?.to_vec())).collect()
 }
 
 /// In our words: the reader's quote the line, which can be of any length and hold a secret that was

@@ -7,9 +7,12 @@ RAY_HOSTS=(head worker1 worker2)
 HEAD_NAME=head.$TRUST_DOMAIN
 GCS_PORT=6379
 RAY_CLIENT_PORT=10001
+# shellcheck disable=SC2034  # not every script that sources this looks at it
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150
+# Variables a node is started with besides the agent's.
+RAY_SETTINGS=()
 # Loopback, as Ray does by itself, unless the network is closed.
 DASHBOARD_HOST=127.0.0.1
 
@@ -17,14 +20,20 @@ JOB_LOG=$(host_dir head)/home/job.jsonl
 JOB_STOP=$(host_dir head)/home/stop
 JOB_PID=""
 
-# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent, on the ports of the cluster's plan.
-start_ray() {
+# ray_words NAME OPTION...: into RAY_WORDS, how one Ray node is started on the ports of the cluster's plan.
+ray_words() {
   local name=$1 ports=() head=()
   shift
   [[ " $* " == *" --address="* ]] || head=(--head)
   read -ra ports <<<"$(agent "$name" ray-flags "${head[@]}")"
-  with_leaf "$name" ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}" \
-    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@"
+  RAY_WORDS=(ray start --node-ip-address="$(address "$name")" --resources="{\"$name\": 1}"
+    --num-cpus=1 --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats "${ports[@]}" "$@")
+}
+
+# start_ray NAME OPTION...: one Ray node, as Ray's uid, through the agent.
+start_ray() {
+  ray_words "$@"
+  with_leaf "$1" env "${RAY_SETTINGS[@]}" "${RAY_WORDS[@]}"
 }
 
 # start_head [TEMP_DIR]: a head's option alone; its short path keeps Ray's unix sockets under the kernel's limit.

@@ -111,6 +111,11 @@ impl Agent {
         }
     }
 
+    /// What a look judges by has changed.
+    pub(super) fn look_again(&mut self) {
+        self.looks.next_at = self.clock.elapsed();
+    }
+
     pub(super) fn served_status(&self, now: OffsetDateTime) -> (Option<Served>, Option<String>) {
         let served = self.looks.served.as_ref().map(|served| served.at(now));
         (served, self.looks.problem.clone())

@@ -37,6 +37,7 @@ impl Agent {
                 let marks = Marks {
                     tls_dir: self.tls.path().to_path_buf(),
                     plan: self.memory.settings().and_then(|settings| settings.port_plan),
+                    ended_session: None,
                 };
                 let events = self.event_sender.clone();
                 tokio::spawn(async move {

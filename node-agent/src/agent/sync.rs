@@ -264,6 +264,7 @@ impl Agent {
     ) -> Result<(), ActError> {
         if let Some(bundle) = &answer.bundle {
             self.write_bundle(bundle)?;
+            self.look_again();
         }
         if let Some(token) = &answer.ray_token {
             self.apply_token(&token.token)?;

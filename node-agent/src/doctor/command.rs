@@ -1,6 +1,6 @@
 //! `node-agent doctor`: words to a look, findings to text and an exit code.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use raymtls_proto::{clock::SystemClock, process};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::{
     judge, own, print,
 };
 use crate::{
-    cli::{self, Output, print_json},
+    cli::{self, Output, PlaceArgs, print_json},
     config::{CONFIG_PATH, Config, Partial},
     failure::Failure,
     statedir::{StateDir, StateLock},
@@ -23,21 +23,8 @@ use crate::{
 /// What is asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {
-    /// Configuration of the daemon [default: /etc/ray-mtls/agent.toml if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The agent's own folder [default: as configured]
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// The TLS folder [default: as configured]
-    #[arg(long, value_name = "DIR")]
-    tls_dir: Option<PathBuf>,
-    /// The agent's socket [default: as configured]
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// Group that runs Ray, as the daemon has it [default: as configured, else as enrolled]
-    #[arg(long, value_name = "GROUP")]
-    ray_group: Option<String>,
+    #[command(flatten)]
+    places: PlaceArgs,
     /// Put right what is safe: modes, groups, links and leftovers in the agent's two folders
     #[arg(long, conflicts_with = "explain")]
     fix: bool,
@@ -76,14 +63,8 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Failure> {
 
 /// A configuration that cannot be used is a finding, and the defaults go on.
 fn config(args: &DoctorArgs) -> (Result<Config, Failure>, Option<String>) {
-    let flags = Partial {
-        state_dir: args.state_dir.clone(),
-        tls_dir: args.tls_dir.clone(),
-        socket: args.socket.clone(),
-        ray_group: args.ray_group.clone(),
-        ..Partial::default()
-    };
-    let read = Partial::read(args.config.as_deref()).map_err(|e| e.to_string());
+    let flags = args.places.partial();
+    let read = Partial::read(args.places.config.as_deref()).map_err(|e| e.to_string());
     let complete = |file: Partial| flags.clone().or(file).complete();
     match read.and_then(|file| complete(file).map_err(|e| e.to_string())) {
         Ok(config) => (Ok(config), None),
@@ -116,7 +97,7 @@ async fn examined(
         )));
     }
     let places = Places {
-        config_file: args.config.clone().unwrap_or_else(|| CONFIG_PATH.into()),
+        config_file: args.places.config.clone().unwrap_or_else(|| CONFIG_PATH.into()),
         proc: "/proc".into(),
     };
     let look = async || gather::gather(config, &places, Arc::new(SystemClock)).await;

@@ -127,6 +127,7 @@ async fn look(
     let trust = horizon::Trust {
         roots: leaf.map(|leaf| leaf.roots.clone()).unwrap_or_default(),
         uris: leaf.map(|leaf| leaf.facts.uris.clone()).unwrap_or_default(),
+        revoked: leaf.map(|leaf| horizon::revoked(&leaf.crls_der)).unwrap_or_default(),
     };
     let prober = match prober {
         Ok(prober) => prober,

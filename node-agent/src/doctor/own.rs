@@ -22,6 +22,8 @@ pub(crate) struct Public {
     pub(crate) chain: v1::CertificateChain,
     pub(crate) facts: LeafFacts,
     pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// Empty where they cannot be read.
+    pub(crate) crls_der: Vec<Vec<u8>>,
 }
 
 impl Public {
@@ -36,7 +38,9 @@ impl Public {
         };
         let facts = LeafFacts::parse(&chain.leaf_der)
             .map_err(|e| format!("{}: {e}", folder.join("tls.crt").display()))?;
-        Ok(Self { chain, facts, roots: read(&folder.join("ca.crt"))? })
+        let crls = read_if_there(&folder.join("crl.pem")).ok().flatten().unwrap_or_default();
+        let crls_der = bundle::crls_from_pem(&crls);
+        Ok(Self { chain, facts, roots: read(&folder.join("ca.crt"))?, crls_der })
     }
 }
 
@@ -44,7 +48,7 @@ impl Own {
     /// # Errors
     /// In words.
     pub(crate) fn load(tls_dir: &Path) -> Result<Self, String> {
-        let Public { chain, facts, roots } = Public::load(tls_dir)?;
+        let Public { chain, facts, roots, .. } = Public::load(tls_dir)?;
         let key = tls_dir.join("current/tls.key");
         let key = PrivateKey::load(&key).map_err(|e| e.to_string())?;
         Ok(Self { chain, facts, key, roots })

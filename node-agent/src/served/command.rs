@@ -41,7 +41,7 @@ pub(crate) struct ServedArgs {
 /// Looks once, and tells.
 pub(crate) async fn run(args: ServedArgs) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
-    let look_at = from_folder(&args, clock.clone())?;
+    let look_at = from_folder(&args.tls_dir, &args.state_dir, args.ray_uid, clock.clone())?;
     let now = clock.now();
     let served = look(&look_at, &mut Memory::default(), now).await.map_err(Failure::failed)?;
     match args.output {
@@ -50,8 +50,14 @@ pub(crate) async fn run(args: ServedArgs) -> Result<(), Failure> {
     }
 }
 
-fn from_folder(args: &ServedArgs, clock: Arc<dyn Clock>) -> Result<Look, Failure> {
-    let folder = args.tls_dir.join("current");
+/// A look with the files of the current key folder.
+pub(crate) fn from_folder(
+    tls_dir: &Path,
+    state_dir: &Path,
+    uids: Vec<u32>,
+    clock: Arc<dyn Clock>,
+) -> Result<Look, Failure> {
+    let folder = tls_dir.join("current");
     let mut leaf = certificates(&folder.join("tls.crt"))?.into_iter();
     let chain = v1::CertificateChain {
         leaf_der: leaf.next().unwrap_or_default(),
@@ -60,10 +66,10 @@ fn from_folder(args: &ServedArgs, clock: Arc<dyn Clock>) -> Result<Look, Failure
     let roots_der = certificates(&folder.join("ca.crt"))?;
     let trust = v1::TrustBundle { roots_der, crls_der: Vec::new() };
     let key = PrivateKey::load(&folder.join("tls.key")).map_err(Failure::failed)?;
-    let state = StateDir::open(&args.state_dir).ok();
+    let state = StateDir::open(state_dir).ok();
     let plan = state.and_then(|state| state.memory().settings()?.port_plan);
     let plan = plan.unwrap_or_else(ports::default_plan);
-    Look::new(&chain, &key, &trust, plan, args.ray_uid.clone(), clock).map_err(Failure::failed)
+    Look::new(&chain, &key, &trust, plan, uids, clock).map_err(Failure::failed)
 }
 
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {

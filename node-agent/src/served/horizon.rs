@@ -1,6 +1,8 @@
 //! What the certificates that Ray serves are worth, and when the first of them ends. Only a leaf
 //! that chains to a root of the cluster and names this node counts. Pure: no file, network or clock.
 
+use std::collections::BTreeSet;
+
 use raymtls_proto::{
     leaf::LeafFacts,
     serial::Serial,
@@ -9,7 +11,10 @@ use raymtls_proto::{
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    prelude::{FromDer, X509Certificate},
+    revocation_list::CertificateRevocationList,
+};
 
 use super::kind::{Class, Kind, printable};
 use crate::{statedir::issued_at, verify};
@@ -27,6 +32,16 @@ pub struct Trust {
     pub roots: Vec<CertificateDer<'static>>,
     /// URIs of this machine's own leaves, as node and as driver.
     pub uris: Vec<String>,
+    /// Serial numbers on the cluster's CRLs.
+    pub revoked: BTreeSet<Serial>,
+}
+
+impl Trust {
+    /// By what the CA told of the cluster.
+    #[must_use]
+    pub fn new(bundle: &v1::TrustBundle, uris: Vec<String>) -> Self {
+        Self { roots: roots(bundle), uris, revoked: revoked(&bundle.crls_der) }
+    }
 }
 
 /// A leaf that counts.
@@ -185,6 +200,21 @@ fn serves_a_leaf(kind: Kind) -> bool {
 pub fn earliest<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Option<OffsetDateTime> {
     leaves.into_iter().map(|leaf| leaf.not_after).min()
 }
+
+/// Serial numbers on CRLs, as far as they can be read.
+#[must_use]
+pub fn revoked(crls_der: &[Vec<u8>]) -> BTreeSet<Serial> {
+    let mut all = BTreeSet::new();
+    for der in crls_der {
+        let Ok((_, crl)) = CertificateRevocationList::from_der(der) else { continue };
+        let listed = crl.iter_revoked_certificates().take(REVOKED_MAX);
+        all.extend(listed.filter_map(|one| Serial::from_slice(one.raw_serial()).ok()));
+    }
+    all
+}
+
+/// Most serial numbers of one CRL that are kept.
+const REVOKED_MAX: usize = 100_000;
 
 /// The roots of a bundle.
 #[must_use]

@@ -185,6 +185,7 @@ mod tests {
                 not_after: (NOW + Duration::hours(6)).into(),
                 trusts: vec!["CN=root".to_owned(); 32],
                 refused_us: None,
+                revoked: false,
             },
         };
         ProcessServed {
@@ -194,6 +195,7 @@ mod tests {
             class: kind.class(),
             name: kind.word().to_owned(),
             session: None,
+            job: None,
             state: Some(State::Fresh),
             horizon: Some((NOW + Duration::hours(6)).into()),
             sockets: vec![socket; sockets],

@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod horizon;
+pub mod job;
 mod kept;
 pub mod kind;
 pub mod probe;
@@ -37,6 +38,7 @@ use x509_parser::prelude::{FromDer, X509Name};
 
 use self::{
     horizon::{Leaf, State, Trust, Worth},
+    job::Job,
     kind::{Class, Kind, printable},
     probe::{Answer, Hello, Limits, Prober, SetupError},
     proc::{Blind, Bounds, Found, Search, Socket},
@@ -86,7 +88,7 @@ impl Look {
         Ok(Self {
             search: Search { proc: "/proc".into(), uids, plan, bounds: Bounds::default() },
             prober: Prober::new(chain, key, clock, Limits::default())?,
-            trust: Trust { roots: horizon::roots(bundle), uris },
+            trust: Trust::new(bundle, uris),
         })
     }
 }
@@ -135,6 +137,9 @@ pub struct ProcessServed {
     pub name: String,
     /// Ray's session, where the process names it.
     pub session: Option<String>,
+    /// The job of Ray that a driver belongs to, where its open files tell.
+    #[serde(default)]
+    pub job: Option<Job>,
     /// Where it stands; absent where it serves no leaf and need not.
     pub state: Option<State>,
     /// The earliest end of a leaf it serves.
@@ -168,8 +173,11 @@ pub enum Serves {
         not_after: Moment,
         /// Names of the CAs it trusts.
         trusts: Vec<String>,
-        /// Why it refused this node's leaf, if it did.
+        /// Why it refused this node's leaf, if it did, or that it hung up on it.
         refused_us: Option<String>,
+        /// The CA has revoked its key. Ray asks nobody, and takes it until it ends.
+        #[serde(default)]
+        revoked: bool,
     },
     /// Another certificate, which does not.
     Foreign {
@@ -379,6 +387,7 @@ fn begun(socket: &Socket, first: SocketServed) -> ProcessServed {
         class: kind.class(),
         name: process.map(|process| process.name.clone()).unwrap_or_default(),
         session: process.and_then(|process| process.session.clone()),
+        job: process.and_then(|process| process.job.clone()),
         state: None,
         horizon: None,
         sockets: vec![first],
@@ -420,6 +429,19 @@ impl ProcessServed {
 }
 
 impl SocketServed {
+    /// Whether it did not take this node's leaf.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        match &self.serves {
+            Serves::Leaf { refused_us, .. } => refused_us.is_some(),
+            // Whoever is a stranger may refuse us.
+            Serves::Foreign { .. }
+            | Serves::Plain { .. }
+            | Serves::None { .. }
+            | Serves::NotAsked { .. } => false,
+        }
+    }
+
     fn is_here(&self) -> bool {
         !matches!(&self.serves, Serves::NotAsked { why } if why == ELSEWHERE)
     }
@@ -462,14 +484,18 @@ impl Judged<'_> {
     fn hello(&mut self, hello: Hello) -> (Serves, Option<Leaf>) {
         let trusts = hello.trusts_der.iter().map(|der| ca_name(der)).collect();
         let refused_us = hello.refused_us;
+        let hung_up = hello.hung_up;
         match self.worth(hello.chain) {
             Worth::Counts(leaf) => {
+                // What a stranger's program does after our leaf is its own affair.
+                let refused_us = refused_us.or_else(|| hung_up.then(|| HUNG_UP.to_owned()));
                 let serves = Serves::Leaf {
                     serial: leaf.serial.to_string(),
                     issued: leaf.issued.into(),
                     not_after: leaf.not_after.into(),
                     trusts,
                     refused_us,
+                    revoked: self.trust.revoked.contains(&leaf.serial),
                 };
                 (serves, Some(leaf))
             }
@@ -526,4 +552,5 @@ impl Blind {
     }
 }
 
+const HUNG_UP: &str = "it hung up on the leaf of this node without a word";
 const ELSEWHERE: &str = "it lies in another network namespace";

@@ -150,6 +150,12 @@ impl Prober {
         Self::with(provider(), None, clock, limits)
     }
 
+    /// The same with other bounds.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
     fn with(
         provider: Arc<CryptoProvider>,
         own: Option<Arc<CertifiedKey>>,

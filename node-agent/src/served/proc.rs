@@ -18,7 +18,8 @@ use raymtls_proto::{
 };
 
 use super::{
-    kind::{self, Kind},
+    job::Job,
+    kind::{self, Class, Kind},
     sockets::{self, Listener},
 };
 
@@ -57,6 +58,8 @@ impl Default for Bounds {
 
 /// Most open files that one search looks at, of all processes: a task may open many in many.
 const FILES_TOTAL_MAX: usize = 262_144;
+/// So many open files of a driver are asked for its job: Ray opens its own early.
+const JOB_FILES_MAX: usize = 1_024;
 /// Longest command line that is read, in bytes: a raylet's holds that of its workers too.
 const CMDLINE_LEN_MAX: u64 = 32 * 1024;
 /// Longest map of a process's memory that is read, in bytes.
@@ -88,6 +91,8 @@ pub struct Process {
     pub name: String,
     /// Ray's session, where it says so.
     pub session: Option<String>,
+    /// The job a driver belongs to, where its files tell.
+    pub job: Option<Job>,
 }
 
 /// A listening socket of Ray.
@@ -242,7 +247,7 @@ impl Search {
         let exe_name = exe_name.map(|name| name.strip_suffix(" (deleted)").unwrap_or(name));
         let claim = kind::claim(&cmdline, exe_name);
         let kind = claim.kind.unwrap_or(Kind::Other);
-        Some(Process { pid, kind, name: claim.name, session: claim.session })
+        Some(Process { pid, kind, name: claim.name, session: claim.session, job: None })
     }
 
     /// Process by socket; of several that hold one socket, the first.
@@ -287,7 +292,7 @@ impl Search {
         owners: &BTreeMap<u64, &Process>,
         blind: &mut Blind,
     ) -> Vec<Socket> {
-        let mut drivers = BTreeMap::new();
+        let (mut drivers, mut jobs) = (BTreeMap::new(), BTreeMap::new());
         let mut sockets = Vec::new();
         for (listener, elsewhere) in listening {
             let port = port_of(&self.plan, listener.addr.port());
@@ -297,6 +302,10 @@ impl Search {
                 if *drivers.entry(pid).or_insert_with(|| self.uses_ray(pid)) {
                     process.kind = Kind::Driver;
                 }
+            }
+            if let Some(process) = process.as_mut().filter(|process| is_driver(process)) {
+                let pid = process.pid;
+                process.job = jobs.entry(pid).or_insert_with(|| self.job(pid)).clone();
             }
             let is_rays = process.as_ref().is_some_and(|process| process.kind != Kind::Other);
             if is_rays || (port.is_some() && !elsewhere) {
@@ -313,6 +322,11 @@ impl Search {
         let maps = read_part(&self.of(pid, "maps"), MAPS_LEN_MAX).unwrap_or_default();
         let maps = String::from_utf8_lossy(&maps);
         RAY_LIBRARIES.iter().any(|library| maps.contains(library))
+    }
+
+    fn job(&self, pid: u32) -> Option<Job> {
+        let files = std::fs::read_dir(self.of(pid, "fd")).ok()?.take(JOB_FILES_MAX);
+        Job::by_files(files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok()))
     }
 
     fn bounded(&self, sockets: Vec<Socket>, blind: &mut Blind) -> Vec<Socket> {
@@ -335,6 +349,10 @@ impl Search {
     fn of(&self, pid: u32, file: &str) -> PathBuf {
         self.proc.join(pid.to_string()).join(file)
     }
+}
+
+fn is_driver(process: &Process) -> bool {
+    process.kind.class() == Class::Driver
 }
 
 /// The first of the plan's ports with this number.

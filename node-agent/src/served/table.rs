@@ -61,9 +61,15 @@ pub fn horizon(horizon: Option<Moment>, state: Option<State>, now: OffsetDateTim
 
 fn serves(serves: &Serves, process: &ProcessServed, now: OffsetDateTime) -> String {
     match serves {
-        Serves::Leaf { serial, not_after, refused_us, .. } => {
-            let refused = refused_us.as_deref().map(|why| format!("; {why}")).unwrap_or_default();
-            format!("leaf {serial} ends {not_after} ({}){refused}", not_after.relative(now))
+        Serves::Leaf { serial, not_after, refused_us, revoked, .. } => {
+            let marks = [
+                revoked.then(|| "KEY REVOKED".to_owned()),
+                refused_us.clone(),
+                process.job.as_ref().map(ToString::to_string),
+            ];
+            let marks: String =
+                marks.into_iter().flatten().map(|mark| format!("; {mark}")).collect();
+            format!("leaf {serial} ends {not_after} ({}){marks}", not_after.relative(now))
         }
         Serves::Foreign { why, serial, .. } => {
             let serial = serial.as_deref().unwrap_or("without a readable serial number");
@@ -97,6 +103,7 @@ mod tests {
             not_after: ends,
             trusts: vec![],
             refused_us: None,
+            revoked: false,
         };
         let foreign = Serves::Foreign {
             why: "it names no node".to_owned(),
@@ -117,6 +124,7 @@ mod tests {
             class: Class::Node,
             name: "raylet".to_owned(),
             session: None,
+            job: None,
             state: Some(State::RecycleDue),
             horizon: Some(ends),
             sockets: vec![

@@ -58,12 +58,15 @@ fn what(process: &ProcessServed) -> String {
 }
 
 /// A process, as a person finds it.
-pub(super) fn named(process: &ProcessServed) -> String {
+pub(crate) fn named(process: &ProcessServed) -> String {
     let kind = process.kind.word();
     let pid = process.pid.map_or_else(|| "of unknown pid".to_owned(), |pid| format!("pid {pid}"));
     match process.class {
         Class::Node => format!("{kind} ({pid})"),
-        Class::Driver => format!("{kind} ({pid}, uid {}, {})", process.uid, process.name),
+        Class::Driver => {
+            let job = process.job.as_ref().map(|job| format!(", {job}")).unwrap_or_default();
+            format!("{kind} ({pid}, uid {}, {}{job})", process.uid, process.name)
+        }
     }
 }
 
@@ -85,6 +88,7 @@ mod tests {
             class: kind.class(),
             name: "python3 train.py".to_owned(),
             session: None,
+            job: None,
             state: None,
             horizon: Some(Moment::from(
                 datetime!(2026-11-24 00:00 UTC) + time::Duration::hours(hour.into()),

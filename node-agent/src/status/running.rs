@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::{FirstFailure, State, Status, first_failure::named};
 use crate::{
     failure::Failure,
-    served::{ProcessServed, Served, Serves, kind::Class, table},
+    served::{ProcessServed, Served, Serves, SocketServed, kind::Class, table},
 };
 
 /// So many processes are named in one line.
@@ -56,6 +56,17 @@ fn seen(served: &Served, now: OffsetDateTime, lines: &mut Vec<(&'static str, Str
         let what = "a third of its leaf's life or less is left; its owner must start it again";
         lines.push(("DRIVER ALARM", format!("{}: {what}", list(late(Class::Driver)))));
     }
+    let revoked: Vec<&ProcessServed> = served.with_revoked_key().collect();
+    if !revoked.is_empty() {
+        let what =
+            "start Ray on this node again, drivers by their owners; Ray takes it until it ends";
+        lines.push(("KEY REVOKED", format!("{}: {what}", list(revoked.into_iter()))));
+    }
+    let refusing: Vec<String> = served.refusing().take(NAMED_MAX + 1).collect();
+    if !refusing.is_empty() {
+        let what = "`node-agent doctor --explain ADDRESS` says why";
+        lines.push(("REFUSED BY RAY", format!("{}: {what}", joined(refusing))));
+    }
     let plain: Vec<String> = served.plain_ports().take(NAMED_MAX + 1).collect();
     if !plain.is_empty() {
         lines.push((
@@ -97,6 +108,21 @@ impl FirstFailure {
 }
 
 impl Served {
+    /// Processes that serve a leaf whose key the CA has revoked.
+    pub(crate) fn with_revoked_key(&self) -> impl Iterator<Item = &ProcessServed> {
+        let is_revoked =
+            |socket: &SocketServed| matches!(socket.serves, Serves::Leaf { revoked: true, .. });
+        self.processes.iter().filter(move |process| process.sockets.iter().any(is_revoked))
+    }
+
+    /// Sockets of Ray that do not take this node's leaf, by process and address.
+    pub(crate) fn refusing(&self) -> impl Iterator<Item = String> {
+        self.processes.iter().flat_map(|process| {
+            let refused = process.sockets.iter().filter(|socket| socket.refuses());
+            refused.map(|socket| format!("{} at {}", named(process), socket.address))
+        })
+    }
+
     /// Sockets without TLS, by port of the plan and process.
     pub(crate) fn plain_ports(&self) -> impl Iterator<Item = String> {
         self.processes.iter().flat_map(|process| {

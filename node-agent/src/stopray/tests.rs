@@ -108,8 +108,12 @@ fn what_belongs_to_this_node_s_ray_is_chosen_and_nothing_else() {
             inside: inside.clone(),
         })
         .collect();
-    let marks = Marks { tls_dir: "/t".into(), plan: Some(raymtls_proto::ports::default_plan()) };
-    let chosen = choose(&processes, &marks.folders(), &marks.flags(), 29);
+    let marks = Marks {
+        tls_dir: "/t".into(),
+        plan: Some(raymtls_proto::ports::default_plan()),
+        ended_session: None,
+    };
+    let chosen = choose(&processes, &marks.folders(), &marks.flags(), None, 29);
     for (name, pid, _, _, is_chosen) in &table {
         assert_eq!(chosen.iter().any(|p| p.pid == *pid), *is_chosen, "{name}");
     }
@@ -187,7 +191,7 @@ impl Drop for Stage {
 }
 
 fn marks(tls: &Path) -> Marks {
-    Marks { tls_dir: tls.to_path_buf(), plan: None }
+    Marks { tls_dir: tls.to_path_buf(), plan: None, ended_session: None }
 }
 
 fn descendants(uid: u32) -> usize {

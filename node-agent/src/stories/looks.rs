@@ -30,7 +30,7 @@ fn read_at_start(place: &Place, folder: &str) -> (Leaf, Trust) {
         v1::CertificateChain { leaf_der: chain.next().unwrap(), issuers_der: chain.collect() };
     let roots = certificates("ca.crt").map(|der| der.to_vec().into()).collect();
     let key = PrivateKey::load(&at("tls.key")).unwrap();
-    ((chain, key), Trust { roots, uris: Vec::new() })
+    ((chain, key), Trust { roots, uris: Vec::new(), revoked: std::collections::BTreeSet::new() })
 }
 
 #[tokio::test]
@@ -161,6 +161,7 @@ fn a_dead_daemon_s_file_is_judged_by_the_reader_s_clock() {
         class: Class::Node,
         name: "raylet".to_owned(),
         session: None,
+        job: None,
         state: Some(State::Fresh),
         horizon: Some(hours(6)),
         sockets: vec![SocketServed {
@@ -172,6 +173,7 @@ fn a_dead_daemon_s_file_is_judged_by_the_reader_s_clock() {
                 not_after: hours(6),
                 trusts: Vec::new(),
                 refused_us: None,
+                revoked: false,
             },
         }],
     };

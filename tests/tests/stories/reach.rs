@@ -218,7 +218,9 @@ async fn no_setting_shuts_the_ca_s_own_port_and_none_keeps_isolation_on() {
     old.port_plan.as_mut().unwrap().metrics_export = 6_818;
     let (now, actor) = (deployment.ca.clock.now(), "uid:0".to_owned());
     store.set_cluster(now, actor, "c1".parse().unwrap(), before, old).await.unwrap();
-    set("isolation=off".to_owned()).await.expect("it can be turned off");
+    let off = set("isolation=off".to_owned()).await.expect("it can be turned off");
+    let said = off.notes.join("; ");
+    assert!(said.contains("open to whoever reaches these hosts, revoked nodes"), "{said}");
     let refused = set("isolation=enforce".to_owned()).await.unwrap_err().to_string();
     assert!(refused.contains("6817-6819 of Slurm"), "{refused}");
     deployment.finish().await;

@@ -22,7 +22,7 @@ use crate::{
         horizon::State,
         kind::{Class, printable},
     },
-    status::SplitStatus,
+    status::{SplitStatus, named},
 };
 
 /// So many processes or sockets are named.
@@ -58,17 +58,45 @@ fn horizons(facts: &Facts, served: &Served) -> Vec<Finding> {
                 was renewed helps no process that runs";
     let drivers = "their owners must start them again before that: nobody else can, and one that is older \
                    than its leaf hangs once its workers are recycled";
-    let of = |check, state, at, next| {
-        let state = state?;
-        Some(horizon(facts, check, state, at, next))
+    let of = |check, class, state, at, next| {
+        let finding = horizon(facts, check, state?, at, next);
+        Some(naming(finding, served, class, state?))
     };
     [
-        of("horizon", served.state, served.horizon, node),
-        of("drivers", served.drivers_state, served.drivers_horizon, drivers),
+        of("horizon", Class::Node, served.state, served.horizon, node),
+        of("drivers", Class::Driver, served.drivers_state, served.drivers_horizon, drivers),
     ]
     .into_iter()
     .flatten()
+    .chain(revoked(served))
     .collect()
+}
+
+/// With the processes that stand there, unless all is well.
+fn naming(mut finding: Finding, served: &Served, class: Class, state: State) -> Finding {
+    if finding.level == Level::Ok {
+        return finding;
+    }
+    let stand = served.processes.iter().filter(|p| p.class == class && p.state == Some(state));
+    let names: Vec<String> = stand.take(NAMED_MAX).map(named).collect();
+    if !names.is_empty() {
+        finding.what = format!("{}: {}", finding.what, names.join(", "));
+    }
+    finding
+}
+
+/// Ray asks nobody whether a key was revoked.
+fn revoked(served: &Served) -> Option<Finding> {
+    let names: Vec<String> = served.with_revoked_key().take(NAMED_MAX).map(named).collect();
+    (!names.is_empty()).then(|| {
+        Finding::new(
+            "served",
+            Level::Fail,
+            format!("key revoked, and still served: {}", names.join(", ")),
+            "recycle Ray on this host, and have the owners of drivers start them again: Ray takes a revoked \
+             key until its leaf ends",
+        )
+    })
 }
 
 fn horizon(

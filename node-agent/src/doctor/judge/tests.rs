@@ -21,6 +21,7 @@ use crate::{
     served::{
         ProcessServed, Served, Serves, SocketServed,
         horizon::State,
+        job::Job,
         kind::{Class, Kind},
     },
     status::{CertificateStatus, Contact, FolderStatus, SplitStatus, Status},
@@ -61,7 +62,7 @@ fn leaf() -> Public {
         extensions: vec![],
     };
     let chain = v1::CertificateChain { leaf_der: vec![], issuers_der: vec![] };
-    Public { chain, facts, roots: vec![] }
+    Public { chain, facts, roots: vec![], crls_der: vec![] }
 }
 
 fn status() -> Status {
@@ -148,6 +149,7 @@ fn raylet() -> ProcessServed {
         not_after: (NOW + NINE_DAYS).into(),
         trusts: vec![],
         refused_us: None,
+        revoked: false,
     };
     ProcessServed {
         pid: Some(30),
@@ -156,6 +158,7 @@ fn raylet() -> ProcessServed {
         class: Class::Node,
         name: "raylet".into(),
         session: None,
+        job: None,
         state: Some(State::Fresh),
         horizon: Some((NOW + NINE_DAYS).into()),
         sockets: vec![SocketServed {
@@ -492,6 +495,33 @@ fn each_change_for_the_worse_is_found_and_called_by_its_name() {
             "served",
             Fail,
             "raylet 30 at 0.0.0.0:6702: alert UnknownCA",
+        ),
+        (
+            "key revoked",
+            |f| {
+                let socket = &mut f.served.as_mut().unwrap().processes[0].sockets[0];
+                let Serves::Leaf { revoked, .. } = &mut socket.serves else { panic!() };
+                *revoked = true;
+            },
+            "served",
+            Fail,
+            "key revoked, and still served: raylet (pid 30)",
+        ),
+        (
+            "a late driver has a name and a job",
+            |f| {
+                let mut driver = raylet();
+                let id = Some("0a000000".to_owned());
+                driver.job = Some(Job { id, submission_id: None });
+                (driver.kind, driver.class) = (Kind::Driver, Class::Driver);
+                driver.state = Some(State::RecycleOverdue);
+                let mut seen = served(State::Fresh, Some(State::RecycleOverdue));
+                seen.processes.push(driver);
+                f.served = Ok(seen);
+            },
+            "drivers",
+            Fail,
+            "driver (pid 30, uid 1000, raylet, job 0a000000)",
         ),
         (
             "foreign",

@@ -28,10 +28,13 @@ fn rays_sockets_are_found_by_process_and_nobody_elses() {
         (at("10.0.0.1", 6_705), 8),
     ]);
     host.process(10, &["/usr/sbin/sshd"], &[1]);
-    host.process(20, &["ray::Counter.add"], &[2, 6]);
+    let worker = host.process(20, &["ray::Counter.add"], &[2, 6]);
+    symlink("/t/job-driver-x.log", worker.join("fd/9")).unwrap();
     host.process(30, &["/r/raylet", "--session-dir=/tmp/ray/session_9"], &[3, 4]);
     host.process(40, &["/r/gcs_server"], &[5]);
     let driver = host.process(50, &["/usr/bin/python3", "train.py"], &[7]);
+    let log = format!("/t/session_9/logs/python-core-driver-0a000000{}_50.log", "f".repeat(48));
+    symlink(&log, driver.join("fd/9")).unwrap();
     write(&driver.join("maps"), "7f00-7f01 r-xp 0 fe:01 1 /v/site-packages/ray/_raylet.so\n");
     host.process(60, &["nc", "-l", "6705"], &[8]);
     let found = host.search().run().unwrap();
@@ -49,6 +52,9 @@ fn rays_sockets_are_found_by_process_and_nobody_elses() {
     );
     let raylet = found.sockets[1].process.as_ref().unwrap();
     assert_eq!((raylet.pid, raylet.session.as_deref()), (30, Some("session_9")));
+    let job = |at: usize| found.sockets[at].process.as_ref().unwrap().job.as_ref();
+    assert_eq!(job(3).map(ToString::to_string).as_deref(), Some("job 0a000000"));
+    assert_eq!(job(4), None, "a worker is nobody's driver");
     assert_eq!(found.blind.sentences(), Vec::<String>::new());
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use raymtls_proto::{serial::Serial, v1};
+use raymtls_proto::{leaf::LeafFacts, serial::Serial, v1};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::{OffsetDateTime, macros::datetime};
 
@@ -53,9 +53,32 @@ impl Ca {
         Self { root_der, issuer }
     }
 
+    pub(super) fn bundle(&self) -> v1::TrustBundle {
+        v1::TrustBundle { roots_der: vec![self.root_der.clone()], crls_der: vec![] }
+    }
+
     pub(super) fn trust(&self) -> Trust {
-        let bundle = v1::TrustBundle { roots_der: vec![self.root_der.clone()], crls_der: vec![] };
-        Trust { roots: horizon::roots(&bundle), uris: vec![NODE.to_owned()] }
+        Trust::new(&self.bundle(), vec![NODE.to_owned()])
+    }
+
+    /// A CRL with one leaf.
+    pub(super) fn crl_der(&self, leaf: &v1::CertificateChain) -> Vec<u8> {
+        let facts = LeafFacts::parse(&leaf.leaf_der).unwrap();
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from_slice(facts.serial.as_bytes()),
+            revocation_time: NOW,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: NOW,
+            next_update: NOW + HOUR,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 
     /// A leaf issued at `issued` that lives for `life`.

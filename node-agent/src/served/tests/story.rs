@@ -35,7 +35,7 @@ use super::{
     judging::{Ca, NODE, NOW},
     *,
 };
-use crate::keys::PrivateKey;
+use crate::{keys::PrivateKey, status::Status};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 /// SETTINGS without any, as a server of HTTP/2 begins.
@@ -425,6 +425,49 @@ async fn a_process_that_refuses_the_nodes_leaf_still_shows_its_own() {
     assert_eq!(serial(&hello.chain), serial(&leaf.0));
     let why = hello.refused_us.unwrap();
     assert!(why.contains("UnknownCA"), "{why}");
+}
+
+#[tokio::test]
+async fn a_revoked_key_and_a_hang_up_are_told_and_change_no_horizon() {
+    let ca = Ca::new("c1");
+    let (stolen, good) = (ca.leaf(NODE, NOW, 6 * HOUR), ca.leaf(NODE, NOW, 6 * HOUR));
+    let bundle = v1::TrustBundle { crls_der: vec![ca.crl_der(&stolen.0)], ..ca.bundle() };
+    let raylet = Server::start(&stolen, &ca.trust()).await;
+    // It shows its certificate, takes ours, and closes without a word.
+    let acceptor = TlsAcceptor::from(config(&good, &ca.trust()));
+    let (mute, _) = listener(move |tcp| {
+        let acceptor = acceptor.clone();
+        async move { drop(acceptor.accept(tcp).await) }
+    })
+    .await;
+    let mut host = Host::new();
+    host.listen([(raylet.addr, 1), (mute, 2)]);
+    host.process(10, &["/r/raylet"], &[1]);
+    host.process(20, &["ray::IDLE"], &[2]);
+    let look_at = Look {
+        search: host.search(),
+        prober: prober(&good, Limits::default()),
+        trust: Trust::new(&bundle, vec![NODE.to_owned()]),
+    };
+    let served = look(&look_at, &mut Memory::default(), NOW).await.unwrap();
+    let revoked: Vec<_> = served.with_revoked_key().map(|process| process.pid).collect();
+    assert_eq!(revoked, [Some(10)]);
+    let refusing: Vec<_> = served.refusing().collect();
+    assert_eq!(refusing, [format!("worker (pid 20) at {mute}")]);
+    assert_eq!((served.state, served.horizon), (Some(State::Fresh), Some((NOW + 6 * HOUR).into())));
+    let status = Status { served: Some(served), ..crate::agent::empty_status(NOW) };
+    let text = crate::status::table(&status, NOW, true);
+    for part in [
+        "KEY REVOKED        raylet (pid 10)",
+        "REFUSED BY RAY     worker (pid 20)",
+        "; KEY REVOKED\n",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    let metrics = crate::http::render(&status, NOW, 1);
+    for line in ["ray_refusing_sockets 1\n", "ray_revoked_key_processes 1\n"] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
 }
 
 #[tokio::test]
