@@ -8,11 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use raymtls_proto::{
+    checkpoint,
     clock::Clock,
     identity::{ClusterId, TrustDomain},
-    v1,
+    v1::{self, LogAlarm},
 };
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -20,6 +21,7 @@ use tokio::sync::{Mutex, watch};
 use tracing::error;
 
 use crate::{
+    checkpoints,
     contacts::Contacts,
     keys::{
         authority::{AuthorityError, LiveAuthority},
@@ -32,7 +34,7 @@ use crate::{
     serving::Serving,
     store::{
         Authority, Store, StoreError,
-        records::{CertificateRecord, ClusterRecord},
+        records::{CertificateRecord, Checkpoint, ClusterRecord, RestoresRecord},
     },
     sync::Told,
 };
@@ -95,6 +97,12 @@ pub struct Ca {
     pub trusted_proxies: TrustedProxies,
     /// When this server began to serve.
     pub started: OffsetDateTime,
+    /// The newest checkpoint of the audit log.
+    pub(crate) checkpoint: ArcSwapOption<Checkpoint>,
+    /// The restores the store went through.
+    pub(crate) restores: ArcSwap<RestoresRecord>,
+    /// What the store's own checkpoint said of its log when it was opened.
+    log_fault: Option<LogAlarm>,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
     /// Held by whoever makes issuers or CRLs: two at once would sign two sets with one number.
     pub(crate) upkeep: Mutex<()>,
@@ -130,7 +138,7 @@ impl Ca {
         endpoints: Endpoints,
     ) -> Result<Self, CaError> {
         let control = store.control().await?.ok_or(CaError::NotInitialized)?;
-        let ca = Self {
+        let mut ca = Self {
             trust_domain: control.trust_domain.parse()?,
             started: clock.now(),
             metrics: Metrics::new(Arc::clone(&store)),
@@ -145,15 +153,38 @@ impl Ca {
             limiter: Limiter::default(),
             quiet: Quiet::default(),
             trusted_proxies: TrustedProxies::default(),
+            checkpoint: ArcSwapOption::default(),
+            restores: ArcSwap::default(),
+            log_fault: None,
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),
         };
         ca.load_authority(&Authority::Control).await?;
+        ca.load_log().await?;
         for cluster in ca.store.clusters().await? {
             ca.load_authority(&Authority::Cluster(cluster.cluster.parse()?)).await?;
         }
         Ok(ca)
+    }
+
+    /// Compares the audit log with its own checkpoint: whoever edited it without the CA's keys could
+    /// not sign another.
+    async fn load_log(&mut self) -> Result<(), CaError> {
+        self.restores.store(Arc::new(self.store.restores().await?));
+        let state = self.store.audit_state().await?;
+        self.log_fault = checkpoints::judge_store(self, &state).await?;
+        if let Some(why) = self.log_fault.and_then(checkpoint::in_words) {
+            error!("AUDIT LOG ALARM: {why}; no checkpoint is signed; restore a backup");
+        }
+        self.checkpoint.store(state.checkpoint.map(Arc::new));
+        Ok(())
+    }
+
+    /// What is wrong with the audit log by the store's own checkpoint.
+    #[must_use]
+    pub fn log_fault(&self) -> Option<LogAlarm> {
+        self.log_fault
     }
 
     /// The same with other limits than the default ones.

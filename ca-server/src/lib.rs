@@ -13,6 +13,7 @@ pub mod admin_cli;
 pub mod admin_socket;
 pub mod ca;
 pub mod check;
+pub mod checkpoints;
 pub mod config;
 pub mod contacts;
 pub mod crls;

@@ -197,6 +197,8 @@ mod tests {
             "log show --serial 019ab2c3d4e5f60718293a4b5c6d7e8f --since 2026-01-31 --follow -o json",
             "log export --after 7 --out f",
             "log verify f",
+            "log verify --root r f",
+            "log prune --before 365d --dry-run",
             "cert list --cluster c1 --node n1",
             "cert show --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --pem",
         ] {

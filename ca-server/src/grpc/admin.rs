@@ -224,4 +224,34 @@ impl AdminService for Admin {
         let answer = audit::list(&self.ca, &operator, &self.log_waits, request.into_inner()).await;
         self.answer("ListAudit", &operator, answer)
     }
+
+    async fn prune_audit(
+        &self,
+        request: Request<v1::PruneAuditRequest>,
+    ) -> Result<Response<v1::PruneAuditResponse>, Status> {
+        call!(self, request, "PruneAudit", audit::prune)
+    }
+
+    type BackupStream = ReceiverStream<Result<v1::BackupPiece, Status>>;
+
+    async fn backup(
+        &self,
+        _request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("backup"))
+    }
+
+    async fn get_restore(
+        &self,
+        _request: Request<v1::GetRestoreRequest>,
+    ) -> Result<Response<v1::Restore>, Status> {
+        Err(Status::unimplemented("restore"))
+    }
+
+    async fn accept_restore(
+        &self,
+        _request: Request<v1::AcceptRestoreRequest>,
+    ) -> Result<Response<v1::Restore>, Status> {
+        Err(Status::unimplemented("restore"))
+    }
 }

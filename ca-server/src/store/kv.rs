@@ -23,12 +23,12 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AuditAsk, AuditPage, Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT,
-    LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations,
-    Revoking, Signed, Store, StoreCounts, StoreError, Watched, decide, layout,
+    AuditAsk, AuditPage, AuditState, Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled,
+    FORMAT, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, PrunePlan, RenewPlan,
+    Revocations, Revoking, Signed, Store, StoreCounts, StoreError, Watched, decide, layout,
     records::{
-        AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
-        ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
+        AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
+        ControlRecord, CrlSet, Header, NodeRecord, RestoresRecord, TokenRecord,
     },
     unix_ms,
     view::{Engine, Reader, View, Writes, audit_hash, empty_audit_head},
@@ -106,7 +106,7 @@ impl KvStore {
     /// # Errors
     /// A record is missing, or is not the one that was written.
     pub async fn verify_audit_chain(&self) -> Result<u64, StoreError> {
-        let mut seen = empty_audit_head();
+        let mut seen = self.decide(None, |view| decide::audit::beginning(view)).await?;
         loop {
             let from = seen.clone();
             let (head, ended) = self.decide(None, move |view| check_audit(view, from)).await?;
@@ -553,6 +553,42 @@ impl Store for KvStore {
             Some(page) => page,
             None => self.decide(None, page).await,
         }
+    }
+
+    async fn audit_state(&self) -> Result<AuditState, StoreError> {
+        self.decide(None, move |view| decide::audit::state(view)).await
+    }
+
+    async fn audit_hash_at(&self, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        // What is asked for was durable when its checkpoint was signed, and records never change.
+        match self.look(self.started_ms, |view| decide::audit::hash_at(view, index)) {
+            Some(Ok(hash)) => Ok(hash),
+            Some(Err(_)) | None => {
+                self.decide(None, move |view| decide::audit::hash_at(view, index)).await
+            }
+        }
+    }
+
+    async fn put_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        self.decide(None, move |view| decide::audit::put_checkpoint(view, &checkpoint)).await
+    }
+
+    async fn plan_prune(&self, before: OffsetDateTime) -> Result<PrunePlan, StoreError> {
+        let before_ms = unix_ms(before);
+        self.decide(None, move |view| decide::audit::plan_prune(view, before_ms)).await
+    }
+
+    async fn prune_audit(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        checkpoint: Checkpoint,
+    ) -> Result<bool, StoreError> {
+        self.decide(Some(now), move |view| decide::audit::prune(view, &actor, &checkpoint)).await
+    }
+
+    async fn restores(&self) -> Result<RestoresRecord, StoreError> {
+        self.decide(None, move |view| Ok(view.get(layout::RESTORES)?.unwrap_or_default())).await
     }
 
     async fn note_key_export(

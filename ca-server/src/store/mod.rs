@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use crate::refusal::Refusal;
 pub use decide::block::{Blocked, Reach};
 use records::{
-    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
-    CrlSet, MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
+    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
+    ControlRecord, CrlSet, MemberRecord, NodeRecord, RestoresRecord, RevocationRecord, TokenRecord,
 };
 
 /// Format this code writes and reads.
@@ -365,6 +365,32 @@ pub struct AuditPage {
     pub more: bool,
     /// Index of the newest record.
     pub newest_index: u64,
+    /// Index of the oldest record.
+    pub first_index: u64,
+}
+
+/// The audit log's two ends and what vouches for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditState {
+    /// Index of the newest record; zero for none.
+    pub newest_index: u64,
+    /// Its hash.
+    pub newest_hash: Vec<u8>,
+    /// Index of the oldest record.
+    pub first_index: u64,
+    /// The newest checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What pruning the audit log comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrunePlan {
+    /// Index of the oldest record now.
+    pub first_index: u64,
+    /// Index of the oldest record that stays.
+    pub keep_from: u64,
+    /// Its hash.
+    pub hash: Vec<u8>,
 }
 
 /// Running totals of a store.
@@ -644,6 +670,31 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// A page of the audit log, of what is durable. It looks at a bounded part of the log and holds
     /// nobody up who writes.
     async fn audit_page(&self, ask: AuditAsk) -> Result<AuditPage, StoreError>;
+
+    /// Where the audit log begins and ends.
+    async fn audit_state(&self) -> Result<AuditState, StoreError>;
+
+    /// The hash of an audit record; `None` where there is none at this index.
+    async fn audit_hash_at(&self, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Puts a signed checkpoint in place, if it names a record of the log and a newer one than the
+    /// last.
+    async fn put_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), StoreError>;
+
+    /// Which records of the audit log go if all before a moment do, but for the newest of them.
+    async fn plan_prune(&self, before: OffsetDateTime) -> Result<PrunePlan, StoreError>;
+
+    /// Removes audit records before the one a signed checkpoint names, a bounded number at once; the
+    /// first time with a record of it. Returns whether more are left to remove.
+    async fn prune_audit(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        checkpoint: Checkpoint,
+    ) -> Result<bool, StoreError>;
+
+    /// The restores this store went through.
+    async fn restores(&self) -> Result<RestoresRecord, StoreError>;
 
     /// Puts on record that the private keys of an authority are about to be written to a file.
     async fn note_key_export(

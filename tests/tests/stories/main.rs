@@ -13,6 +13,7 @@ mod bad_tokens;
 mod bounds;
 mod certificates;
 mod check;
+mod checkpoints;
 mod corpus;
 mod docs;
 mod doors;
