@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     proxy_protocol::TrustedProxies,
     refusal::Refusal,
+    restoring::Restoring,
     serving::Serving,
     store::{
         Authority, Store, StoreError,
@@ -101,6 +102,8 @@ pub struct Ca {
     pub(crate) checkpoint: ArcSwapOption<Checkpoint>,
     /// The restores the store went through.
     pub(crate) restores: ArcSwap<RestoresRecord>,
+    /// What the nodes say to a restored CA.
+    pub restoring: Restoring,
     /// What the store's own checkpoint said of its log when it was opened.
     log_fault: Option<LogAlarm>,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
@@ -155,6 +158,7 @@ impl Ca {
             trusted_proxies: TrustedProxies::default(),
             checkpoint: ArcSwapOption::default(),
             restores: ArcSwap::default(),
+            restoring: Restoring::default(),
             log_fault: None,
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
@@ -179,6 +183,20 @@ impl Ca {
         }
         self.checkpoint.store(state.checkpoint.map(Arc::new));
         Ok(())
+    }
+
+    /// Whether the CA waits for an operator to accept that it was restored.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.restores.load().pending().is_some()
+    }
+
+    /// Refuses everything but Sync until a restore is accepted.
+    ///
+    /// # Errors
+    /// `CaRestored`.
+    pub fn require_accepted(&self) -> Result<(), Refusal> {
+        if self.is_restored() { Err(Refusal::CaRestored) } else { Ok(()) }
     }
 
     /// What is wrong with the audit log by the store's own checkpoint.

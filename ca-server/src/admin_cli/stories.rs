@@ -381,6 +381,7 @@ async fn without_a_terminal_and_without_yes_nothing_changes() {
         "node forget --cluster c1 n1",
         "node reinstate --cluster c1 r1",
         "log prune --before 365d",
+        "restore accept",
         "token revoke --cluster c1 0123456789abcdef --with-nodes --reason drill",
         "cert revoke --cluster c1 019ab697e80007070707070707070707 --reason drill",
     ] {

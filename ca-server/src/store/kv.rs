@@ -23,12 +23,12 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AuditAsk, AuditPage, AuditState, Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled,
-    FORMAT, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, PrunePlan, RenewPlan,
-    Revocations, Revoking, Signed, Store, StoreCounts, StoreError, Watched, decide, layout,
+    Accepted, AuditAsk, AuditPage, AuditState, Authority, BackupPairs, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled,
+    FORMAT, Heard, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, PrunePlan, RenewPlan,
+    Revocations, Revoking, Signed, Standing, Store, StoreCounts, StoreError, Watched, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
-        ControlRecord, CrlSet, Header, NodeRecord, RestoresRecord, TokenRecord,
+        ControlRecord, CrlSet, Header, NodeRecord, RestoreRecord, RestoresRecord, TokenRecord,
     },
     unix_ms,
     view::{Engine, Reader, View, Writes, audit_hash, empty_audit_head},
@@ -114,6 +114,28 @@ impl KvStore {
                 return Ok(head.index);
             }
             seen = head;
+        }
+    }
+
+    /// Marks a store that was just restored: nothing but Sync is answered until an operator accepts it,
+    /// and no token of the backup is good any more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn mark_restored(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        restore: RestoreRecord,
+    ) -> Result<(), StoreError> {
+        self.decide(Some(now), move |view| decide::restore::mark(view, &actor, restore)).await?;
+        let mut after = None;
+        loop {
+            let next = move |view: &mut View<'_>| decide::restore::void_tokens(view, after);
+            after = self.decide(Some(now), next).await?;
+            if after.is_none() {
+                return Ok(());
+            }
         }
     }
 
@@ -587,6 +609,67 @@ impl Store for KvStore {
         self.decide(Some(now), move |view| decide::audit::prune(view, &actor, &checkpoint)).await
     }
 
+    async fn begin_backup(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+    ) -> Result<mpsc::Receiver<BackupPairs>, StoreError> {
+        let pairs = self.shared.begin_backup(BACKUP_QUEUED_MAX);
+        let pairs = pairs.ok_or_else(|| {
+            let text = "a backup is in the making: wait until it has ended".to_owned();
+            crate::refusal::Refusal::RequestInvalid(text)
+        })?;
+        let noted = move |view: &mut View<'_>| {
+            decide::restore::note_backup(view, &actor);
+            Ok(())
+        };
+        match self.decide(Some(now), noted).await {
+            Ok(()) => Ok(pairs),
+            Err(error) => {
+                self.shared.end_backup();
+                Err(error)
+            }
+        }
+    }
+
+    async fn backup_chunk(&self, after: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.decide(None, move |view| {
+            let rows = decide::restore::chunk(view, after.as_deref())?;
+            let last = rows.last().map(|(key, _)| key.clone());
+            let pairs = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            // In the writer's own order: what is written from here on comes behind it.
+            if last.is_some() && !shared.to_backup(|| pairs) {
+                let text = "the backup was not taken as fast as the store was written to: try again";
+                return Err(StoreError::Unavailable(text.to_owned()));
+            }
+            Ok(last)
+        })
+        .await
+    }
+
+    fn end_backup(&self) -> bool {
+        self.shared.end_backup()
+    }
+
+    async fn standing(&self, caller: Caller) -> Result<Standing, StoreError> {
+        self.decide(None, move |view| decide::restore::standing(view, &caller)).await
+    }
+
+    async fn plan_accept(&self, now: OffsetDateTime, heard: Heard) -> Result<Accepted, StoreError> {
+        let plan = |view: &mut View<'_>| decide::restore::accept(view, "", &heard);
+        self.look(unix_ms(now), plan).unwrap_or_else(|| Err(self.stopped()))
+    }
+
+    async fn accept_restore(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        heard: Heard,
+    ) -> Result<Accepted, StoreError> {
+        self.decide(Some(now), move |view| decide::restore::accept(view, &actor, &heard)).await
+    }
+
     async fn restores(&self) -> Result<RestoresRecord, StoreError> {
         self.decide(None, move |view| Ok(view.get(layout::RESTORES)?.unwrap_or_default())).await
     }
@@ -732,6 +815,8 @@ fn audit_damaged(index: u64, why: &str) -> StoreError {
 /// Decisions that may wait. One more is turned away at once: it would wait longer than its caller.
 const QUEUE_MAX: usize = 8_192;
 const AUDIT_PAGE_ROWS: usize = 512;
+/// Pieces of a backup that may wait for whoever takes it.
+const BACKUP_QUEUED_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests;

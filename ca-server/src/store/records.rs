@@ -534,6 +534,9 @@ pub struct RevocationRecord {
     /// Issuer whose CRL it belongs on.
     #[prost(bytes = "vec", tag = "4")]
     pub issuer_key_id: Vec<u8>,
+    /// It was taken back from a CRL at a restore, and the certificate is not on record.
+    #[prost(bool, tag = "5")]
+    pub taken_back: bool,
 }
 
 /// Where the audit log ends.

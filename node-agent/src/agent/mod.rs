@@ -6,6 +6,7 @@ mod answers;
 mod auditlog;
 mod cut;
 mod execs;
+mod holding;
 mod isolation;
 pub(crate) mod issue;
 mod looks;
@@ -223,6 +224,8 @@ pub struct Agent {
     /// What all live heads have applied, as the CA said last.
     heads_applied: Option<v1::SyncVersion>,
     audit_log: auditlog::AuditLog,
+    /// What a restored CA asked for last.
+    wanted: Option<v1::Restored>,
     hooks: Hooks,
     renewals: u64,
     problems: Vec<String>,
@@ -282,6 +285,7 @@ impl Agent {
         let mut agent = Self {
             memory: state.memory(),
             audit_log: auditlog::AuditLog::with(state.checkpoint()),
+            wanted: None,
             folders: Vec::new(),
             current: None,
             env_names: None,

@@ -207,7 +207,7 @@ impl Agent {
             heads_applied: self.heads_wanted(),
             continues: self.sync.pages_follow,
             checkpoint: self.audit_log.kept(),
-            holding: None,
+            holding: self.holding(),
         }
     }
 
@@ -234,6 +234,12 @@ impl Agent {
     /// comes first: it is what others wait for, and it needs no file.
     async fn apply(&mut self, answer: &v1::SyncResponse) -> Result<Next, ActError> {
         self.hear_log(answer);
+        if self.hear_restored(answer) {
+            return Ok(Next::AtOnce);
+        }
+        if answer.restored.is_some() {
+            return Ok(Next::AfterPause);
+        }
         self.judge(answer)?;
         let mut memory = self.memory.clone();
         let was_filling = memory.is_filling();
