@@ -142,8 +142,7 @@ impl<'a> Writer<'a> {
     }
 
     fn frame(&mut self, kind: Kind, message: &impl Message) -> Vec<u8> {
-        let sealed =
-            self.kek.wrap(&kind.name(&self.id, self.number), &message.encode_to_vec());
+        let sealed = self.kek.wrap(&kind.name(&self.id, self.number), &message.encode_to_vec());
         self.number += 1;
         let len = u32::try_from(sealed.len()).expect("a commit is bounded far below 4 GiB");
         [&len.to_be_bytes()[..], &sealed].concat()
@@ -209,7 +208,11 @@ impl<'a, R: Read> Reader<'a, R> {
         Ok(sealed)
     }
 
-    fn unwrap<M: Message + Default>(&mut self, kind: Kind, sealed: &[u8]) -> Result<M, BackupError> {
+    fn unwrap<M: Message + Default>(
+        &mut self,
+        kind: Kind,
+        sealed: &[u8],
+    ) -> Result<M, BackupError> {
         let name = kind.name(&self.id, self.number);
         let damaged = BackupError::Damaged(self.number);
         self.number += 1;

@@ -103,8 +103,8 @@ pub async fn restore(
         trusted_folder::judge(dir)?;
     }
     let kek = Kek::read(kek_file)?;
-    let file = File::open(from)
-        .map_err(|error| RestoreError::File { path: from.to_owned(), error })?;
+    let file =
+        File::open(from).map_err(|error| RestoreError::File { path: from.to_owned(), error })?;
     let mut reader = Reader::open(&kek, BufReader::new(file))?;
     if reader.head.store_format != FORMAT {
         return Err(RestoreError::Format(reader.head.store_format));

@@ -27,9 +27,7 @@ use crate::{
     limits::NodeCall,
     refusal::Refusal,
     restoring::crl::Crls,
-    store::{
-        Adoption, Authority, Caller, Heard, Signed, Standing, StoreError, unix_ms,
-    },
+    store::{Adoption, Authority, Caller, Heard, Signed, Standing, StoreError, unix_ms},
     sync,
 };
 

@@ -53,8 +53,10 @@ pub async fn accept(
     let known = known_nodes(ca).await?;
     ca.restores.store(Arc::new(ca.store.restores().await?));
     info!(
-        actor = operator.actor, adopted = accepted.adoptions.len(),
-        revocations = accepted.revocations.len(), "the restore was accepted"
+        actor = operator.actor,
+        adopted = accepted.adoptions.len(),
+        revocations = accepted.revocations.len(),
+        "the restore was accepted"
     );
     // The CRLs say so before the first node is told anything.
     for (authority, _) in ca.authorities() {
@@ -90,7 +92,9 @@ fn last(ca: &Ca) -> v1::Restore {
 async fn known_nodes(ca: &Ca) -> Result<u64, StoreError> {
     let mut count = 0;
     for cluster in ca.store.clusters().await? {
-        let Ok(id) = cluster.cluster.parse::<raymtls_proto::identity::ClusterId>() else { continue };
+        let Ok(id) = cluster.cluster.parse::<raymtls_proto::identity::ClusterId>() else {
+            continue;
+        };
         let mut page = String::new();
         loop {
             let nodes = ca.store.nodes(id.clone(), page).await?;
@@ -129,7 +133,11 @@ fn message(
             .to_owned(),
     );
     v1::Restore {
-        nodes: accepted.adoptions.into_iter().map(|(one, known, why)| node(one, known, why)).collect(),
+        nodes: accepted
+            .adoptions
+            .into_iter()
+            .map(|(one, known, why)| node(one, known, why))
+            .collect(),
         revocations: accepted
             .revocations
             .into_iter()

@@ -49,7 +49,8 @@ pub(super) async fn run(
     let mut file = Growing::begin(&args.out, Access::PRIVATE).map_err(unwritten)?;
     let mut pieces = admin.backup(v1::BackupRequest {}).await?.into_inner();
     let (mut bytes, mut told) = (0, 0);
-    let cut = || Failure::Failed("the CA broke off: the backup is not whole, nothing is kept".into());
+    let cut =
+        || Failure::Failed("the CA broke off: the backup is not whole, nothing is kept".into());
     loop {
         let piece = tokio::time::timeout(PIECE_TIME_MAX, pieces.message()).await;
         let piece = piece.map_err(|_| cut())??.ok_or_else(cut)?;

@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, applied, audit, backup, certificates, clusters, nodes, restore, tokens, watches::Watches},
+    admin::{
+        Operator, applied, audit, backup, certificates, clusters, nodes, restore, tokens,
+        watches::Watches,
+    },
     ca::Ca,
     store::StoreError,
 };

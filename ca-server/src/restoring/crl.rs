@@ -71,8 +71,11 @@ impl Crls {
     }
 
     fn begin(&mut self, ca: &Ca, caller: &Caller, held: &v1::HeldCrl, elapsed: Duration) {
-        let authority =
-            if held.control { Authority::Control } else { Authority::Cluster(caller.cluster.clone()) };
+        let authority = if held.control {
+            Authority::Control
+        } else {
+            Authority::Cluster(caller.cluster.clone())
+        };
         let length = held.length as usize;
         let bytes: usize = self.assemblies.values().map(|one| one.length).sum();
         let fits = held.sha256.len() == 32
@@ -81,7 +84,8 @@ impl Crls {
             && bytes.saturating_add(length) <= BYTES_MAX;
         let stalled = |one: &Assembly| elapsed.saturating_sub(one.touched) > STALLED;
         let is_new = self.assemblies.get(&held.sha256).is_none_or(stalled);
-        if !fits || !is_new || self.seen.contains(&held.sha256) || self.knows(ca, &authority, held) {
+        if !fits || !is_new || self.seen.contains(&held.sha256) || self.knows(ca, &authority, held)
+        {
             return;
         }
         let one = Assembly {
@@ -98,9 +102,9 @@ impl Crls {
     fn knows(&self, ca: &Ca, authority: &Authority, held: &v1::HeldCrl) -> bool {
         let key = (authority.clone(), held.issuer_key_id.clone());
         let taken = self.newest.get(&key).is_some_and(|newest| newest.number >= held.number);
-        let own = ca.authority(authority).is_ok_and(|live| {
-            live.crls_der().iter().any(|der| sha256(der)[..] == held.sha256[..])
-        });
+        let own = ca
+            .authority(authority)
+            .is_ok_and(|live| live.crls_der().iter().any(|der| sha256(der)[..] == held.sha256[..]));
         taken || own
     }
 
@@ -139,11 +143,8 @@ impl Crls {
             let at_ms = entry.revocation_date.timestamp().saturating_mul(1_000);
             (entry.raw_serial().to_vec(), at_ms)
         });
-        let newest = Newest {
-            number,
-            revoked: revoked.collect(),
-            ends_ms: unix_ms(issuer.not_after()),
-        };
+        let newest =
+            Newest { number, revoked: revoked.collect(), ends_ms: unix_ms(issuer.not_after()) };
         info!(
             authority = %one.authority, number, entries = newest.revoked.len(),
             from = one.from.actor(), "a CRL was taken back"

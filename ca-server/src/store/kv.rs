@@ -23,9 +23,10 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Accepted, AuditAsk, AuditPage, AuditState, Authority, BackupPairs, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled,
-    FORMAT, Heard, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, PrunePlan, RenewPlan,
-    Revocations, Revoking, Signed, Standing, Store, StoreCounts, StoreError, Watched, decide, layout,
+    Accepted, AuditAsk, AuditPage, AuditState, Authority, BackupPairs, Binding, Caller, EnrollAsk,
+    EnrollPlan, Enrolled, FORMAT, Heard, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked,
+    Page, PrunePlan, RenewPlan, Revocations, Revoking, Signed, Standing, Store, StoreCounts,
+    StoreError, Watched, decide, layout,
     records::{
         AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
         ControlRecord, CrlSet, Header, NodeRecord, RestoreRecord, RestoresRecord, TokenRecord,
@@ -640,7 +641,8 @@ impl Store for KvStore {
             let pairs = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
             // In the writer's own order: what is written from here on comes behind it.
             if last.is_some() && !shared.to_backup(|| pairs) {
-                let text = "the backup was not taken as fast as the store was written to: try again";
+                let text =
+                    "the backup was not taken as fast as the store was written to: try again";
                 return Err(StoreError::Unavailable(text.to_owned()));
             }
             Ok(last)

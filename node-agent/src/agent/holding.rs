@@ -37,7 +37,9 @@ impl Agent {
         let piece = wanted.piece_wanted.as_ref().and_then(|piece| self.piece(piece));
         if !wanted.holding_wanted {
             let only = |piece| v1::Holding { piece: Some(piece), ..self.who() };
-            return piece.map(only).map(|holding| v1::Holding { leaves_der: self.leaves(), ..holding });
+            return piece
+                .map(only)
+                .map(|holding| v1::Holding { leaves_der: self.leaves(), ..holding });
         }
         let named = |control: bool| move |der: &Vec<u8>| named(der, control);
         let control = self.memory.control_crls().iter().filter_map(named(true));
@@ -71,7 +73,9 @@ fn named(der: &[u8], control: bool) -> Option<v1::HeldCrl> {
     let (_, crl) = CertificateRevocationList::from_der(der).ok()?;
     let number = crl.crl_number().and_then(|number| u64::try_from(number).ok())?;
     let issuer_key_id = crl.extensions().iter().find_map(|one| match one.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        ParsedExtension::AuthorityKeyIdentifier(id) => {
+            id.key_identifier.as_ref().map(|id| id.0.to_vec())
+        }
         _ => None,
     });
     Some(v1::HeldCrl {

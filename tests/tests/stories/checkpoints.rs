@@ -1,7 +1,7 @@
 //! The audit log's checkpoints: real agents keep them, and find out that a store was edited behind its
 //! CA, or put back; they go on renewing, unless they are told not to.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use ca_server::store::{
     Store as _, layout,
@@ -12,71 +12,11 @@ use ca_server::store::{
 use node_agent::{api::Answer, api::Ask, enroll};
 use prost::Message as _;
 use raymtls_proto::{checkpoint, durable, v1};
-use raymtls_tests::{
-    Deployment,
-    agents::{RunningAgent, SOON, config, options},
-};
-use tempfile::TempDir;
+use raymtls_tests::{Deployment, agents::SOON};
+
+use crate::host::{Host, renews};
 
 const DAY: Duration = Duration::from_secs(86_400);
-
-/// A host: its folders, where its agent's are.
-struct Host {
-    folder: TempDir,
-    strict: bool,
-}
-
-impl Host {
-    async fn enroll(deployment: &Deployment, name: &str, address: &str, strict: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let token = deployment.token("c1", v1::Role::Worker, 1).await;
-        deployment.write_join("c1", &token, &folder.path().join("join"));
-        let clock = Arc::new(deployment.clock.clone());
-        enroll::enroll(&options(folder.path(), name, address), clock).await.unwrap();
-        Self { folder, strict }
-    }
-
-    /// Starts its agent against the CA as it listens now.
-    fn start(&self, deployment: &Deployment) -> RunningAgent {
-        let path = self.folder.path().join("state/node.toml");
-        let text = std::fs::read_to_string(&path).unwrap();
-        let endpoints = text.lines().find(|line| line.starts_with("node_endpoints")).unwrap();
-        let now = format!("node_endpoints = [{:?}]", deployment.nodes.to_string());
-        durable::replace(&path, text.replace(endpoints, &now).as_bytes(), durable::Access::PRIVATE)
-            .unwrap();
-        let mut config = config(self.folder.path());
-        config.strict_audit_log = self.strict;
-        // What holds nothing up here is not waited for.
-        config.limits.sync_wait = Duration::from_secs(1);
-        RunningAgent::start(config, Arc::new(deployment.clock.clone()))
-    }
-
-    fn kept(&self) -> Option<v1::Checkpoint> {
-        let bytes = std::fs::read(self.folder.path().join("state/checkpoint.pb")).ok()?;
-        Some(v1::Checkpoint::decode(bytes.as_slice()).unwrap())
-    }
-
-    /// Waits until it holds a checkpoint of the newest record.
-    async fn saw_newest(&self, deployment: &Deployment) -> v1::Checkpoint {
-        let until = tokio::time::Instant::now() + SOON;
-        loop {
-            let newest = deployment.store.audit_state().await.unwrap().newest_index;
-            if let Some(kept) = self.kept().filter(|kept| kept.index >= newest) {
-                return kept;
-            }
-            assert!(tokio::time::Instant::now() < until, "{:?} of {newest}", self.kept());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-async fn renews(agent: &RunningAgent) -> Result<(), String> {
-    match agent.handle.ask(Ask::Renew).await {
-        Answer::Renewed(done) if done.failed.is_empty() => Ok(()),
-        Answer::Renewed(done) => Err(done.failed.join("; ")),
-        other => Err(format!("{other:?}")),
-    }
-}
 
 fn alarms(deployment: &Deployment, witness: &str) -> u64 {
     let (metrics, log_fault) = (&deployment.ca.metrics, deployment.ca.log_fault());

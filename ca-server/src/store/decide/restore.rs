@@ -42,10 +42,7 @@ pub fn note_backup(view: &mut View<'_>, actor: &str) {
 ///
 /// # Errors
 /// The medium cannot be read.
-pub fn chunk(
-    view: &View<'_>,
-    after: Option<&[u8]>,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+pub fn chunk(view: &View<'_>, after: Option<&[u8]>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     let begin = after.and_then(|after| after.first().copied()).unwrap_or(0);
     for first in (begin..=u8::MAX).filter(|first| *first != ENGINES_OWN) {
@@ -133,9 +130,7 @@ pub fn standing(view: &View<'_>, caller: &Caller) -> Result<Standing, StoreError
             Refusal::IdentityReused
         }
         NodeStatus::Left => Refusal::NodeLeft(node.name),
-        NodeStatus::Revoked => {
-            Refusal::Revoked { node: node.name, reason: record.revoked_reason }
-        }
+        NodeStatus::Revoked => Refusal::Revoked { node: node.name, reason: record.revoked_reason },
         NodeStatus::Unspecified => Refusal::IdentityUnknown,
     };
     Ok(Standing::Refused(refused))

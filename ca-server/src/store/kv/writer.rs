@@ -63,7 +63,6 @@ pub(super) struct Shared {
     tap: Mutex<Option<mpsc::Sender<BackupPairs>>>,
 }
 
-
 impl Shared {
     /// Begins a backup; `None` where one is in the making.
     pub(super) fn begin_backup(&self, queued_max: usize) -> Option<mpsc::Receiver<BackupPairs>> {
