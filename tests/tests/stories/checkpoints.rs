@@ -9,7 +9,6 @@ use ca_server::store::{
     sled::SledEngine,
     view::{Engine as _, Reader as _, Writes, audit_hash},
 };
-use node_agent::{api::Answer, api::Ask, enroll};
 use prost::Message as _;
 use raymtls_proto::{checkpoint, durable, v1};
 use raymtls_tests::{Deployment, agents::SOON};
