@@ -69,7 +69,7 @@ impl Agent {
             match self.audit_log.in_words() {
                 Some(why) => tracing::error!(strict = self.config.strict_audit_log, "{why}"),
                 None => {
-                    tracing::info!("the CA's audit log holds what this node has seen of it again")
+                    tracing::info!("the CA's audit log holds what this node has seen of it again");
                 }
             }
             // The CA hears of it.

@@ -75,6 +75,9 @@ pub(crate) async fn renews(agent: &RunningAgent) -> Result<(), String> {
     match agent.handle.ask(Ask::Renew).await {
         Answer::Renewed(done) if done.failed.is_empty() => Ok(()),
         Answer::Renewed(done) => Err(done.failed.join("; ")),
-        other => Err(format!("{other:?}")),
+        other @ (Answer::Status(_)
+        | Answer::ExecFolder(_)
+        | Answer::Left { .. }
+        | Answer::Error(_)) => Err(format!("{other:?}")),
     }
 }

@@ -113,7 +113,7 @@ async fn old_records_are_pruned_up_to_a_checkpoint_and_the_rest_is_verified_from
     deployment.worker("c1", "w1", "10.0.0.1").await;
     let old = deployment.audit_log().await.len();
     let root = deployment.ca.authority(&ca_server::store::Authority::Control).unwrap();
-    let root = raymtls_proto::bundle::certificates_to_pem(&[root.root_der.clone()]);
+    let root = raymtls_proto::bundle::certificates_to_pem(std::slice::from_ref(&root.root_der));
     let folder = deployment.folder.path().to_owned();
     durable::create(&folder.join("root.pem"), root.as_bytes(), Access::PRIVATE).unwrap();
     let (code, text) = says(&deployment, "log export --out all.jsonl").await;
