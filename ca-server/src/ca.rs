@@ -8,11 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use raymtls_proto::{
+    checkpoint,
     clock::Clock,
     identity::{ClusterId, TrustDomain},
-    v1,
+    v1::{self, LogAlarm},
 };
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -20,6 +21,7 @@ use tokio::sync::{Mutex, watch};
 use tracing::error;
 
 use crate::{
+    checkpoints,
     contacts::Contacts,
     jwt::Workloads,
     keys::{
@@ -30,10 +32,11 @@ use crate::{
     metrics::Metrics,
     proxy_protocol::TrustedProxies,
     refusal::Refusal,
+    restoring::Restoring,
     serving::Serving,
     store::{
         Authority, Store, StoreError,
-        records::{CertificateRecord, ClusterRecord},
+        records::{CertificateRecord, Checkpoint, ClusterRecord, RestoresRecord},
     },
     sync::Told,
 };
@@ -98,6 +101,14 @@ pub struct Ca {
     pub workloads: Workloads,
     /// When this server began to serve.
     pub started: OffsetDateTime,
+    /// The newest checkpoint of the audit log.
+    pub(crate) checkpoint: ArcSwapOption<Checkpoint>,
+    /// The restores the store went through.
+    pub(crate) restores: ArcSwap<RestoresRecord>,
+    /// What the nodes say to a restored CA.
+    pub restoring: Restoring,
+    /// What the store's own checkpoint said of its log when it was opened.
+    log_fault: Option<LogAlarm>,
     authorities: ArcSwap<BTreeMap<Authority, Arc<LiveAuthority>>>,
     /// Held by whoever makes issuers or CRLs: two at once would sign two sets with one number.
     pub(crate) upkeep: Mutex<()>,
@@ -133,7 +144,7 @@ impl Ca {
         endpoints: Endpoints,
     ) -> Result<Self, CaError> {
         let control = store.control().await?.ok_or(CaError::NotInitialized)?;
-        let ca = Self {
+        let mut ca = Self {
             trust_domain: control.trust_domain.parse()?,
             started: clock.now(),
             metrics: Metrics::new(Arc::clone(&store)),
@@ -148,16 +159,57 @@ impl Ca {
             limiter: Limiter::default(),
             quiet: Quiet::default(),
             trusted_proxies: TrustedProxies::default(),
+<<<<<<< HEAD
             workloads: Workloads::default(),
+=======
+            checkpoint: ArcSwapOption::default(),
+            restores: ArcSwap::default(),
+            restoring: Restoring::default(),
+            log_fault: None,
+>>>>>>> part-i
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),
         };
         ca.load_authority(&Authority::Control).await?;
+        ca.load_log().await?;
         for cluster in ca.store.clusters().await? {
             ca.load_authority(&Authority::Cluster(cluster.cluster.parse()?)).await?;
         }
         Ok(ca)
+    }
+
+    /// Compares the audit log with its own checkpoint: whoever edited it without the CA's keys could
+    /// not sign another.
+    async fn load_log(&mut self) -> Result<(), CaError> {
+        self.restores.store(Arc::new(self.store.restores().await?));
+        let state = self.store.audit_state().await?;
+        self.log_fault = checkpoints::judge_store(self, &state).await?;
+        if let Some(why) = self.log_fault.and_then(checkpoint::in_words) {
+            error!("AUDIT LOG ALARM: {why}; no checkpoint is signed; restore a backup");
+        }
+        self.checkpoint.store(state.checkpoint.map(Arc::new));
+        Ok(())
+    }
+
+    /// Whether the CA waits for an operator to accept that it was restored.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.restores.load().pending().is_some()
+    }
+
+    /// Refuses everything but Sync until a restore is accepted.
+    ///
+    /// # Errors
+    /// `CaRestored`.
+    pub fn require_accepted(&self) -> Result<(), Refusal> {
+        if self.is_restored() { Err(Refusal::CaRestored) } else { Ok(()) }
+    }
+
+    /// What is wrong with the audit log by the store's own checkpoint.
+    #[must_use]
+    pub fn log_fault(&self) -> Option<LogAlarm> {
+        self.log_fault
     }
 
     /// The same with other limits than the default ones.

@@ -93,6 +93,8 @@ pub struct Report {
     pub records: u64,
     /// Records of the audit log whose hashes were computed again.
     pub audit_records: u64,
+    /// Index of the first one: those before it were pruned.
+    pub audit_first: u64,
     /// Index of the last one.
     pub audit_last: u64,
     /// Its hash: to be compared with what was noted elsewhere.
@@ -135,8 +137,8 @@ impl Report {
         }
         text + &if self.findings_total == 0 {
             format!(
-                "holds: {} records, audit log 1 to {}, last hash {}\n",
-                self.records, self.audit_last, self.audit_last_sha256
+                "holds: {} records, audit log {} to {}, last hash {}\n",
+                self.records, self.audit_first, self.audit_last, self.audit_last_sha256
             )
         } else {
             format!(
@@ -165,7 +167,7 @@ pub fn check(options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Report,
         &options.dir
     });
     let copy = Copied::of(&store, scratch)?;
-    let mut report = Report::default();
+    let mut report = Report { audit_first: 1, ..Report::default() };
     match SledEngine::open(&copy.0) {
         Ok(engine) => walk::walk(&engine, options.now_ms, kek.as_ref(), &mut report, progress),
         Err(error) => {
@@ -181,7 +183,7 @@ pub fn check(options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Report,
 /// Checks what is read, wherever that lies.
 #[must_use]
 pub fn read_through(reader: &dyn Reader, now_ms: i64, kek: Option<&Kek>) -> Report {
-    let mut report = Report::default();
+    let mut report = Report { audit_first: 1, ..Report::default() };
     walk::walk(reader, now_ms, kek, &mut report, &mut |_| ());
     report
 }

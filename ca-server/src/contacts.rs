@@ -47,6 +47,8 @@ struct Contact {
     counted_before: Option<u64>,
     /// Newest last.
     applied: VecDeque<Applied>,
+    /// Index of its checkpoint of the audit log, and what that says of this CA's.
+    log: (u64, v1::LogAlarm),
     // The number of the newest wait; an older one that sees a newer number ends.
     wait: watch::Sender<u64>,
 }
@@ -72,6 +74,8 @@ pub struct LastContact {
     /// Packets its table had refused when it last went over to another isolation, if this server heard of
     /// both: they are in its count to this day.
     pub counted_before: Option<u64>,
+    /// Index of its checkpoint of the audit log, and what that says of this CA's.
+    pub log: (u64, v1::LogAlarm),
 }
 
 /// The first end of a leaf that runs in a cluster, in seconds since 1970.
@@ -123,6 +127,19 @@ impl Contacts {
         cluster.movers.tell(caller.node.as_str());
     }
 
+    /// Notes what a node's checkpoint of the audit log says.
+    pub fn note_log(&self, caller: &Caller, index: u64, alarm: v1::LogAlarm) {
+        self.with(caller, |contact| contact.log = (index, alarm));
+    }
+
+    /// How many nodes hold a checkpoint that the audit log contradicts, or say that they do.
+    #[must_use]
+    pub fn log_alarms(&self) -> usize {
+        let clusters = self.lock();
+        let nodes = clusters.values().flat_map(|cluster| cluster.nodes.values());
+        nodes.filter(|contact| contact.has_log_alarm()).count()
+    }
+
     /// Moves whenever a head of the cluster says that it applied another version.
     #[must_use]
     pub fn applied_changes_of_heads(&self, cluster: &str) -> watch::Receiver<u64> {
@@ -169,6 +186,7 @@ impl Contacts {
             report: contact.report.clone(),
             reported: contact.reported,
             counted_before: contact.counted_before,
+            log: contact.log,
         })
     }
 
@@ -206,6 +224,7 @@ impl Contacts {
         cluster.heads.remove(caller.node.as_str());
         if let Some(contact) = cluster.nodes.get_mut(caller.node.as_str()) {
             (contact.report, contact.reported, contact.counted_before) = (None, None, None);
+            contact.log = Default::default();
             contact.applied.clear();
         }
     }
@@ -222,6 +241,11 @@ impl Contacts {
 }
 
 impl Contact {
+    fn has_log_alarm(&self) -> bool {
+        let says = self.report.as_ref().is_some_and(|r| r.log_alarm != 0);
+        says || self.log.1 != v1::LogAlarm::Unspecified
+    }
+
     /// What was counted between the last report of the isolation before and the change goes to the one
     /// after: rather too much than too little.
     fn note_isolation(&mut self, now: Option<&v1::IsolationReport>) {

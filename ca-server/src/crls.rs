@@ -59,6 +59,8 @@ async fn answer(site: &Site, authority: Authority) -> Answer {
         [("content-type", "application/x-pem-file"), ("cache-control", "max-age=60")];
     // An authority that is not there costs no look into the store.
     site.ca.authority(&authority).map_err(|_| StatusCode::NOT_FOUND)?;
+    // Those of the backup may lack revocations that the nodes still know of.
+    site.ca.require_accepted().map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     let mut read = site.read.lock().await;
     if let Some((at, pem)) = read.get(&authority)
         && at.elapsed() < FRESH

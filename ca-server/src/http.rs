@@ -112,6 +112,7 @@ async fn metrics(State(ca): State<Arc<Ca>>) -> ([(&'static str, &'static str); 1
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ca.metrics.ready(why_not_ready(&ca).await.is_none());
     ca.metrics.horizons(&ca.contacts.horizons(ca.clock.now()));
+    ca.metrics.audit_log_alarms(ca.log_fault().is_some(), ca.contacts.log_alarms());
     ([("content-type", kind)], ca.metrics.text())
 }
 

@@ -4,15 +4,17 @@
 //! In reading order: [`serve`] wires everything; [`grpc`] is the edge; [`enroll`], [`renew`],
 //! [`issue`], [`sync`], [`leave`] and [`admin`] are the requests, one straight function each;
 //! [`token`] and [`policy`] judge, without I/O; [`keys`] signs; [`store`] decides and remembers.
-//! [`check`] and [`export_key`] work on the data folder of a server that does not run.
+//! [`check`], [`restore`] and [`export_key`] work on the data folder of a server that does not run.
 //! [`admin_cli`] is the operator's command line, which speaks gRPC and shares nothing else.
 
 pub mod accept;
 pub mod admin;
 pub mod admin_cli;
 pub mod admin_socket;
+pub mod backup;
 pub mod ca;
 pub mod check;
+pub mod checkpoints;
 pub mod config;
 pub mod contacts;
 pub mod crls;
@@ -39,6 +41,8 @@ pub mod proxy_protocol;
 pub mod read_once;
 pub mod refusal;
 pub mod renew;
+pub mod restore;
+pub mod restoring;
 pub mod run;
 pub mod serve;
 pub mod serving;

@@ -36,6 +36,7 @@ pub struct Metrics {
     syncs: Counter<u64, AtomicU64>,
     ready: Gauge,
     horizons: Family<Horizon, Gauge>,
+    log_alarms: Family<LogWitness, Gauge>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -57,6 +58,11 @@ struct Why {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Listener {
     listener: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LogWitness {
+    witness: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -84,6 +90,7 @@ impl Metrics {
             syncs: Counter::default(),
             ready: Gauge::default(),
             horizons: Family::default(),
+            log_alarms: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -132,7 +139,14 @@ impl Metrics {
              the agents say that were heard in the last hour",
             metrics.horizons.clone(),
         );
+        registry.register(
+            "audit_log_alarms",
+            "Checkpoints of the audit log that it contradicts, by who holds them: the store itself, or \
+             nodes; anything but 0 means that the store was edited, rolled back or forked",
+            metrics.log_alarms.clone(),
+        );
         registry.register_collector(Box::new(StoreTotals(store)));
+        metrics.audit_log_alarms(false, 0);
         metrics
     }
 
@@ -196,6 +210,14 @@ impl Metrics {
     /// Whether it can sign and commit.
     pub fn ready(&self, is_ready: bool) {
         self.ready.set(is_ready.into());
+    }
+
+    /// How many checkpoints contradict the audit log.
+    pub fn audit_log_alarms(&self, store: bool, nodes: usize) {
+        let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
+        for (witness, count) in [("store", i64::from(store)), ("node", nodes)] {
+            self.log_alarms.get_or_create(&LogWitness { witness }).set(count);
+        }
     }
 
     /// Where the clusters stand; what is not named any more is gone.

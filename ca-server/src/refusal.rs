@@ -177,6 +177,12 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Only Sync is answered.
+    #[error(
+        "this CA was restored from a backup and serves again once an operator has run `ca-admin \
+         restore accept`"
+    )]
+    CaRestored,
     /// No commit.
     #[error("the CA cannot commit to its store now")]
     StoreUnavailable,
@@ -220,6 +226,7 @@ impl Refusal {
             Self::LeafStillLives { .. } => Reason::LeafStillLives,
             Self::SettingInvalid(_) => Reason::SettingInvalid,
             Self::RateLimited { .. } => Reason::RateLimited,
+            Self::CaRestored => Reason::CaRestored,
             Self::StoreUnavailable => Reason::StoreUnavailable,
             Self::Internal => Reason::Internal,
         }

@@ -1,5 +1,5 @@
-//! The command line of `ca-server`: arguments to configuration to `init`, `serve`, `check`
-//! or `export-key` to an exit code.
+//! The command line of `ca-server`: arguments to configuration to `init`, `serve`, `check`,
+//! `restore` or `export-key` to an exit code.
 
 use std::{
     future::Future,
@@ -31,6 +31,7 @@ use crate::{
     keys::{authority::AuthorityError, kek::Kek},
     limits::Limits,
     proxy_protocol::TrustedProxies,
+    restore::{self, RestoreError},
     serve::{self, Listeners},
     store::{Authority, Store, kv::KvStore, sled::SledEngine, unix_ms},
     trusted_folder,
@@ -96,6 +97,25 @@ enum Command {
         /// How the result is printed
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
+    },
+    /// Restore a backup into a folder that holds no CA
+    #[command(
+        after_help = "Reads what `ca-admin backup` wrote, with the key-encryption key it was made \
+                      with. What comes out is served as ever, but answers only Sync, under a new \
+                      epoch, until `ca-admin restore accept`; no token of the backup is good any \
+                      more.\n\nExample:\n  ca-server restore --from /backup/ca-2026-01-31 --dir \
+                      /var/lib/ray-mtls/ca"
+    )]
+    Restore {
+        /// The backup
+        #[arg(long)]
+        from: PathBuf,
+        /// Data folder to make
+        #[arg(long)]
+        dir: PathBuf,
+        /// Key-encryption key
+        #[arg(long, default_value = "/etc/ray-mtls/kek")]
+        kek_file: PathBuf,
     },
     /// Write a CA's private key to a file, in PKCS#8, while no server uses the folder
     #[command(
@@ -239,6 +259,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             let now_ms = unix_ms(SystemClock.now());
             check_command(&check::Options { dir, scratch, kek_file, now_ms }, output)
         }
+        Command::Restore { from, dir, kek_file } => restore_command(&from, &dir, &kek_file).await,
         Command::ExportKey { dir, kek_file, authority, key, out } => {
             export_key_command(&dir, &kek_file, &authority, key, &out).await
         }
@@ -302,6 +323,30 @@ fn check_command(options: &check::Options, output: Output) -> Result<(), Failure
     }
 }
 
+async fn restore_command(from: &Path, dir: &Path, kek_file: &Path) -> Result<(), Failure> {
+    let mut progress = |records| eprintln!("ca-server: {records} records restored");
+    let restored = restore::restore(from, dir, kek_file, &SystemClock, &mut progress).await;
+    let restored = restored.map_err(|error| match error {
+        RestoreError::Kek(_) | RestoreError::NotOurs(_) => Failure::config(error),
+        RestoreError::Exists(_) => Failure(EXIT_USAGE, error.to_string()),
+        RestoreError::Backup(_)
+        | RestoreError::File { .. }
+        | RestoreError::Format(_)
+        | RestoreError::Folder(_)
+        | RestoreError::Store(_) => Failure::failed(error),
+    })?;
+    println!(
+        "{}: {} records of trust domain {}, audit log of {} records whole\nnext: `ca-server check`, \
+         serve from it, wait until the nodes have called (`ca-admin restore show`), then `ca-admin \
+         restore accept`; until then only Sync is answered",
+        dir.display(),
+        restored.pairs,
+        restored.trust_domain,
+        restored.audit_records
+    );
+    Ok(())
+}
+
 async fn export_key_command(
     dir: &Path,
     kek_file: &Path,
@@ -359,6 +404,11 @@ async fn serve_command(dir: &Path, config: &Config) -> Result<(), Failure> {
     let ca = ca.with_limits(config.limits.clone()).behind(proxies).trusting(workloads);
     let listeners = listen(config).await.map_err(Failure::failed)?;
     let trust_domain = ca.trust_domain.clone();
+    if ca.is_restored() {
+        warn!(
+            "this CA was restored from a backup: only Sync is answered until `ca-admin restore accept`"
+        );
+    }
     let started = || {
         info!(
             enrollment = %config.enrollment_listen, nodes = %config.node_listen,

@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     accept::{self, AcceptFailures, Bounds},
     ca::Ca,
-    crls,
+    checkpoints, crls,
     descriptors::Budget,
     grpc::{admin::Admin, enrollment::Enrollment, node::Node},
     http,
@@ -166,6 +166,7 @@ pub async fn serve(
         let stopped = stopped(Arc::clone(&ca));
         async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) }
     });
+    let checkpoints = tokio::spawn(checkpoints::keep(Arc::clone(&ca)));
     let upkeep = tokio::spawn(keep_up(Arc::clone(&ca), certificates, health.clone()));
     started();
 
@@ -174,6 +175,7 @@ pub async fn serve(
         ended = servers.join_next() => first_error(ended),
     };
     upkeep.abort();
+    checkpoints.abort();
     tell(&health, ServingStatus::NotServing).await;
     ca.stop();
     info!("stopping: finishing the calls in flight");

@@ -10,6 +10,7 @@ use tracing::debug;
 
 use crate::{
     ca::Ca,
+    checkpoints,
     contacts::is_at_least,
     directives::{self, Wanted},
     identify::{admit, judged},
@@ -62,6 +63,7 @@ pub async fn sync(
     let node = ca.store.identify(now, caller.clone()).await;
     let node = judged(ca, &caller, now, node)?;
     let current = directives::current_leaf(request.report.as_ref());
+    let kept = request.checkpoint.take();
     let mut changes = ca.store.watch(&caller.cluster);
     if let Some(mut report) = request.report.take() {
         check_report(&report)?;
@@ -95,6 +97,7 @@ pub async fn sync(
         let news = presses(&answer) || (answer.members.is_some() && together.is_over());
         if news || wanted.is_news(have) || awaited || tokio::time::Instant::now() >= deadline {
             ca.metrics.synced();
+            answer.log = Some(checkpoints::compare(ca, &caller, kept.as_ref()).await?);
             return Ok(answer);
         }
         let members = answer.members.is_some();
@@ -109,7 +112,8 @@ pub async fn sync(
             () = ca.stopped() => {
                 ca.metrics.synced();
                 let server_time_unix = ca.clock.now().unix_timestamp();
-                return Ok(v1::SyncResponse { server_time_unix, ..answer });
+                let log = Some(checkpoints::compare(ca, &caller, kept.as_ref()).await?);
+                return Ok(v1::SyncResponse { server_time_unix, log, ..answer });
             }
             () = newest.superseded() => return Err(Refusal::Superseded.into()),
         }

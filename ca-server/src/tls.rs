@@ -129,6 +129,12 @@ impl Peer {
         NodeAddress::new(self.address).ok()
     }
 
+    /// The certificate the connection presented.
+    #[must_use]
+    pub fn identity_der(&self) -> Option<Vec<u8>> {
+        self.identity.as_ref().map(|identity| identity.certificate.to_vec())
+    }
+
     /// The agent whose identity the connection presented.
     ///
     /// # Errors

@@ -24,7 +24,9 @@ pub const EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 /// others waiting.
 pub async fn pass(ca: &Ca) {
     for (authority, _) in ca.authorities() {
-        if let Authority::Cluster(cluster) = &authority {
+        if let Authority::Cluster(cluster) = &authority
+            && !ca.is_restored()
+        {
             tend_members(ca, cluster).await;
         }
         if let Err(error) = tend(ca, &authority).await {
@@ -56,6 +58,10 @@ pub async fn tend(ca: &Ca, authority: &Authority) -> Result<(), CaError> {
     let mut live = ca.authority(authority).map_err(into_store)?;
     if renew_issuer(ca, authority, &live).await? {
         live = ca.authority(authority).map_err(into_store)?;
+    }
+    if ca.is_restored() {
+        // The nodes may hold newer ones, with revocations that are not on record here.
+        return Ok(());
     }
     renew_crls(ca, authority, &live).await
 }

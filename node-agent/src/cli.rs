@@ -71,7 +71,7 @@ It is safe to run again after a crash or a lost reply: the same key gets the sam
   node-agent run --ray-uid 1000 --ray-group ray
 
 Flags override /etc/ray-mtls/agent.toml, which knows state_dir, tls_dir, socket, status_file, ray_uid, ray_group, hooks_dir,
-http_listen and log_format.")]
+http_listen, log_format and strict_audit_log.")]
     Run(RunArgs),
     /// Show what the agent knows, from its status file when it does not answer
     #[command(after_help = "Examples:
@@ -247,6 +247,9 @@ struct RunArgs {
     /// How logs are written
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+    /// Renew nothing while the CA's audit log contradicts what this node has seen of it
+    #[arg(long)]
+    strict_audit_log: bool,
 }
 
 #[derive(Debug, Args)]
@@ -446,6 +449,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         hooks_dir: args.hooks_dir,
         http_listen: args.http_listen,
         log_format: args.log_format,
+        strict_audit_log: args.strict_audit_log.then_some(true),
         ..args.places.partial()
     };
     let chosen = flags.or(file);
@@ -489,6 +493,7 @@ fn open_failure(error: ActError) -> Failure {
         ActError::Call(_)
         | ActError::Verify(_)
         | ActError::ControlCrl(_)
+        | ActError::AuditLog(_)
         | ActError::TooManyFolders(_) => false,
     };
     if is_config { Failure::config(error) } else { error.into() }

@@ -91,6 +91,8 @@ pub struct Partial {
     pub http_listen: Option<String>,
     /// How logs are written.
     pub log_format: Option<LogFormat>,
+    /// Renew nothing while the CA's audit log contradicts what this node has seen of it.
+    pub strict_audit_log: Option<bool>,
 }
 
 impl Partial {
@@ -128,6 +130,7 @@ impl Partial {
             hooks_dir: self.hooks_dir.or(other.hooks_dir),
             http_listen: self.http_listen.or(other.http_listen),
             log_format: self.log_format.or(other.log_format),
+            strict_audit_log: self.strict_audit_log.or(other.strict_audit_log),
         }
     }
 
@@ -151,6 +154,7 @@ impl Partial {
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
             looks: Some(LooksConfig::default()),
+            strict_audit_log: self.strict_audit_log.unwrap_or_default(),
             tick: TICK,
         })
     }
@@ -206,6 +210,8 @@ pub struct Config {
     pub isolation: IsolationConfig,
     /// How it is found out what Ray serves; `None`: not at all.
     pub looks: Option<LooksConfig>,
+    /// Nothing is renewed while the CA's audit log contradicts what this node has seen of it.
+    pub strict_audit_log: bool,
     /// Longest sleep of the loop.
     pub tick: Duration,
 }
@@ -275,6 +281,7 @@ impl Config {
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
             looks: None,
+            strict_audit_log: false,
             tick: Duration::from_millis(20),
         }
     }

@@ -203,6 +203,11 @@ pub(crate) fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> Stri
     if let Some(skew) = status.clock_skew_seconds {
         gauge("clock_skew_seconds", "Seconds this host's clock is ahead of the CA's", skew);
     }
+    gauge(
+        "audit_log_alarm",
+        "1 if the CA's audit log contradicts the checkpoint this node holds",
+        i64::from(status.audit_log_alarm.is_some()),
+    );
     let isolation = &status.isolation;
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     gauge("isolation_members", "Hosts of the cluster in the table", count(isolation.members));

@@ -7,6 +7,7 @@
 //! | `enroll.key`, `renew.key` | a key made before it was sent; the next try uses it again |
 //! | `node.toml` | names, addresses, endpoints, control roots |
 //! | `sync.pb` | the last settings, members, blocks, trust bundle and control CRL |
+//! | `checkpoint.pb` | the newest signed checkpoint of the CA's audit log |
 //! | `isolation.json` | whether a table was loaded and enforced, where the CA was |
 //! | `status.json` | what the daemon last said of itself; no secret |
 //! | `lock` | held by the one daemon or enrolment at work |
@@ -18,8 +19,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost::Message as _;
 use raymtls_proto::{
-    bundle,
+    bundle, checkpoint,
     durable::{self, Access},
     leaf::LeafFacts,
     serial::Serial,
@@ -38,8 +40,17 @@ pub use crate::{memory::Memory, nodefile::NodeFile};
 pub(crate) const IDENTITY: &str = "identity.pem";
 
 /// All files of the folder that are replaced.
-const FILES: [&str; 7] =
-    [IDENTITY, "enroll.key", "renew.key", "node.toml", "sync.pb", "isolation.json", "status.json"];
+const FILES: [&str; 8] = [
+    IDENTITY,
+    "enroll.key",
+    "renew.key",
+    "node.toml",
+    "sync.pb",
+    CHECKPOINT,
+    "isolation.json",
+    "status.json",
+];
+const CHECKPOINT: &str = "checkpoint.pb";
 
 /// Longest file read back, in bytes: a bundle may hold many CRLs.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
@@ -318,6 +329,23 @@ impl StateDir {
     /// The system's.
     pub fn put_memory(&self, memory: &Memory) -> Result<(), StateError> {
         Ok(durable::replace(&self.0.join("sync.pb"), &memory.encode(), Access::PRIVATE)?)
+    }
+
+    /// The newest checkpoint of the CA's audit log that was seen. A damaged one is none: the next Sync
+    /// brings another.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<v1::Checkpoint> {
+        let bytes = read_if_there(&self.0.join(CHECKPOINT)).ok().flatten()?;
+        v1::Checkpoint::decode(bytes.as_slice()).ok().filter(checkpoint::has_form)
+    }
+
+    /// Keeps a checkpoint.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn put_checkpoint(&self, checkpoint: &v1::Checkpoint) -> Result<(), StateError> {
+        let bytes = checkpoint.encode_to_vec();
+        Ok(durable::replace(&self.0.join(CHECKPOINT), &bytes, Access::PRIVATE)?)
     }
 
     /// What isolation did on this host; damaged or missing, nothing is known of it.

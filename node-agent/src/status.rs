@@ -92,6 +92,9 @@ pub struct Status {
     /// What fails first if nobody acts; without the CA where it does not answer.
     #[serde(default)]
     pub first_failure: Option<FirstFailure>,
+    /// What is wrong with the CA's audit log by the checkpoint that this node holds.
+    #[serde(default)]
+    pub audit_log_alarm: Option<String>,
     /// What is wrong and does not stop the agent.
     pub problems: Vec<String>,
 }

@@ -3,12 +3,14 @@
 //! no key.
 //!
 //! In reading order: [`identity`] and [`address`] are the names things go by, [`serial`] and
-//! [`leaf`] the facts of a certificate, [`bundle`] what is trusted, [`join`] the file that brings a
+//! [`leaf`] the facts of a certificate, [`bundle`] what is trusted, [`checkpoint`] how the audit log is
+//! vouched for, [`join`] the file that brings a
 //! node in, [`ports`] what Ray listens on, [`reason`] why the CA says no, [`clock`] what time it is, [`durable`] how a file is
 //! replaced, [`process`] how a program keeps its secrets to itself.
 
 pub mod address;
 pub mod bundle;
+pub mod checkpoint;
 pub mod clock;
 pub mod digest;
 pub mod durable;

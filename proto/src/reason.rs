@@ -163,6 +163,8 @@ reasons! {
     SettingInvalid = "SETTING_INVALID", InvalidArgument, Stop;
     /// Too many requests.
     RateLimited = "RATE_LIMITED", ResourceExhausted, Retry;
+    /// The CA was restored from a backup, and an operator has not accepted that yet.
+    CaRestored = "CA_RESTORED", Unavailable, Retry;
     /// The store cannot commit.
     StoreUnavailable = "STORE_UNAVAILABLE", Unavailable, Retry;
     /// A fault of the CA's own; the details are in its log.
@@ -258,6 +260,10 @@ impl Reason {
             Self::RateLimited => {
                 "nothing for a single time; if it goes on, look for a host that enrols or renews \
                  without end"
+            }
+            Self::CaRestored => {
+                "look at `ca-admin restore show`, and accept it with `ca-admin restore accept` once the \
+                 nodes have called"
             }
             Self::StoreUnavailable => {
                 "look at the CA's log and disk: it exits when a write fails, and its service starts \

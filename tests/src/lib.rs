@@ -186,12 +186,18 @@ impl Deployment {
     }
 
     /// Stops serving and serves again from the same folder, on other ports.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_after(|_| ()).await
+    }
+
+    /// The same, with something done to the data folder while nobody serves.
+    pub async fn restart_after(mut self, change: impl FnOnce(&Path)) -> Self {
         self.stop().await;
         let Self { folder, clock, ca, store, group, rules, .. } = self;
         let (limits, proxies) = (ca.limits.clone(), ca.trusted_proxies.clone());
         let front = Front { limits, proxies, rules };
         drop((ca, store));
+        change(&folder.path().join("ca"));
         Self::serve(folder, clock, group, front).await
     }
 

@@ -1,20 +1,26 @@
 //! The audit log as operators read it: pages of what is stored, filtered here, and a wait for what
-//! comes.
+//! comes; and pruning it.
 
 use std::{sync::Arc, time::Duration};
 
-use raymtls_proto::v1;
+use raymtls_proto::{clock, v1};
 use tokio::time::Instant;
+use tracing::info;
 
 use super::{Operator, clusters, watches::Watches};
 use crate::{
     ca::Ca,
+    checkpoints,
     refusal::Refusal,
-    store::{AuditAsk, AuditPage, StoreError},
+    store::{AuditAsk, AuditPage, Authority, PrunePlan, StoreError},
 };
 
 /// Longest wait for a record.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// Records younger than this are not pruned. An agent that may still call, by an identity of 30 days, holds
+/// a checkpoint that is no older than its last call: whoever prunes more is hiding something, and each
+/// agent takes it for that.
+const PRUNE_AFTER: time::Duration = time::Duration::days(31);
 /// Least time between two looks, whatever comes in.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Longest actor anybody asks for, in bytes: one that is longer never acted.
@@ -44,8 +50,49 @@ pub async fn list(
         let _turn = waits.begin(operator)?;
         followed(ca, ask, wait).await?
     };
-    let AuditPage { records, next, more, newest_index } = page;
-    Ok(v1::ListAuditResponse { records, next, more, newest_index })
+    let AuditPage { records, next, more, newest_index, first_index } = page;
+    let checkpoint = ca.checkpoint.load_full().map(|newest| (*newest).clone());
+    let control_root_der = ca.authority(&Authority::Control)?.root_der.clone();
+    Ok(v1::ListAuditResponse {
+        records,
+        next,
+        more,
+        newest_index,
+        first_index,
+        checkpoint,
+        control_root_der,
+    })
+}
+
+/// Removes old records, up to a checkpoint that is signed for it.
+///
+/// # Errors
+/// A refusal, or the store's failure.
+pub async fn prune(
+    ca: &Ca,
+    operator: &Operator,
+    request: v1::PruneAuditRequest,
+) -> Result<v1::PruneAuditResponse, StoreError> {
+    operator.require(v1::AdminRole::Admin, None)?;
+    let now = ca.clock.now();
+    let before = clock::from_unix(request.before_unix).filter(|at| now - *at >= PRUNE_AFTER);
+    let before = before.ok_or_else(|| {
+        invalid(
+            "records of the last 31 days stay: a node that was away for as long may still ask for them",
+        )
+    })?;
+    if ca.log_fault().is_some() {
+        return Err(invalid("the log is not what was signed: nothing of it is removed").into());
+    }
+    let PrunePlan { first_index, keep_from, hash } = ca.store.plan_prune(before).await?;
+    let checkpoint = checkpoints::sign(ca, keep_from, hash)?;
+    if !request.dry_run {
+        let actor = || operator.actor.clone();
+        while ca.store.prune_audit(now, actor(), checkpoint.clone()).await? {}
+        info!(actor = operator.actor, first_index = keep_from, "audit log pruned");
+    }
+    let removed = keep_from - first_index;
+    Ok(v1::PruneAuditResponse { removed, first_index: keep_from, checkpoint: Some(checkpoint) })
 }
 
 /// The first page with a record in it, or what there is when the wait is over.

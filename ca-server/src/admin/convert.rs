@@ -109,6 +109,8 @@ pub fn node(
         once: node.once,
         earlier_token_ids: node.earlier_token_ids,
         lease_until_unix,
+        log_checkpoint: last.log.0,
+        log_alarm: last.log.1.into(),
     }
 }
 

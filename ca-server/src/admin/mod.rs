@@ -2,12 +2,14 @@
 
 pub mod applied;
 pub mod audit;
+pub mod backup;
 pub mod certificates;
 pub mod clusters;
 pub mod convert;
 mod fleet;
 pub mod nodes;
 pub mod readiness;
+pub mod restore;
 pub mod revocation;
 pub mod tokens;
 pub mod watches;

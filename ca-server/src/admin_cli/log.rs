@@ -1,4 +1,4 @@
-//! `ca-admin log`: show, follow, export and verify the audit log. What a record says is read from the
+//! `ca-admin log`: show, follow, export, verify and prune the audit log. What a record says is read from the
 //! bytes the CA stored; `line` makes it readable, `export` writes a file, `verify` reads one and asks
 //! no CA.
 
@@ -24,6 +24,7 @@ use super::{
 
 mod export;
 mod line;
+mod prune;
 mod verify;
 
 /// Records of one answer of the CA.
@@ -57,17 +58,34 @@ Examples:
   ca-admin log export --after 4711 --out audit-2.jsonl")]
     Export(export::Export),
 
-    /// Checks an export: every record's hash, that none is missing, that the file is whole. Asks no CA.
+    /// Checks an export: every record's hash, that none is missing, that the file is whole, and the
+    /// signed checkpoint in it. Asks no CA.
     #[command(after_help = "\
-Exits with 1 where anything is wrong, and names the index. Whoever can write the CA's store can make
-another log that holds in itself: compare the last hash with one that was noted elsewhere.
+Exits with 1 where anything is wrong, and names the index. With --root the file must hold a checkpoint
+signed under that control root: whoever can write the CA's store, and does not have its keys, cannot make
+one. The root stands in each join file, and `ca-server init` prints it.
 
 Examples:
-  ca-admin log verify audit-1.jsonl")]
+  ca-admin log verify audit-1.jsonl
+  ca-admin log verify --root control-root.pem audit-1.jsonl")]
     Verify {
         /// What `log export` wrote.
         file: PathBuf,
+        /// The control root, in PEM.
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
     },
+
+    /// Removes old records, up to a signed checkpoint.
+    #[command(after_help = "\
+Export them first. Records of the last 31 days always stay: every node that may still call holds a
+checkpoint that is no older. What is left is verified from the checkpoint on, at which it begins; an
+export that was made before ends where it begins.
+
+Examples:
+  ca-admin log prune --before 365d --dry-run
+  ca-admin log prune --before 2026-01-31 --yes")]
+    Prune(prune::Prune),
 }
 
 #[derive(Debug, Args)]
@@ -126,7 +144,8 @@ pub(super) async fn run(verb: Verb, client: &Client, screen: &mut Screen) -> Res
     match verb {
         Verb::Show(args) => show(&args, client, screen).await,
         Verb::Export(args) => export::run(&args, client, screen).await,
-        Verb::Verify { file } => verify::run(&file, screen),
+        Verb::Verify { file, root } => verify::run(&file, root.as_deref(), screen),
+        Verb::Prune(args) => prune::run(&args, client, screen).await,
     }
 }
 

@@ -3,7 +3,7 @@
 //! key, no decision. What it says is what the CA answered.
 //!
 //! In reading order: [`CommandLine`] is what was typed, one file a noun (`cluster`, `token`,
-//! `node`, `cert`, `log`) does it, `client` is the connection, `consent` asks before the fleet is changed,
+//! `node`, `cert`, `log`, `backup`) does it, `client` is the connection, `consent` asks before the fleet is changed,
 //! `output` and `moment` make the answer readable, `failure` makes the exit code.
 
 use std::{
@@ -22,6 +22,7 @@ use self::{
 };
 
 mod applied;
+mod backup;
 mod cert;
 mod client;
 mod cluster;
@@ -94,6 +95,11 @@ enum Noun {
     /// The audit log.
     #[command(subcommand)]
     Log(log::Verb),
+    /// Everything the CA remembers, in one encrypted file.
+    Backup(backup::Backup),
+    /// A CA that was restored from a backup.
+    #[command(subcommand)]
+    Restore(backup::Verb),
 }
 
 /// Does what was typed; says what came of it on stdout, what went wrong on stderr.
@@ -137,6 +143,8 @@ async fn act(command_line: CommandLine, screen: &mut Screen) -> Result<(), Failu
         Noun::Node(verb) => node::run(verb, &client, screen).await,
         Noun::Cert(verb) => cert::run(verb, &client, screen).await,
         Noun::Log(verb) => log::run(verb, &client, screen).await,
+        Noun::Backup(args) => backup::run(&args, &client, screen).await,
+        Noun::Restore(verb) => backup::run_restore(verb, &client, screen).await,
     }
 }
 
@@ -197,6 +205,11 @@ mod tests {
             "log show --serial 019ab2c3d4e5f60718293a4b5c6d7e8f --since 2026-01-31 --follow -o json",
             "log export --after 7 --out f",
             "log verify f",
+            "log verify --root r f",
+            "backup --out f",
+            "restore show",
+            "restore accept --dry-run",
+            "log prune --before 365d --dry-run",
             "cert list --cluster c1 --node n1",
             "cert show --cluster c1 019ab2c3d4e5f60718293a4b5c6d7e8f --pem",
         ] {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use raymtls_proto::{
-    clock,
+    checkpoint, clock,
     identity::{ClusterId, NodeName, Role},
     serial::Serial,
     v1,
@@ -215,6 +215,10 @@ pub(super) struct NodeView {
     pub(super) leaf_not_after: Moment,
     revoked: Moment,
     revoked_reason: String,
+    /// Index of the newest checkpoint of the audit log that the node has seen; zero for none.
+    audit_log_checkpoint: u64,
+    /// What that checkpoint says of the log, where something is wrong.
+    audit_log_alarm: Option<&'static str>,
     /// What the node's agent says of itself; nobody has checked it.
     claims: Option<ClaimsView>,
 }
@@ -228,6 +232,7 @@ struct AddressView {
 #[derive(Debug, Serialize)]
 struct ClaimsView {
     agent_version: String,
+    audit_log_alarm: Option<&'static str>,
     node_time: Moment,
     received_counter: u64,
     applied_counter: u64,
@@ -255,6 +260,14 @@ struct KeyFolderView {
     current: bool,
 }
 
+/// An alarm by the number of its kind; one that this release does not know is one too.
+fn log_alarm(number: i32) -> Option<&'static str> {
+    match v1::LogAlarm::try_from(number) {
+        Ok(alarm) => checkpoint::in_words(alarm),
+        Err(_) => Some("of a kind that this release does not know"),
+    }
+}
+
 impl NodeView {
     pub(super) fn new(node: &v1::Node) -> Self {
         Self {
@@ -279,6 +292,8 @@ impl NodeView {
             leaf_not_after: Moment::from_unix(node.leaf_not_after_unix),
             revoked: Moment::from_unix(node.revoked_unix),
             revoked_reason: node.revoked_reason.clone(),
+            audit_log_checkpoint: node.log_checkpoint,
+            audit_log_alarm: log_alarm(node.log_alarm),
             claims: node.report.as_ref().map(ClaimsView::new),
         }
     }
@@ -416,6 +431,7 @@ impl ClaimsView {
     fn new(report: &v1::Report) -> Self {
         Self {
             agent_version: report.agent_version.clone(),
+            audit_log_alarm: log_alarm(report.log_alarm),
             node_time: Moment::from_unix(report.node_time_unix),
             received_counter: report.received.unwrap_or_default().counter,
             applied_counter: report.applied.unwrap_or_default().counter,
@@ -436,6 +452,9 @@ impl ClaimsView {
 
     fn add_to(&self, table: &mut Table, now: OffsetDateTime) {
         table.fact("says: agent", &self.agent_version);
+        if let Some(alarm) = self.audit_log_alarm {
+            table.fact("says: AUDIT LOG ALARM", alarm);
+        }
         table.fact("says: its time", self.node_time.human(now));
         let (received, applied) = (self.received_counter, self.applied_counter);
         table.fact("says: version", format!("{received} received, {applied} applied"));
@@ -482,6 +501,13 @@ impl View for NodeView {
         table.fact("identity", &self.identity_serial);
         table.fact("identity until", self.identity_until(now));
         table.fact("last leaf until", self.leaf_not_after.human(now));
+        if self.audit_log_checkpoint != 0 {
+            let saw = format!("saw it signed up to record {}", self.audit_log_checkpoint);
+            table.fact("audit log", saw);
+        }
+        if let Some(alarm) = self.audit_log_alarm {
+            table.fact("AUDIT LOG ALARM", alarm);
+        }
         if let Some(claims) = &self.claims {
             claims.add_to(&mut table, now);
         }

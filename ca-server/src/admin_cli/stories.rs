@@ -266,6 +266,36 @@ impl AdminService for Played {
         not_played()
     }
 
+    async fn prune_audit(
+        &self,
+        request: Request<v1::PruneAuditRequest>,
+    ) -> Answer<v1::PruneAuditResponse> {
+        if !request.get_ref().dry_run {
+            self.note("prune log");
+        }
+        Ok(Response::new(v1::PruneAuditResponse { removed: 7, first_index: 8, checkpoint: None }))
+    }
+
+    type BackupStream = tokio_stream::Empty<Result<v1::BackupPiece, Status>>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Answer<Self::BackupStream> {
+        not_played()
+    }
+
+    async fn get_restore(&self, _: Request<v1::GetRestoreRequest>) -> Answer<v1::Restore> {
+        not_played()
+    }
+
+    async fn accept_restore(
+        &self,
+        request: Request<v1::AcceptRestoreRequest>,
+    ) -> Answer<v1::Restore> {
+        if !request.get_ref().dry_run {
+            self.note("accept restore");
+        }
+        Ok(Response::new(v1::Restore { pending: true, ..v1::Restore::default() }))
+    }
+
     async fn list_audit(&self, _: Request<v1::ListAuditRequest>) -> Answer<v1::ListAuditResponse> {
         not_played()
     }
@@ -354,6 +384,8 @@ async fn without_a_terminal_and_without_yes_nothing_changes() {
         "node revoke --cluster c1 n1 --reason drill",
         "node forget --cluster c1 n1",
         "node reinstate --cluster c1 r1",
+        "log prune --before 365d",
+        "restore accept",
         "token revoke --cluster c1 0123456789abcdef --with-nodes --reason drill",
         "cert revoke --cluster c1 019ab697e80007070707070707070707 --reason drill",
     ] {

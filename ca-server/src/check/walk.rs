@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use raymtls_proto::{
+    checkpoint,
     digest::sha256,
     identity::{ClusterId, NodeName},
     leaf::LeafFacts,
@@ -18,9 +19,9 @@ use crate::{
         Authority, FORMAT, StoreError, layout,
         record::Record,
         records::{
-            AuditHead, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord, CrlSet,
-            Header, IdentityRecord, KeyRecord, MemberRecord, NodeRecord, NodeStatus,
-            RevocationRecord, TokenRecord, UseRecord,
+            AuditHead, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
+            ControlRecord, CrlSet, Header, IdentityRecord, KeyRecord, MemberRecord, NodeRecord,
+            NodeStatus, RestoresRecord, RevocationRecord, TokenRecord, UseRecord,
         },
         unix_ms,
         view::{Reader, audit_hash, empty_audit_head},
@@ -133,6 +134,15 @@ impl Walk<'_> {
         if key == layout::AUDIT_HEAD {
             return read::<AuditHead>(value).map(drop);
         }
+        if key == layout::CHECKPOINT {
+            return self.checkpoint(&read(value)?);
+        }
+        if key == layout::PRUNED {
+            return self.pruned(&read(value)?);
+        }
+        if key == layout::RESTORES {
+            return read::<RestoresRecord>(value).map(drop);
+        }
         let (kind, rest) = match key {
             [kind, b'/', rest @ ..] => (*kind, rest),
             _ => return Err("no record of a CA has such a key".to_owned()),
@@ -177,9 +187,37 @@ impl Walk<'_> {
         self.report.audit_last_sha256 = hex::encode(&self.audit.hash);
     }
 
+    /// The log holds what a checkpoint names, and the control authority vouches for it.
+    fn checkpoint(&self, record: &Checkpoint) -> Checked {
+        let control: ControlRecord = self.must(layout::CONTROL)?;
+        let root = control.root.ok_or("the control authority has no root")?;
+        checkpoint::check(record, [root.certificate_der.as_slice()]).map_err(|e| e.to_string())?;
+        let named = self.reader.get(&layout::audit(record.index)).map_err(|e| e.to_string())?;
+        is(named.is_some_and(|named| audit_hash(&named)[..] == record.hash), || {
+            format!(
+                "the log has another record {} than the one that was signed: it was edited, cut or \
+                 rolled back",
+                record.index
+            )
+        })
+    }
+
+    /// Where the log begins: its key comes before those of the log.
+    fn pruned(&mut self, record: &Checkpoint) -> Checked {
+        self.checkpoint(record)?;
+        let oldest: AuditRecord = self.must(&layout::audit(record.index))?;
+        self.audit = AuditHead { index: record.index - 1, hash: oldest.previous_hash };
+        self.report.audit_first = record.index;
+        Ok(())
+    }
+
     fn audit(&mut self, rest: &[u8], value: &[u8]) -> Checked {
         let index = <[u8; 8]>::try_from(rest).map(u64::from_be_bytes);
         let index = index.map_err(|_| "no index of the audit log".to_owned())?;
+        if index < self.report.audit_first {
+            // A pruning that was cut short: the next one removes it.
+            return Ok(());
+        }
         self.report.audit_records += 1;
         let before = std::mem::replace(
             &mut self.audit,
@@ -435,6 +473,9 @@ impl Walk<'_> {
     fn revocation(&self, rest: &[u8], record: &RevocationRecord) -> Checked {
         let (authority, serial) = split(rest)?;
         is(record.serial == serial, || format!("it is {}'s", hex::encode(&record.serial)))?;
+        if record.taken_back && !self.has(&layout::certificate(serial))? {
+            return Ok(());
+        }
         let certificate: CertificateRecord = self.must(&layout::certificate(serial))?;
         let fits = certificate.revoked_ms == record.revoked_ms
             && certificate.not_after_ms == record.not_after_ms
@@ -519,6 +560,9 @@ fn named(key: &[u8]) -> String {
         b"!header" => return "header".to_owned(),
         b"!control" => return "control authority".to_owned(),
         b"!audit" => return "end of the audit log".to_owned(),
+        b"!checkpoint" => return "newest checkpoint of the audit log".to_owned(),
+        b"!pruned" => return "beginning of the audit log".to_owned(),
+        b"!restores" => return "restores".to_owned(),
         [b'a', b'/', rest @ ..] => {
             let index = <[u8; 8]>::try_from(rest).map(u64::from_be_bytes);
             return index

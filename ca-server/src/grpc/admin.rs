@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{MESSAGE_LEN_MAX, status};
 use crate::{
-    admin::{Operator, applied, audit, certificates, clusters, nodes, tokens, watches::Watches},
+    admin::{
+        Operator, applied, audit, backup, certificates, clusters, nodes, restore, tokens,
+        watches::Watches,
+    },
     ca::Ca,
     store::StoreError,
 };
@@ -67,6 +70,18 @@ macro_rules! call {
     }};
 }
 
+/// The same of one that changes something, which a restored CA does not take before it is accepted.
+macro_rules! change {
+    ($self:ident, $request:ident, $name:literal, $function:path) => {{
+        let operator = $self.operator(&$request);
+        let answer = match $self.ca.require_accepted() {
+            Ok(()) => $function(&$self.ca, &operator, $request.into_inner()).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        $self.answer($name, &operator, answer)
+    }};
+}
+
 #[tonic::async_trait]
 impl AdminService for Admin {
     async fn who_am_i(
@@ -92,14 +107,14 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::CreateClusterRequest>,
     ) -> Result<Response<v1::Cluster>, Status> {
-        call!(self, request, "CreateCluster", clusters::create)
+        change!(self, request, "CreateCluster", clusters::create)
     }
 
     async fn set_cluster(
         &self,
         request: Request<v1::SetClusterRequest>,
     ) -> Result<Response<v1::SetClusterResponse>, Status> {
-        call!(self, request, "SetCluster", clusters::set)
+        change!(self, request, "SetCluster", clusters::set)
     }
 
     async fn list_clusters(
@@ -133,7 +148,7 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        call!(self, request, "CreateToken", tokens::create)
+        change!(self, request, "CreateToken", tokens::create)
     }
 
     async fn list_tokens(
@@ -147,14 +162,14 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::Token>, Status> {
-        call!(self, request, "RevokeToken", tokens::revoke)
+        change!(self, request, "RevokeToken", tokens::revoke)
     }
 
     async fn revoke_token_nodes(
         &self,
         request: Request<v1::RevokeTokenNodesRequest>,
     ) -> Result<Response<v1::RevokeTokenNodesResponse>, Status> {
-        call!(self, request, "RevokeTokenNodes", tokens::revoke_with_nodes)
+        change!(self, request, "RevokeTokenNodes", tokens::revoke_with_nodes)
     }
 
     async fn list_nodes(
@@ -175,21 +190,21 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::RevokeNodeRequest>,
     ) -> Result<Response<v1::RevokeNodeResponse>, Status> {
-        call!(self, request, "RevokeNode", nodes::revoke)
+        change!(self, request, "RevokeNode", nodes::revoke)
     }
 
     async fn forget_node(
         &self,
         request: Request<v1::ForgetNodeRequest>,
     ) -> Result<Response<v1::ForgetNodeResponse>, Status> {
-        call!(self, request, "ForgetNode", nodes::forget)
+        change!(self, request, "ForgetNode", nodes::forget)
     }
 
     async fn reinstate_node(
         &self,
         request: Request<v1::ReinstateNodeRequest>,
     ) -> Result<Response<v1::ReinstateNodeResponse>, Status> {
-        call!(self, request, "ReinstateNode", nodes::reinstate)
+        change!(self, request, "ReinstateNode", nodes::reinstate)
     }
 
     type WatchAppliedStream = ReceiverStream<Result<v1::Applied, Status>>;
@@ -208,7 +223,7 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::RevokeCertificateRequest>,
     ) -> Result<Response<v1::RevokeCertificateResponse>, Status> {
-        call!(self, request, "RevokeCertificate", certificates::revoke)
+        change!(self, request, "RevokeCertificate", certificates::revoke)
     }
 
     async fn list_certificates(
@@ -232,5 +247,37 @@ impl AdminService for Admin {
         let operator = self.operator(&request);
         let answer = audit::list(&self.ca, &operator, &self.log_waits, request.into_inner()).await;
         self.answer("ListAudit", &operator, answer)
+    }
+
+    async fn prune_audit(
+        &self,
+        request: Request<v1::PruneAuditRequest>,
+    ) -> Result<Response<v1::PruneAuditResponse>, Status> {
+        change!(self, request, "PruneAudit", audit::prune)
+    }
+
+    type BackupStream = ReceiverStream<Result<v1::BackupPiece, Status>>;
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let operator = self.operator(&request);
+        let pieces = backup::backup(&self.ca, &operator).await;
+        self.answer("Backup", &operator, pieces.map(ReceiverStream::new))
+    }
+
+    async fn get_restore(
+        &self,
+        request: Request<v1::GetRestoreRequest>,
+    ) -> Result<Response<v1::Restore>, Status> {
+        call!(self, request, "GetRestore", restore::show)
+    }
+
+    async fn accept_restore(
+        &self,
+        request: Request<v1::AcceptRestoreRequest>,
+    ) -> Result<Response<v1::Restore>, Status> {
+        call!(self, request, "AcceptRestore", restore::accept)
     }
 }

@@ -31,7 +31,10 @@ impl EnrollmentService for Enrollment {
     ) -> Result<Response<v1::EnrollResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("the connection has no peer"))?;
-        let answer = enroll(&self.0, request.into_inner(), peer.address).await;
+        let answer = match self.0.require_accepted() {
+            Ok(()) => enroll(&self.0, request.into_inner(), peer.address).await,
+            Err(refusal) => Err(refusal.into()),
+        };
         answer
             .map(Response::new)
             .map_err(|error| status(&self.0, "Enroll", &peer.address.to_string(), &error))

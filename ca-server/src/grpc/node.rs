@@ -14,6 +14,7 @@ use crate::{
     issue::issue,
     leave::leave,
     renew::renew,
+    restoring,
     store::{Caller, StoreError},
     sync::sync,
     tls::Peer,
@@ -37,6 +38,11 @@ impl Node {
             .map_err(|e| status(&self.0, call, &peer.address.to_string(), &StoreError::from(e)))
     }
 
+    fn accepted(&self, call: &'static str, caller: &Caller) -> Result<(), Status> {
+        let accepted = self.0.require_accepted().map_err(StoreError::from);
+        accepted.map_err(|error| status(&self.0, call, &caller.actor(), &error))
+    }
+
     fn answer<T>(
         &self,
         call: &'static str,
@@ -54,6 +60,7 @@ impl NodeService for Node {
         request: Request<v1::RenewIdentityRequest>,
     ) -> Result<Response<v1::RenewIdentityResponse>, Status> {
         let caller = self.caller("RenewIdentity", &request)?;
+        self.accepted("RenewIdentity", &caller)?;
         let answer = renew(&self.0, caller.clone(), request.into_inner()).await;
         self.answer("RenewIdentity", &caller, answer)
     }
@@ -63,6 +70,7 @@ impl NodeService for Node {
         request: Request<v1::IssueLeafRequest>,
     ) -> Result<Response<v1::IssueLeafResponse>, Status> {
         let caller = self.caller("IssueLeaf", &request)?;
+        self.accepted("IssueLeaf", &caller)?;
         let answer = issue(&self.0, caller.clone(), request.into_inner()).await;
         self.answer("IssueLeaf", &caller, answer)
     }
@@ -72,7 +80,12 @@ impl NodeService for Node {
         request: Request<v1::SyncRequest>,
     ) -> Result<Response<v1::SyncResponse>, Status> {
         let caller = self.caller("Sync", &request)?;
-        let answer = sync(&self.0, caller.clone(), request.into_inner()).await;
+        let answer = if self.0.is_restored() {
+            let identity = request.extensions().get::<Peer>().and_then(Peer::identity_der);
+            restoring::sync(&self.0, &caller, identity, request.into_inner()).await
+        } else {
+            sync(&self.0, caller.clone(), request.into_inner()).await
+        };
         self.answer("Sync", &caller, answer)
     }
 
@@ -81,6 +94,7 @@ impl NodeService for Node {
         request: Request<v1::LeaveRequest>,
     ) -> Result<Response<v1::LeaveResponse>, Status> {
         let caller = self.caller("Leave", &request)?;
+        self.accepted("Leave", &caller)?;
         let answer = leave(&self.0, caller.clone()).await.map(|()| v1::LeaveResponse {});
         self.answer("Leave", &caller, answer)
     }

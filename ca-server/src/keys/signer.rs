@@ -106,6 +106,15 @@ impl Signer {
         contents.params().signed_by(key, &self.issuer)
     }
 
+    /// Signs what is no certificate and cannot be taken for one: the message begins with the name of
+    /// its format.
+    ///
+    /// # Errors
+    /// The library fails.
+    pub fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        Ok(self.issuer.key().sign(message)?)
+    }
+
     /// The certificate.
     #[must_use]
     pub fn certificate_der(&self) -> &CertificateDer<'static> {

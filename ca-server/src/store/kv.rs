@@ -23,12 +23,13 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AuditAsk, AuditPage, Authority, Binding, Caller, EnrollAsk, EnrollPlan, Enrolled, FORMAT,
-    LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked, Page, RenewPlan, Revocations,
-    Revoking, Signed, Store, StoreCounts, StoreError, Watched, decide, layout,
+    Accepted, AuditAsk, AuditPage, AuditState, Authority, BackupPairs, Binding, Caller, EnrollAsk,
+    EnrollPlan, Enrolled, FORMAT, Heard, LeafAsk, LeafPlan, LeafRevoked, MemberPage, NodeRevoked,
+    Page, PrunePlan, RenewPlan, Revocations, Revoking, Signed, Standing, Store, StoreCounts,
+    StoreError, Watched, decide, layout,
     records::{
-        AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
-        ControlRecord, CrlSet, Header, NodeRecord, TokenRecord,
+        AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
+        ControlRecord, CrlSet, Header, NodeRecord, RestoreRecord, RestoresRecord, TokenRecord,
     },
     unix_ms,
     view::{Engine, Reader, View, Writes, audit_hash, empty_audit_head},
@@ -106,7 +107,7 @@ impl KvStore {
     /// # Errors
     /// A record is missing, or is not the one that was written.
     pub async fn verify_audit_chain(&self) -> Result<u64, StoreError> {
-        let mut seen = empty_audit_head();
+        let mut seen = self.decide(None, |view| decide::audit::beginning(view)).await?;
         loop {
             let from = seen.clone();
             let (head, ended) = self.decide(None, move |view| check_audit(view, from)).await?;
@@ -114,6 +115,28 @@ impl KvStore {
                 return Ok(head.index);
             }
             seen = head;
+        }
+    }
+
+    /// Marks a store that was just restored: nothing but Sync is answered until an operator accepts it,
+    /// and no token of the backup is good any more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn mark_restored(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        restore: RestoreRecord,
+    ) -> Result<(), StoreError> {
+        self.decide(Some(now), move |view| decide::restore::mark(view, &actor, restore)).await?;
+        let mut after = None;
+        loop {
+            let next = move |view: &mut View<'_>| decide::restore::void_tokens(view, after);
+            after = self.decide(Some(now), next).await?;
+            if after.is_none() {
+                return Ok(());
+            }
         }
     }
 
@@ -555,6 +578,104 @@ impl Store for KvStore {
         }
     }
 
+    async fn audit_state(&self) -> Result<AuditState, StoreError> {
+        self.decide(None, move |view| decide::audit::state(view)).await
+    }
+
+    async fn audit_hash_at(&self, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        // What is asked for was durable when its checkpoint was signed, and records never change.
+        match self.look(self.started_ms, |view| decide::audit::hash_at(view, index)) {
+            Some(Ok(hash)) => Ok(hash),
+            Some(Err(_)) | None => {
+                self.decide(None, move |view| decide::audit::hash_at(view, index)).await
+            }
+        }
+    }
+
+    async fn put_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        self.decide(None, move |view| decide::audit::put_checkpoint(view, &checkpoint)).await
+    }
+
+    async fn plan_prune(&self, before: OffsetDateTime) -> Result<PrunePlan, StoreError> {
+        let before_ms = unix_ms(before);
+        self.decide(None, move |view| decide::audit::plan_prune(view, before_ms)).await
+    }
+
+    async fn prune_audit(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        checkpoint: Checkpoint,
+    ) -> Result<bool, StoreError> {
+        self.decide(Some(now), move |view| decide::audit::prune(view, &actor, &checkpoint)).await
+    }
+
+    async fn begin_backup(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+    ) -> Result<mpsc::Receiver<BackupPairs>, StoreError> {
+        let pairs = self.shared.begin_backup(BACKUP_QUEUED_MAX);
+        let pairs = pairs.ok_or_else(|| {
+            let text = "a backup is in the making: wait until it has ended".to_owned();
+            crate::refusal::Refusal::RequestInvalid(text)
+        })?;
+        let noted = move |view: &mut View<'_>| {
+            decide::restore::note_backup(view, &actor);
+            Ok(())
+        };
+        match self.decide(Some(now), noted).await {
+            Ok(()) => Ok(pairs),
+            Err(error) => {
+                self.shared.end_backup();
+                Err(error)
+            }
+        }
+    }
+
+    async fn backup_chunk(&self, after: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.decide(None, move |view| {
+            let rows = decide::restore::chunk(view, after.as_deref())?;
+            let last = rows.last().map(|(key, _)| key.clone());
+            let pairs = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            // In the writer's own order: what is written from here on comes behind it.
+            if last.is_some() && !shared.to_backup(|| pairs) {
+                let text =
+                    "the backup was not taken as fast as the store was written to: try again";
+                return Err(StoreError::Unavailable(text.to_owned()));
+            }
+            Ok(last)
+        })
+        .await
+    }
+
+    fn end_backup(&self) -> bool {
+        self.shared.end_backup()
+    }
+
+    async fn standing(&self, caller: Caller) -> Result<Standing, StoreError> {
+        self.decide(None, move |view| decide::restore::standing(view, &caller)).await
+    }
+
+    async fn plan_accept(&self, now: OffsetDateTime, heard: Heard) -> Result<Accepted, StoreError> {
+        let plan = |view: &mut View<'_>| decide::restore::accept(view, "", &heard);
+        self.look(unix_ms(now), plan).unwrap_or_else(|| Err(self.stopped()))
+    }
+
+    async fn accept_restore(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        heard: Heard,
+    ) -> Result<Accepted, StoreError> {
+        self.decide(Some(now), move |view| decide::restore::accept(view, &actor, &heard)).await
+    }
+
+    async fn restores(&self) -> Result<RestoresRecord, StoreError> {
+        self.decide(None, move |view| Ok(view.get(layout::RESTORES)?.unwrap_or_default())).await
+    }
+
     async fn note_key_export(
         &self,
         now: OffsetDateTime,
@@ -696,6 +817,8 @@ fn audit_damaged(index: u64, why: &str) -> StoreError {
 /// Decisions that may wait. One more is turned away at once: it would wait longer than its caller.
 const QUEUE_MAX: usize = 8_192;
 const AUDIT_PAGE_ROWS: usize = 512;
+/// Pieces of a backup that may wait for whoever takes it.
+const BACKUP_QUEUED_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,12 @@ pub const HEADER: &[u8] = b"!header";
 pub const CONTROL: &[u8] = b"!control";
 /// End of the audit log.
 pub const AUDIT_HEAD: &[u8] = b"!audit";
+/// Its newest checkpoint.
+pub const CHECKPOINT: &[u8] = b"!checkpoint";
+/// Its beginning, where what came before was pruned: the checkpoint at the oldest record left.
+pub const PRUNED: &[u8] = b"!pruned";
+/// The restores this store went through.
+pub const RESTORES: &[u8] = b"!restores";
 
 /// All clusters.
 pub const CLUSTERS: &[u8] = b"c/";

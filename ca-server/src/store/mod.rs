@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use crate::refusal::Refusal;
 pub use decide::block::{Blocked, Reach};
 use records::{
-    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord, ControlRecord,
-    CrlSet, MemberRecord, NodeRecord, RevocationRecord, TokenRecord,
+    AuditKind, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint, ClusterRecord,
+    ControlRecord, CrlSet, MemberRecord, NodeRecord, RestoresRecord, RevocationRecord, TokenRecord,
 };
 
 /// Format this code writes and reads.
@@ -56,6 +56,9 @@ pub const LEAF_KEYS_MAX: usize = 32;
 /// Nodes revoked in one decision, at most: for each of them all nodes of the cluster are looked
 /// through, and other decisions wait meanwhile.
 pub const NODES_REVOKED_MAX: usize = 32;
+
+/// Pairs of a backup, in the order in which they are to be written; `None` deletes.
+pub type BackupPairs = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// Why a verb did not do what it was asked.
 #[derive(Debug, Error)]
@@ -368,6 +371,103 @@ pub struct AuditPage {
     pub more: bool,
     /// Index of the newest record.
     pub newest_index: u64,
+    /// Index of the oldest record.
+    pub first_index: u64,
+}
+
+/// The audit log's two ends and what vouches for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditState {
+    /// Index of the newest record; zero for none.
+    pub newest_index: u64,
+    /// Its hash.
+    pub newest_hash: Vec<u8>,
+    /// Index of the oldest record.
+    pub first_index: u64,
+    /// The newest checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What pruning the audit log comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrunePlan {
+    /// Index of the oldest record now.
+    pub first_index: u64,
+    /// Index of the oldest record that stays.
+    pub keep_from: u64,
+    /// Its hash.
+    pub hash: Vec<u8>,
+}
+
+/// How an identity that chains to the control authority stands to what a restored store has on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its live node's current or pending one.
+    InForce,
+    /// It was issued after the backup.
+    Unknown,
+    /// It is on record, and no call is served with it: why.
+    Refused(Refusal),
+}
+
+/// An identity that a restored store does not know, and what its node showed.
+#[derive(Clone, Debug)]
+pub struct Adoption {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its node.
+    pub node: NodeName,
+    /// What the node is by its own word; a driver by its leaves.
+    pub role: Role,
+    /// Where it called from.
+    pub source: Option<NodeAddress>,
+    /// The identity.
+    pub identity: Signed,
+    /// Its leaves that have not ended.
+    pub leaves: Vec<(v1::CertificateKind, Signed)>,
+    /// What they certify.
+    pub addresses: Vec<String>,
+    /// The same.
+    pub dns_names: Vec<String>,
+}
+
+/// A revocation on a CRL that a restored store does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenBack {
+    /// Whose CRL.
+    pub authority: Authority,
+    /// What it revokes.
+    pub serial: Vec<u8>,
+    /// When.
+    pub revoked_ms: i64,
+    /// Who signed the CRL.
+    pub issuer_key_id: Vec<u8>,
+    /// When that issuer ends: nothing it signed lives longer.
+    pub ends_ms: i64,
+}
+
+/// What a restored CA heard from its nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// Identities it does not know.
+    pub adoptions: Vec<Adoption>,
+    /// Revocations it may not know.
+    pub revocations: Vec<TakenBack>,
+    /// The greatest number of a CRL of each authority.
+    pub crl_numbers: Vec<(Authority, u64)>,
+    /// Addresses of the CA: no block covers them.
+    pub ca_addresses: Vec<std::net::IpAddr>,
+}
+
+/// What accepting a restore comes to.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted {
+    /// Each adoption: whether the store knew the node, and why it was left out, if it was.
+    pub adoptions: Vec<(Adoption, bool, Option<String>)>,
+    /// Revocations that were not on record, with the node where it is known.
+    pub revocations: Vec<(TakenBack, String)>,
+    /// Nodes that are revoked by them, with their clusters.
+    pub revoked_nodes: Vec<(String, String)>,
 }
 
 /// Running totals of a store.
@@ -647,6 +747,60 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// A page of the audit log, of what is durable. It looks at a bounded part of the log and holds
     /// nobody up who writes.
     async fn audit_page(&self, ask: AuditAsk) -> Result<AuditPage, StoreError>;
+
+    /// Where the audit log begins and ends.
+    async fn audit_state(&self) -> Result<AuditState, StoreError>;
+
+    /// The hash of an audit record; `None` where there is none at this index.
+    async fn audit_hash_at(&self, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Puts a signed checkpoint in place, if it names a record of the log and a newer one than the
+    /// last.
+    async fn put_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), StoreError>;
+
+    /// Which records of the audit log go if all before a moment do, but for the newest of them.
+    async fn plan_prune(&self, before: OffsetDateTime) -> Result<PrunePlan, StoreError>;
+
+    /// Removes audit records before the one a signed checkpoint names, a bounded number at once; the
+    /// first time with a record of it. Returns whether more are left to remove.
+    async fn prune_audit(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        checkpoint: Checkpoint,
+    ) -> Result<bool, StoreError>;
+
+    /// Begins a backup, with a record of it; what is written meanwhile comes through the channel, and
+    /// so does what [`Store::backup_chunk`] reads, in an order in which the last word on a key counts.
+    async fn begin_backup(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+    ) -> Result<tokio::sync::mpsc::Receiver<BackupPairs>, StoreError>;
+
+    /// Reads the next pairs into the backup: from behind a key, or from the beginning. Returns the last
+    /// key read; `None` at the end.
+    async fn backup_chunk(&self, after: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Ends the backup; the channel has all of it, or this is `false`.
+    fn end_backup(&self) -> bool;
+
+    /// How a caller's identity stands in a restored store.
+    async fn standing(&self, caller: Caller) -> Result<Standing, StoreError>;
+
+    /// What accepting the restore would come to by what is written. Changes nothing.
+    async fn plan_accept(&self, now: OffsetDateTime, heard: Heard) -> Result<Accepted, StoreError>;
+
+    /// Takes over what was heard, all or nothing.
+    async fn accept_restore(
+        &self,
+        now: OffsetDateTime,
+        actor: String,
+        heard: Heard,
+    ) -> Result<Accepted, StoreError>;
+
+    /// The restores this store went through.
+    async fn restores(&self) -> Result<RestoresRecord, StoreError>;
 
     /// Puts on record that the private keys of an authority are about to be written to a file.
     async fn note_key_export(

@@ -5,9 +5,9 @@ use prost::Message;
 use raymtls_proto::{identity::Role, serial::Serial};
 
 use super::records::{
-    AddressRecord, AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, ClusterRecord,
-    ControlRecord, CrlSet, Header, KeyRecord, MemberRecord, NodeRecord, RevocationRecord,
-    TokenRecord, UseRecord,
+    AddressRecord, AuditHead, AuditRecord, BlockRecord, CaKey, CertificateRecord, Checkpoint,
+    ClusterRecord, ControlRecord, CrlSet, Header, KeyRecord, MemberRecord, NodeRecord,
+    RestoresRecord, RevocationRecord, TokenRecord, UseRecord,
 };
 
 /// A value of the store.
@@ -61,11 +61,13 @@ whole_as_decoded!(
     AuditRecord,
     BlockRecord,
     CaKey,
+    Checkpoint,
     ControlRecord,
     CrlSet,
     Header,
     KeyRecord,
     MemberRecord,
+    RestoresRecord,
     RevocationRecord,
     TokenRecord,
     UseRecord

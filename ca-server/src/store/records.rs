@@ -8,7 +8,7 @@ use prost::Message;
 use raymtls_proto::{identity::Role, serial::Serial, v1};
 // A record of the audit log is told and exported in the bytes it is stored in: it belongs to the
 // contract.
-pub use raymtls_proto::v1::{AuditKind, AuditRecord};
+pub use raymtls_proto::v1::{AuditKind, AuditRecord, Checkpoint};
 
 use super::ABSENT_AFTER_MS;
 
@@ -534,6 +534,9 @@ pub struct RevocationRecord {
     /// Issuer whose CRL it belongs on.
     #[prost(bytes = "vec", tag = "4")]
     pub issuer_key_id: Vec<u8>,
+    /// It was taken back from a CRL at a restore, and the certificate is not on record.
+    #[prost(bool, tag = "5")]
+    pub taken_back: bool,
 }
 
 /// Where the audit log ends.
@@ -545,6 +548,49 @@ pub struct AuditHead {
     /// Its hash; 32 zero bytes for none.
     #[prost(bytes = "vec", tag = "2")]
     pub hash: Vec<u8>,
+}
+
+/// The restores a store went through, oldest first.
+#[derive(Clone, PartialEq, Message)]
+pub struct RestoresRecord {
+    /// Each of them.
+    #[prost(message, repeated, tag = "1")]
+    pub restores: Vec<RestoreRecord>,
+}
+
+/// A restore from a backup.
+#[derive(Clone, PartialEq, Message)]
+pub struct RestoreRecord {
+    /// Epoch of the store that was backed up.
+    #[prost(fixed64, tag = "1")]
+    pub epoch_before: u64,
+    /// Last record of the audit log in the backup.
+    #[prost(uint64, tag = "2")]
+    pub last_index: u64,
+    /// When the backup was made.
+    #[prost(int64, tag = "3")]
+    pub backup_ms: i64,
+    /// When it was restored.
+    #[prost(int64, tag = "4")]
+    pub restored_ms: i64,
+    /// When an operator accepted it; zero for not yet.
+    #[prost(int64, tag = "5")]
+    pub accepted_ms: i64,
+}
+
+impl RestoresRecord {
+    /// The restore that waits for an operator.
+    #[must_use]
+    pub fn pending(&self) -> Option<&RestoreRecord> {
+        self.restores.last().filter(|restore| restore.accepted_ms == 0)
+    }
+
+    /// Up to which record the log of an epoch is this one's still, where that epoch ended in a restore.
+    #[must_use]
+    pub fn kept_up_to(&self, epoch: u64) -> Option<u64> {
+        let at = self.restores.iter().position(|restore| restore.epoch_before == epoch)?;
+        self.restores[at..].iter().map(|restore| restore.last_index).min()
+    }
 }
 
 /// What a public key is used for, by its hash: one key, one purpose, one node.

@@ -96,6 +96,7 @@ impl Agent {
     /// The next identity, for a key that is on the disk before it is sent. After a crash anywhere in
     /// here the next start sends the same key again and gets the same certificate.
     pub(super) async fn renew_identity(&mut self) -> Result<SerialChange, ActError> {
+        self.log_permits()?;
         // A call begun with the old identity must not stand beside one made with the next.
         self.sync.end();
         let key = self.state.waiting_key(WaitingKey::Renewal)?;
@@ -145,6 +146,7 @@ impl Agent {
 
     /// The next leaf for the key of a folder: same key, one rename.
     pub(super) async fn renew_leaf(&mut self, number: u32) -> Result<SerialChange, ActError> {
+        self.log_permits()?;
         let key = self.tls.key(number)?;
         let leaf = match self.fetch(&key).await {
             Ok(leaf) => leaf,
@@ -181,6 +183,7 @@ impl Agent {
 
     /// A key folder of its own for what starts from now on.
     pub(super) async fn new_folder(&mut self) -> Result<u32, ActError> {
+        self.log_permits()?;
         if self.folders.len() >= FOLDERS_MAX {
             return Err(ActError::TooManyFolders(self.folders.len()));
         }

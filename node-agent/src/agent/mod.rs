@@ -3,8 +3,10 @@
 //! await lies before the writes of an act, so that stopping never cuts a write in two.
 
 mod answers;
+mod auditlog;
 mod cut;
 mod execs;
+mod holding;
 mod isolation;
 pub(crate) mod issue;
 mod looks;
@@ -94,6 +96,9 @@ pub enum ActError {
     /// The CRL would break every later call.
     #[error("the CA's control CRL was not used: {0}")]
     ControlCrl(String),
+    /// In strict mode.
+    #[error("nothing is renewed: {0} (`strict_audit_log` is on)")]
+    AuditLog(String),
     /// No room for another key folder.
     #[error("there are {0} key folders already: the oldest must expire first")]
     TooManyFolders(usize),
@@ -117,6 +122,7 @@ impl ActError {
             | Self::State(_)
             | Self::Key(_)
             | Self::ControlCrl(_)
+            | Self::AuditLog(_)
             | Self::TooManyFolders(_) => false,
         }
     }
@@ -217,6 +223,9 @@ pub struct Agent {
     seen_at: Option<v1::SyncVersion>,
     /// What all live heads have applied, as the CA said last.
     heads_applied: Option<v1::SyncVersion>,
+    audit_log: auditlog::AuditLog,
+    /// What a restored CA asked for last.
+    wanted: Option<v1::Restored>,
     hooks: Hooks,
     renewals: u64,
     problems: Vec<String>,
@@ -275,6 +284,8 @@ impl Agent {
         let status = view::empty(&node, &identity, clock.now());
         let mut agent = Self {
             memory: state.memory(),
+            audit_log: auditlog::AuditLog::with(state.checkpoint()),
+            wanted: None,
             folders: Vec::new(),
             current: None,
             env_names: None,

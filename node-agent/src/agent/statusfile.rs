@@ -116,6 +116,7 @@ pub(crate) mod tests {
             served_problem: None,
             lease_ends: None,
             first_failure: None,
+            audit_log_alarm: None,
             problems: Vec::new(),
         }
     }

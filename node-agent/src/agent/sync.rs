@@ -206,6 +206,8 @@ impl Agent {
             wait_seconds: u32::try_from(wait.as_secs()).unwrap_or_default(),
             heads_applied: self.heads_wanted(),
             continues: self.sync.pages_follow,
+            checkpoint: self.audit_log.kept(),
+            holding: self.holding(),
         }
     }
 
@@ -224,12 +226,20 @@ impl Agent {
             node_time_unix: self.clock.now().unix_timestamp(),
             isolation: Some(self.isolation_report()),
             running: self.running_report(),
+            log_alarm: self.audit_log.alarm().into(),
         }
     }
 
     /// All of it or nothing: where a step fails, the next Sync asks for the same again. The table
     /// comes first: it is what others wait for, and it needs no file.
     async fn apply(&mut self, answer: &v1::SyncResponse) -> Result<Next, ActError> {
+        self.hear_log(answer);
+        if self.hear_restored(answer) {
+            return Ok(Next::AtOnce);
+        }
+        if answer.restored.is_some() {
+            return Ok(Next::AfterPause);
+        }
         self.judge(answer)?;
         let mut memory = self.memory.clone();
         let was_filling = memory.is_filling();

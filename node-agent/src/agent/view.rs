@@ -53,7 +53,9 @@ impl Agent {
         status.two_key_split = SplitStatus::of(self.config.ray_uid, agent_uid);
         status.renewals = self.renewals;
         status.clock_skew_seconds = self.clock.skew().map(seconds);
+        status.audit_log_alarm = self.audit_log.in_words();
         status.problems = self.problems.clone();
+        status.problems.extend(status.audit_log_alarm.clone());
         status.problems.extend(self.skew_reported().map(skew::problem));
         status.problems.extend(self.time_not_believed());
         status.problems.extend(self.not_done());
@@ -202,6 +204,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         served_problem: None,
         lease_ends: None,
         first_failure: None,
+        audit_log_alarm: None,
         problems: Vec::new(),
     }
 }

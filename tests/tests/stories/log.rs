@@ -6,6 +6,7 @@ use std::{process::Output, time::Duration};
 use ca_server::admin::{Operator, audit, watches::Watches};
 use prost::Message as _;
 use raymtls_proto::{
+    clock::Clock as _,
     durable::{self, Access},
     v1::{self, AuditKind, AuditRecord},
 };
@@ -103,6 +104,63 @@ async fn the_log_is_shown_by_filter_followed_exported_and_verified_elsewhere() {
     let second = std::fs::read_to_string(folder.join("b.jsonl")).unwrap();
     let first: serde_json::Value = serde_json::from_str(second.lines().next().unwrap()).unwrap();
     assert_eq!(first["previous_sha256"], last["last_sha256"]);
+}
+
+#[tokio::test]
+async fn old_records_are_pruned_up_to_a_checkpoint_and_the_rest_is_verified_from_there() {
+    let mut deployment = Deployment::start().await;
+    deployment.cluster("c1", DAY).await;
+    deployment.worker("c1", "w1", "10.0.0.1").await;
+    let old = deployment.audit_log().await.len();
+    let root = deployment.ca.authority(&ca_server::store::Authority::Control).unwrap();
+    let root = raymtls_proto::bundle::certificates_to_pem(std::slice::from_ref(&root.root_der));
+    let folder = deployment.folder.path().to_owned();
+    durable::create(&folder.join("root.pem"), root.as_bytes(), Access::PRIVATE).unwrap();
+    let (code, text) = says(&deployment, "log export --out all.jsonl").await;
+    assert_eq!(code, 0, "{text}");
+
+    let (code, text) = says(&deployment, "log prune --before 30d --yes").await;
+    assert!(code == 2 && text.contains("31 days"), "{text}");
+    // The CA's clock goes on; ca-admin's words are absolute.
+    deployment.clock.advance(40 * DAY);
+    deployment.cluster("c2", DAY).await;
+    let before = (deployment.clock.now() - 32 * DAY).date();
+    let (code, text) = says(&deployment, &format!("log prune --before {before} --dry-run")).await;
+    assert!(code == 0 && text.contains("would be removed"), "{text}");
+    assert!(deployment.audit_log().await.len() > old, "a dry run removed something");
+    let (code, text) = says(&deployment, &format!("log prune --before {before} --yes")).await;
+    assert!(code == 0 && text.contains(&format!("{} records removed", old - 1)), "{text}");
+    assert!(text.contains(&format!("begins at record {old},")), "{text}");
+    assert_eq!(deployment.audit_log().await.first().unwrap().index, old as u64);
+    deployment.store.verify_audit_chain().await.unwrap();
+    let (code, text) = says(&deployment, "log show --kind log-pruned").await;
+    assert!(code == 0 && text.contains(&format!("records 1 to {}", old - 1)), "{text}");
+
+    let (code, text) = says(&deployment, "log export --out rest.jsonl").await;
+    assert!(code == 0 && text.contains(&format!("records 1 to {} were pruned", old - 1)), "{text}");
+    deployment = deployment.restart().await;
+    deployment.store.verify_audit_chain().await.unwrap();
+    deployment.stop().await;
+    for file in ["all.jsonl", "rest.jsonl"] {
+        let (code, text) = says(&deployment, &format!("log verify --root root.pem {file}")).await;
+        assert!(code == 0 && text.contains("signed checkpoint of record"), "{file}: {text}");
+    }
+    // The second goes on at the record that the first ended with, or holds it still.
+    let rest = std::fs::read_to_string(folder.join("rest.jsonl")).unwrap();
+    let kept = rest.lines().nth(1).unwrap();
+    let all = std::fs::read_to_string(folder.join("all.jsonl")).unwrap();
+    assert!(all.lines().any(|line| line == kept), "{kept}");
+    drop(deployment.store);
+    drop(deployment.ca);
+    let options = ca_server::check::Options {
+        dir: folder.join("ca"),
+        scratch: None,
+        kek_file: Some(folder.join("kek")),
+        now_ms: 0,
+    };
+    let report = ca_server::check::check(&options, &mut |_| ()).unwrap();
+    assert_eq!(report.audit_first, old as u64, "{}", report.text());
+    assert!(!report.findings.iter().any(|f| f.at.contains("audit")), "{}", report.text());
 }
 
 #[tokio::test]

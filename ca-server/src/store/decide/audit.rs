@@ -1,13 +1,15 @@
-//! Reading the audit log; it is written by the decisions themselves, but for a key that leaves.
+//! Reading the audit log, its checkpoints, and pruning it; it is written by the decisions themselves,
+//! but for a key that leaves.
 
-use raymtls_proto::v1::{AuditKind, AuditRecord};
+use raymtls_proto::v1::{AuditKind, AuditRecord, Checkpoint};
 
 use super::event;
 use crate::{
     refusal::Refusal,
     store::{
-        AuditAsk, AuditPage, Authority, PAGE_ROWS_MAX, StoreError, layout,
-        view::{View, decode},
+        AuditAsk, AuditPage, AuditState, Authority, PAGE_ROWS_MAX, PrunePlan, StoreError, layout,
+        records::AuditHead,
+        view::{View, audit_hash, decode, empty_audit_head},
     },
 };
 
@@ -19,6 +21,8 @@ const CHUNK: u64 = 512;
 const ROWS_MAX: usize = 1_000;
 /// A page is full once its records have this many bytes.
 const PAGE_BYTES: usize = 1024 * 1024;
+/// Records removed in one decision.
+const PRUNED_AT_ONCE: usize = 2_000;
 
 /// Up to `limit` records after an index.
 ///
@@ -38,7 +42,7 @@ pub fn list(view: &View<'_>, after: u64, limit: usize) -> Result<Vec<AuditRecord
 /// # Errors
 /// A record does not decode, or is missing.
 pub fn page(view: &View<'_>, ask: &AuditAsk, newest_index: u64) -> Result<AuditPage, StoreError> {
-    let mut walk = Walk::new(ask, newest_index);
+    let mut walk = Walk::new(ask, newest_index, first_index(view)?);
     let limit = ask.limit.clamp(1, ROWS_MAX);
     let (mut records, mut bytes) = (Vec::new(), 0);
     let mut looked = 0;
@@ -68,6 +72,126 @@ pub fn page(view: &View<'_>, ask: &AuditAsk, newest_index: u64) -> Result<AuditP
     Ok(walk.page(records))
 }
 
+/// Index of the oldest record.
+///
+/// # Errors
+/// The record of the pruning does not decode.
+pub fn first_index(view: &View<'_>) -> Result<u64, StoreError> {
+    let pruned: Option<Checkpoint> = view.get(layout::PRUNED)?;
+    Ok(pruned.map_or(1, |pruned| pruned.index))
+}
+
+/// The end of the log that whoever reads it in order begins behind: nothing, or what was pruned.
+///
+/// # Errors
+/// The record of the pruning does not decode, or the oldest record is not the one it names.
+pub fn beginning(view: &View<'_>) -> Result<AuditHead, StoreError> {
+    let Some(pruned) = view.get::<Checkpoint>(layout::PRUNED)? else {
+        return Ok(empty_audit_head());
+    };
+    let value = view.get_raw(&layout::audit(pruned.index))?;
+    let value = value.ok_or_else(|| missing(pruned.index))?;
+    let record: AuditRecord = decode(&layout::audit(pruned.index), &value)?;
+    if audit_hash(&value)[..] != pruned.hash {
+        let key = format!("audit record {}", pruned.index);
+        let why = "it is not the one the log was pruned up to".to_owned();
+        return Err(StoreError::Damaged { key, why });
+    }
+    Ok(AuditHead { index: pruned.index - 1, hash: record.previous_hash })
+}
+
+/// Where the log begins and ends.
+///
+/// # Errors
+/// A record does not decode.
+pub fn state(view: &View<'_>) -> Result<AuditState, StoreError> {
+    let head = view.get(layout::AUDIT_HEAD)?.unwrap_or_else(empty_audit_head);
+    Ok(AuditState {
+        newest_index: head.index,
+        newest_hash: head.hash,
+        first_index: first_index(view)?,
+        checkpoint: view.get(layout::CHECKPOINT)?,
+    })
+}
+
+/// The hash of a record.
+///
+/// # Errors
+/// The medium cannot be read.
+pub fn hash_at(view: &View<'_>, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(view.get_raw(&layout::audit(index))?.map(|value| audit_hash(&value).to_vec()))
+}
+
+/// Puts a checkpoint in place, if it is newer than the last and the log has what it names.
+///
+/// # Errors
+/// The log has another record there.
+pub fn put_checkpoint(view: &mut View<'_>, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    check_named(view, checkpoint)?;
+    let last: Option<Checkpoint> = view.get(layout::CHECKPOINT)?;
+    let newer = |last: &Checkpoint| {
+        checkpoint.index > last.index
+            || (checkpoint.epoch != last.epoch && checkpoint.index == last.index)
+    };
+    if last.as_ref().is_none_or(newer) {
+        view.put(layout::CHECKPOINT.to_vec(), checkpoint);
+    }
+    Ok(())
+}
+
+/// Which records go if all before a moment do, but for the newest of them: an agent that saw the log at
+/// that moment or since holds a checkpoint of what stays.
+///
+/// # Errors
+/// A record does not decode, or is missing.
+pub fn plan_prune(view: &View<'_>, before_ms: i64) -> Result<PrunePlan, StoreError> {
+    let state = state(view)?;
+    // The log is in order of time, but for a clock that was put back: then less goes.
+    let (mut low, mut high) = (state.first_index, state.newest_index);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        let value = view.get_raw(&layout::audit(middle))?.ok_or_else(|| missing(middle))?;
+        let record: AuditRecord = decode(&layout::audit(middle), &value)?;
+        if record.at_ms < before_ms { low = middle } else { high = middle - 1 }
+    }
+    let hash = hash_at(view, low)?.ok_or_else(|| missing(low))?;
+    Ok(PrunePlan { first_index: state.first_index, keep_from: low, hash })
+}
+
+/// Removes records before the one the checkpoint names, some at once. Returns whether more are left.
+///
+/// # Errors
+/// The log has another record there.
+pub fn prune(
+    view: &mut View<'_>,
+    actor: &str,
+    checkpoint: &Checkpoint,
+) -> Result<bool, StoreError> {
+    check_named(view, checkpoint)?;
+    let first = first_index(view)?;
+    if checkpoint.index > first {
+        view.audit(AuditRecord {
+            detail: format!("records {first} to {}", checkpoint.index - 1),
+            ..event(actor, AuditKind::LogPruned, "", "")
+        });
+        view.put(layout::PRUNED.to_vec(), checkpoint);
+    }
+    // What a crash left of an earlier pruning goes too.
+    let rows = view.scan_raw(layout::AUDIT, None, PRUNED_AT_ONCE)?;
+    let (end, count) = (layout::audit(checkpoint.index), rows.len());
+    let old: Vec<_> = rows.into_iter().map(|(key, _)| key).filter(|key| *key < end).collect();
+    let more = old.len() == count;
+    old.into_iter().for_each(|key| view.delete(key));
+    Ok(more)
+}
+
+fn check_named(view: &View<'_>, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    match hash_at(view, checkpoint.index)? {
+        Some(hash) if hash == checkpoint.hash => Ok(()),
+        Some(_) | None => Err(missing(checkpoint.index)),
+    }
+}
+
 /// Puts on record that keys are about to leave.
 ///
 /// # Errors
@@ -91,6 +215,7 @@ pub fn note_key_export(
 
 /// Where a walk through the log stands.
 struct Walk {
+    first_index: u64,
     newest_index: u64,
     newest_first: bool,
     /// Oldest on: the last index passed. Newest back: the same, or one more than the newest.
@@ -98,20 +223,22 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(ask: &AuditAsk, newest_index: u64) -> Self {
-        let beginning = if ask.newest_first { newest_index + 1 } else { 0 };
+    fn new(ask: &AuditAsk, newest_index: u64, first_index: u64) -> Self {
+        let beginning = if ask.newest_first { newest_index + 1 } else { first_index - 1 };
         let at = if ask.cursor == 0 { beginning } else { ask.cursor.min(newest_index + 1) };
-        Self { newest_index, newest_first: ask.newest_first, at }
+        // A cursor from before a pruning: what was behind it is gone.
+        let at = at.max(first_index - 1);
+        Self { first_index, newest_index, newest_first: ask.newest_first, at }
     }
 
     fn goes_on(&self) -> bool {
-        if self.newest_first { self.at > 1 } else { self.at < self.newest_index }
+        if self.newest_first { self.at > self.first_index } else { self.at < self.newest_index }
     }
 
     /// First and last index of what is read next.
     fn chunk(&self) -> (u64, u64) {
         if self.newest_first {
-            (self.at.saturating_sub(CHUNK).max(1), self.at - 1)
+            (self.at.saturating_sub(CHUNK).max(self.first_index), self.at - 1)
         } else {
             (self.at + 1, (self.at + CHUNK).min(self.newest_index))
         }
@@ -129,13 +256,13 @@ impl Walk {
     }
 
     fn end(&mut self) {
-        self.at = if self.newest_first { 1 } else { self.newest_index };
+        self.at = if self.newest_first { self.first_index } else { self.newest_index };
     }
 
     fn page(&self, records: Vec<Vec<u8>>) -> AuditPage {
-        let newest_index = self.newest_index;
+        let Self { newest_index, first_index, .. } = *self;
         // A cursor of zero is the beginning: an empty log has none to go on from, which is the same.
-        AuditPage { records, next: self.at, more: self.goes_on(), newest_index }
+        AuditPage { records, next: self.at, more: self.goes_on(), newest_index, first_index }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod leaf;
 pub mod member;
 pub mod node;
 pub mod reinstate;
+pub mod restore;
 pub mod revoke_leaf;
 pub mod revoke_nodes;
 pub mod token;

@@ -183,6 +183,7 @@ fn revoke_certificates(
             revoked_ms: record.revoked_ms,
             not_after_ms: record.not_after_ms,
             issuer_key_id: record.issuer_key_id,
+            taken_back: false,
         };
         view.put(layout::revocation(authority, &record.serial), &revocation);
     }

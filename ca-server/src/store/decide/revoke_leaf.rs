@@ -119,6 +119,7 @@ fn put_on_crl(
         revoked_ms: record.revoked_ms,
         not_after_ms: record.not_after_ms,
         issuer_key_id: record.issuer_key_id,
+        taken_back: false,
     };
     view.put(layout::revocation(cluster.as_str(), &record.serial), &revocation);
 }

@@ -408,3 +408,77 @@ async fn watchers_see_a_version_when_it_is_durable_and_from_the_start() {
 fn version_of(watched: &Watched) -> u64 {
     watched.as_ref().map_or(0, |cluster| cluster.version)
 }
+
+/// Whatever is written between two chunks, before them or behind them.
+#[tokio::test]
+async fn a_backup_is_the_store_as_it_stands_at_its_end() {
+    let (store, inner) = plain();
+    let key = |n: u32| format!("k/{n:05}").into_bytes();
+    let write = async |n: u32, value: Option<&'static [u8]>| {
+        let key = key(n);
+        let decision = move |view: &mut View<'_>| {
+            match value {
+                Some(value) => view.put_raw(key, value.to_vec()),
+                None => view.delete(key),
+            }
+            Ok(())
+        };
+        store.decide(None, decision).await.unwrap();
+    };
+    for n in 0..2_000 {
+        write(n, Some(b"first")).await;
+    }
+    let mut pairs = store.begin_backup(now(), "uid:0".to_owned()).await.unwrap();
+    assert!(store.begin_backup(now(), "uid:0".to_owned()).await.is_err(), "two at once");
+    let mut replayed = std::collections::BTreeMap::new();
+    let mut take = |pairs: Vec<(Vec<u8>, Option<Vec<u8>>)>| {
+        for (key, value) in pairs {
+            match value {
+                Some(value) => drop(replayed.insert(key, value)),
+                None => drop(replayed.remove(&key)),
+            }
+        }
+    };
+    let (mut after, mut round) = (None, 0);
+    loop {
+        after = store.backup_chunk(after).await.unwrap();
+        for n in [round * 7, round * 131 % 2_000, 1_999 - round * 3, 3_000 + round] {
+            write(n, (n % 3 != 0).then_some(b"second".as_slice())).await;
+        }
+        round += 1;
+        while let Ok(more) = pairs.try_recv() {
+            take(more);
+        }
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(round > 3, "{round} chunks");
+    write(5, Some(b"last")).await;
+    assert!(store.end_backup());
+    while let Some(more) = pairs.recv().await {
+        take(more);
+    }
+    write(6, Some(b"too late")).await;
+    let mut now_there: std::collections::BTreeMap<_, _> =
+        inner.scan(b"", None, 10_000).unwrap().into_iter().collect();
+    let late = now_there.insert(key(6), replayed.get(&key(6)).cloned().unwrap_or_default());
+    assert_eq!(late.as_deref(), Some(b"too late".as_slice()));
+    if !replayed.contains_key(&key(6)) {
+        now_there.remove(&key(6));
+    }
+    assert_eq!(replayed, now_there);
+}
+
+#[tokio::test]
+async fn a_backup_that_is_not_taken_ends_and_holds_up_no_writer() {
+    let (store, _) = plain();
+    let pairs = store.begin_backup(now(), "uid:0".to_owned()).await.unwrap();
+    for _ in 0..BACKUP_QUEUED_MAX + 1 {
+        put(&store, "k/x").await.unwrap();
+    }
+    assert!(store.backup_chunk(None).await.is_err(), "it goes on with a hole");
+    assert!(!store.end_backup());
+    drop(pairs);
+    store.begin_backup(now(), "uid:0".to_owned()).await.unwrap();
+}

@@ -20,7 +20,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::store::{
-    StoreError, Watched, layout,
+    BackupPairs, StoreError, Watched, layout,
     records::{AuditHead, ClusterRecord},
     view::{Engine, View, Writes},
 };
@@ -59,9 +59,43 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// Index of the newest durable audit record.
     pub(super) audit: watch::Sender<u64>,
+    /// Where a backup in the making gets what is written meanwhile.
+    tap: Mutex<Option<mpsc::Sender<BackupPairs>>>,
 }
 
 impl Shared {
+    /// Begins a backup; `None` where one is in the making.
+    pub(super) fn begin_backup(&self, queued_max: usize) -> Option<mpsc::Receiver<BackupPairs>> {
+        let mut tap = self.tap();
+        if tap.as_ref().is_some_and(|tap| !tap.is_closed()) {
+            return None;
+        }
+        let (sender, pairs) = mpsc::channel(queued_max);
+        *tap = Some(sender);
+        Some(pairs)
+    }
+
+    /// Gives pairs to the backup in the making. One that does not take them in time is at an end: the
+    /// writer waits for nobody.
+    pub(super) fn to_backup(&self, pairs: impl FnOnce() -> BackupPairs) -> bool {
+        let mut tap = self.tap();
+        let Some(sender) = tap.as_ref() else { return false };
+        let given = sender.try_send(pairs()).is_ok();
+        if !given {
+            *tap = None;
+        }
+        given
+    }
+
+    /// Ends the backup in the making. Whether it got everything.
+    pub(super) fn end_backup(&self) -> bool {
+        self.tap().take().is_some_and(|tap| !tap.is_closed())
+    }
+
+    fn tap(&self) -> MutexGuard<'_, Option<mpsc::Sender<BackupPairs>>> {
+        self.tap.lock().expect("no code panics while it holds the tap")
+    }
+
     /// The channel of a cluster's version; made on demand.
     pub(super) fn watch(&self, cluster: &str) -> watch::Receiver<Watched> {
         self.channel(cluster, |channel| channel.subscribe())
@@ -152,6 +186,9 @@ impl Writer<'_> {
             self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.shared.counters.commit_micros.fetch_add(micros, Ordering::Relaxed);
             self.publish(&writes)?;
+            self.shared.to_backup(|| {
+                writes.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+            });
             let newest = self.audit_head.index;
             self.shared.audit.send_if_modified(|seen| std::mem::replace(seen, newest) != newest);
         }

@@ -111,6 +111,7 @@ fn status() -> Status {
         served_problem: None,
         lease_ends: None,
         first_failure: None,
+        audit_log_alarm: None,
         problems: vec![],
     }
 }
