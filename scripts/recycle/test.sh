@@ -90,7 +90,7 @@ recycle() {
   local name=$1 code=0
   shift
   in_host "$name" node-agent recycle --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" \
-    --socket "$(agent_socket "$name")" --ray-uid "$RAY_UID" -o json "$@" >"$LOGS/recycle.out" 2>"$LOGS/recycle.err" </dev/null || code=$?
+    --socket "$(agent_socket "$name")" --ray-uid "$RAY_UID" -o json "$@" >"$LOGS/recycle.out" 2>"$LOGS/recycle.err" </dev/null 7>"$LOGS/foreign" || code=$?
   cat "$LOGS/recycle.err" >>"$LOGS/recycle-all.log"
   printf '%s\n' "$code"
 }
@@ -147,6 +147,7 @@ show_gcs() {
   what_it_is "$new" >"$LOGS/gcs-after"
   judge "it is another process" "$([ -n "$new" ] && [ "$new" != "$old" ] && echo yes)" yes
   judge "like the one before it in all but the paths of TLS" "$(diff "$LOGS/gcs-before" "$LOGS/gcs-after" || true)" ""
+  judge "it holds nothing that the caller of recycle had open" "$(find "/proc/$new/fd" -lname "$LOGS/foreign" | wc -l)" 0
   judge "in a mount namespace, groups, limits and a priority of its own" \
     "$(grep -cE '^(nice 3|Groups:.*61077|Umask:.0027|Max open files +5000 +5001|words .*gcs_server)' "$LOGS/gcs-after") $([ "$(readlink /proc/"$new"/ns/mnt)" != "$(readlink /proc/"$(holder_pid head)"/ns/mnt)" ] && echo apart)" "5 apart"
   judge "its leaf is a new one" "$(said "len(r['new_serials']) == 1 and r['new_serials'][0] not in r['old_serials']")" True
