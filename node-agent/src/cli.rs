@@ -319,6 +319,9 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if matches!(cli.command, Command::Recycle(_) | Command::RecycleLaunch) {
+        recycle::close_inherited();
+    }
     if matches!(cli.command, Command::RecycleLaunch) {
         return recycle::launch::child();
     }

@@ -17,3 +17,20 @@ mod plan;
 mod prove;
 mod rays;
 mod report;
+
+use std::os::fd::RawFd;
+
+/// Standard input, output and error.
+const STANDARD: RawFd = 2;
+
+/// Closes what this process was given besides its standard files, before it has opened any of its own: what
+/// a root's shell holds open is not for the processes of Ray that are started here.
+pub(crate) fn close_inherited() {
+    let Ok(files) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers = files.filter_map(|file| file.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    let inherited: Vec<RawFd> = numbers.filter(|number| *number > STANDARD).collect();
+    for number in inherited {
+        // The folder that was read is among them, and closed already.
+        let _ = nix::unistd::close(number);
+    }
+}

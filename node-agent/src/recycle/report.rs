@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::plan::{Plan, Scope, Step};
@@ -12,22 +12,18 @@ use super::plan::{Plan, Scope, Step};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Done {
     step: Step,
-    seconds: f64_tenths::Tenths,
+    seconds: Tenths,
     detail: String,
 }
 
 /// Seconds with one digit behind the point: more is not known.
-mod f64_tenths {
-    use serde::{Serialize, Serializer};
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tenths(u64);
 
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(in super::super) struct Tenths(pub(in super::super) u64);
-
-    impl Serialize for Tenths {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let tenths = u32::try_from(self.0).unwrap_or(u32::MAX);
-            serializer.serialize_f64(f64::from(tenths) / 10.0)
-        }
+impl Serialize for Tenths {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let tenths = u32::try_from(self.0).unwrap_or(u32::MAX);
+        serializer.serialize_f64(f64::from(tenths) / 10.0)
     }
 }
 
@@ -69,7 +65,7 @@ impl Progress {
     pub(super) fn done(&mut self, step: Step, begun: Instant, detail: String) {
         let took = begun.elapsed();
         self.say(&format!("ok: {detail} ({})", seconds(took)));
-        self.done.push(Done { step, seconds: f64_tenths::Tenths(tenths(took)), detail });
+        self.done.push(Done { step, seconds: Tenths(tenths(took)), detail });
     }
 }
 

@@ -33,6 +33,8 @@ use crate::{
 const WAIT_SECONDS: u32 = 50;
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MORE: Duration = Duration::from_millis(800);
+/// How often an enrolment is tried again.
+const ENROL_TRIES_MAX: u32 = 8;
 /// Enrolments under way at once.
 const ENROLLING: usize = 64;
 /// How long the idle fleet is watched.
@@ -351,12 +353,21 @@ fn source(number: u32) -> IpAddr {
     Ipv4Addr::new(127, a, b, c.clamp(1, 254)).into()
 }
 
+/// Tries again, as `enroll` does: on a busy machine a handshake can take longer than the server waits.
 async fn enrol(ca: &Ca, number: u32) -> Result<Identity, Failure> {
     let key = PrivateKey::generate()?;
+    let request = ca.enrolment(key.csr_der()?);
     let target = Target { source: Some(source(number)), ..ca.enrollment.clone() };
-    let mut client = EnrollmentClient::new(&target, LIMITS, Arc::new(SystemClock))?;
-    let answer = client.enroll(ca.enrolment(key.csr_der()?)).await?;
-    Ok(Identity::new(key, answer.identity.unwrap_or_default())?)
+    let mut failures = 0;
+    loop {
+        let mut client = EnrollmentClient::new(&target, LIMITS, Arc::new(SystemClock))?;
+        match client.enroll(request.clone()).await {
+            Ok(answer) => return Ok(Identity::new(key, answer.identity.unwrap_or_default())?),
+            Err(error) if failures == ENROL_TRIES_MAX => return Err(error.into()),
+            Err(_) => tokio::time::sleep(state::backoff(failures, rand::random())).await,
+        }
+        failures += 1;
+    }
 }
 
 fn client(ca: &Ca, identity: &Identity, number: u32) -> Result<NodeClient, Failure> {
