@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $word:literal;)+) => {
@@ -73,11 +74,31 @@ reasons! {
     TooMany = 16, "too_many";
     /// The connection was not redirected here.
     NotCaptured = 17, "not_captured";
+    /// The other node's `ray-tunnel` cannot be reached.
+    Unreachable = 18, "unreachable";
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A flow that was refused: the word, and what a person needs besides.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{reason}: {why}")]
+pub struct Refused {
+    /// The word.
+    pub reason: Reason,
+    /// What was found, and what is wrong with it.
+    pub why: String,
+}
+
+impl Refused {
+    /// For this reason.
+    #[must_use]
+    pub fn new(reason: Reason, why: impl Into<String>) -> Self {
+        Self { reason, why: why.into() }
     }
 }
 
