@@ -1,14 +1,7 @@
 //! The process `ray-tunnel`: what it gives up, what it listens on, and how it ends. It takes its
 //! sockets from outside and its orders from the control socket.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
 use raymtls_proto::clock::{Clock, SystemClock};
@@ -145,8 +138,7 @@ async fn live(tunnel: Arc<Tunnel>, listeners: Listeners) -> Result<(), RunError>
     let mut control = JoinSet::new();
     for listener in listeners.control {
         let listener = UnixListener::from_std(listener)?;
-        let serving =
-            serve::serve(listener, tunnel.clone(), handed.clone(), drains_begin.clone());
+        let serving = serve::serve(listener, tunnel.clone(), handed.clone(), drains_begin.clone());
         control.spawn(serving);
     }
     tokio::spawn(sweep::sweep(tunnel.clone()));

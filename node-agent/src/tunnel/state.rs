@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use raymtls_proto::clock::Clock;
 use super::{
     control::{NONCE_LEN, Reloaded, Status},
     expiry::Away,
@@ -18,6 +17,7 @@ use super::{
     quiet::Quiet,
     reason::Refused,
 };
+use raymtls_proto::clock::Clock;
 
 /// Most flows, where the descriptors suffice.
 const FLOWS_MAX: usize = 65_536;
