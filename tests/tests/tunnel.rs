@@ -6,4 +6,7 @@
 
 mod tunnel {
     mod carried;
+    mod cut;
+    mod process;
+    mod refused;
 }
