@@ -146,7 +146,8 @@ async fn live(tunnel: Arc<Tunnel>, listeners: Listeners) -> Result<(), RunError>
     let generation = tunnel.in_force().rules.generation;
     tracing::info!(generation, port = tunnel.inbound_port, "ray-tunnel is ready");
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    drained(&tunnel, drains, accepting, control).await;
+    drained(&tunnel, drains, accepting).await;
+    drop(control);
     Ok(())
 }
 
@@ -169,7 +170,12 @@ async fn accept<F>(
     loop {
         match listener.accept().await {
             Ok((stream, source)) => {
-                tokio::spawn(take(tunnel.clone(), stream, source));
+                let taking = tunnel.taking();
+                let taken = take(tunnel.clone(), stream, source);
+                tokio::spawn(async move {
+                    taken.await;
+                    drop(taking);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "a listening socket cannot accept");
@@ -197,23 +203,19 @@ async fn drained(
     tunnel: &Tunnel,
     mut drains: watch::Receiver<Option<Instant>>,
     mut accepting: JoinSet<()>,
-    mut control: JoinSet<()>,
 ) {
     if drains.wait_for(Option::is_some).await.is_err() {
         return;
     }
     tunnel.drain();
     accepting.shutdown().await;
-    // The control socket is the next process' from now on.
-    control.shutdown().await;
     tracing::info!(flows = tunnel.flows.len(), "accepts nothing more");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     loop {
         let left = tunnel.flows.len();
         let deadline = *drains.borrow();
         let is_over = deadline.is_none_or(|deadline| Instant::now() >= deadline);
-        let handshakes = tunnel.handshakes_in.len() + tunnel.handshakes_out.len();
-        if (left == 0 && handshakes == 0) || is_over {
+        if tunnel.is_idle() || is_over {
             tracing::info!(flows = left, "ends; flows that are left are reset");
             return;
         }

@@ -86,12 +86,14 @@ impl Drop for Ends {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Half {
     state: State,
     /// What the socket would not take.
     left: Left,
     carried: u64,
+    /// Of a socket that is read no more: else nobody saw its reset.
+    watch: Option<tcp::ErrorWatch>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +175,7 @@ impl<'c> Splice<'c> {
             State::Done => Poll::Pending,
             State::Ending => {
                 up.state = State::Done;
+                up.watch = Some(tcp::watch_errors(&ends.local)?);
                 Poll::Ready(tcp::shutdown_write(&ends.wire))
             }
             State::Open => SCRATCH.with_borrow_mut(|scratch| {
@@ -200,6 +203,7 @@ impl<'c> Splice<'c> {
             State::Done => Poll::Pending,
             State::Ending => {
                 down.state = State::Done;
+                down.watch = Some(tcp::watch_errors(&ends.wire)?);
                 Poll::Ready(tcp::shutdown_write(&ends.local))
             }
             State::Open => SCRATCH.with_borrow_mut(|scratch| {
@@ -233,6 +237,16 @@ impl<'c> Splice<'c> {
         }
     }
 
+    /// Neither direction moves: it is over if a socket that nobody reads was reset.
+    fn poll_watches(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        for watch in [&mut self.up.watch, &mut self.down.watch].into_iter().flatten() {
+            if let Poll::Ready(error) = watch.as_mut().poll(cx) {
+                return Poll::Ready(Ended::Reset(error));
+            }
+        }
+        Poll::Pending
+    }
+
     fn is_over(&self) -> bool {
         self.up.state == State::Done && self.down.state == State::Done
     }
@@ -257,7 +271,7 @@ impl Future for Splice<'_> {
                 (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
                     return Poll::Ready(Ended::Reset(error));
                 }
-                (Poll::Pending, Poll::Pending) => return Poll::Pending,
+                (Poll::Pending, Poll::Pending) => return flow.poll_watches(cx),
                 (Poll::Ready(Ok(())), _) | (_, Poll::Ready(Ok(()))) => {}
             }
         }
