@@ -15,7 +15,7 @@ use raymtls_proto::{
     identity::Role,
     v1,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{Agent, Event, Task};
 use crate::{
@@ -297,8 +297,15 @@ impl Agent {
     async fn reload_tunnel(&mut self) {
         let controls = self.controls();
         let mut failed = None;
-        for (index, control) in controls.iter().enumerate() {
-            match client::reload(control).await {
+        // All at once: who drains and answers late holds up nobody.
+        let mut asked: JoinSet<_> = controls
+            .into_iter()
+            .enumerate()
+            .map(|(index, control)| async move { (index, client::reload(&control).await) })
+            .collect();
+        while let Some(answer) = asked.join_next().await {
+            let Ok((index, answer)) = answer else { continue };
+            match answer {
                 Ok(done) => self.count_cut(done.flows_cut),
                 // One that drains may be gone; it is not asked again.
                 Err(error) if index == 0 => failed = Some(error.to_string()),
@@ -567,6 +574,7 @@ impl Agent {
             oldest_flow_seconds: process.oldest_flow_seconds,
             proved_at: tunnel.proved.map(|(_, at)| at.into()),
             first_cut: process.first_cut_unix.and_then(moment),
+            ca_away_since: process.ca_away_since_unix.and_then(moment),
             strangers: counters.strangers,
             uncaptured: counters.uncaptured,
             users: users_text(self.config.ray_uid),
