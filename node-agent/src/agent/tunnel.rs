@@ -155,8 +155,19 @@ impl Agent {
             return;
         }
         let folders: Vec<_> = self.folders.iter().map(|held| held.folder.clone()).collect();
-        if let Err(error) = self.tls.align_access(&folders) {
-            self.problem(format!("key folders keep their readers of before: {error}"));
+        match self.tls.align_access(&folders) {
+            Ok(were_others) => self.note_other_readers(were_others),
+            Err(error) => {
+                self.problem(format!("key folders keep their readers of before: {error}"));
+            }
+        }
+    }
+
+    /// A key that Ray's tasks could read until now is not the one to protect their traffic.
+    pub(super) fn note_other_readers(&mut self, were_others: bool) {
+        if were_others && self.is_tunnel() {
+            tracing::info!("Ray's group could read the key until now: the tunnel gets a new one");
+            self.folder_wanted = true;
         }
     }
 
