@@ -2,6 +2,7 @@
 
 mod isolation;
 mod ray_flags;
+mod tunnel;
 
 use std::{
     ffi::OsString,
@@ -118,6 +119,9 @@ that `exec` and ray.env set.")]
     /// Look at the table that guards Ray's ports of this host, or remove it
     #[command(subcommand)]
     Isolation(isolation::IsolationCommand),
+    /// Mode tunnel: how this node's data path stands, a new process in its place, its end
+    #[command(subcommand)]
+    Tunnel(tunnel::TunnelCommand),
     /// Say what is wrong on this host, each with the next step; changes nothing without --fix
     #[command(after_help = "Examples:
   sudo node-agent doctor
@@ -344,6 +348,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Exec(args) => exec_command(&args),
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
+        Command::Tunnel(command) => block_on(tunnel::run(command)),
         Command::Doctor(args) => block_on(doctor::command::run(args)),
         Command::Recycle(args) => block_on(recycle::command::run(args)),
         // Answered above, and has no failure of its own to tell.
@@ -453,6 +458,8 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         http_listen: args.http_listen,
         log_format: args.log_format,
         strict_audit_log: args.strict_audit_log.then_some(true),
+        // What it takes is no matter of one start.
+        tunnel: None,
         ..args.places.partial()
     };
     let chosen = flags.or(file);
@@ -656,11 +663,13 @@ pub(crate) fn unexpected(answer: Answer) -> Failure {
                 Failure::Failed(error.message)
             }
         },
-        Answer::Status(_) | Answer::ExecFolder(_) | Answer::Renewed(_) | Answer::Left { .. } => {
-            Failure::Failed(
-                "the agent answered another question: is it of this release?".to_owned(),
-            )
-        }
+        Answer::Status(_)
+        | Answer::ExecFolder(_)
+        | Answer::Renewed(_)
+        | Answer::Tunnel { .. }
+        | Answer::Left { .. } => Failure::Failed(
+            "the agent answered another question: is it of this release?".to_owned(),
+        ),
     }
 }
 

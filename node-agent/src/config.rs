@@ -1,6 +1,8 @@
 //! Where the agent keeps its files and who runs Ray. Parsed once from a TOML file and flags; what
 //! comes out is complete. Unknown keys and files that others can write are refused.
 
+mod tunnel;
+
 use std::{
     io,
     net::SocketAddr,
@@ -11,6 +13,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
+pub use self::tunnel::{Partial as TunnelPartial, TunnelConfig};
 use crate::{client::CallLimits, isolation::table::Kernel, state::Pauses, statedir::read_if_there};
 
 /// The configuration file that is read where none is named, if it is there.
@@ -53,6 +56,9 @@ pub enum ConfigError {
     /// No such user.
     #[error("there is no user {0:?} in /etc/passwd: give the number")]
     User(String),
+    /// A key of `[tunnel]` that cannot be.
+    #[error("tunnel.{0}")]
+    Tunnel(String),
     /// Not an address to listen on.
     #[error("http_listen {0:?} is neither ADDRESS:PORT nor \"off\"")]
     Listen(String),
@@ -93,6 +99,8 @@ pub struct Partial {
     pub log_format: Option<LogFormat>,
     /// Renew nothing while the CA's audit log contradicts what this node has seen of it.
     pub strict_audit_log: Option<bool>,
+    /// Mode tunnel.
+    pub tunnel: Option<TunnelPartial>,
 }
 
 impl Partial {
@@ -131,6 +139,7 @@ impl Partial {
             http_listen: self.http_listen.or(other.http_listen),
             log_format: self.log_format.or(other.log_format),
             strict_audit_log: self.strict_audit_log.or(other.strict_audit_log),
+            tunnel: self.tunnel.or(other.tunnel),
         }
     }
 
@@ -155,6 +164,7 @@ impl Partial {
             isolation: IsolationConfig::default(),
             looks: Some(LooksConfig::default()),
             strict_audit_log: self.strict_audit_log.unwrap_or_default(),
+            tunnel: self.tunnel.unwrap_or_default().complete()?,
             tick: TICK,
         })
     }
@@ -212,6 +222,8 @@ pub struct Config {
     pub looks: Option<LooksConfig>,
     /// Nothing is renewed while the CA's audit log contradicts what this node has seen of it.
     pub strict_audit_log: bool,
+    /// The data path of mode tunnel.
+    pub tunnel: TunnelConfig,
     /// Longest sleep of the loop.
     pub tick: Duration,
 }
@@ -282,6 +294,7 @@ impl Config {
             isolation: IsolationConfig::default(),
             looks: None,
             strict_audit_log: false,
+            tunnel: TunnelConfig::default(),
             tick: Duration::from_millis(20),
         }
     }

@@ -227,6 +227,7 @@ impl Agent {
             isolation: Some(self.isolation_report()),
             running: self.running_report(),
             log_alarm: self.audit_log.alarm().into(),
+            tunnel: self.tunnel_report(),
         }
     }
 
@@ -358,7 +359,9 @@ impl Agent {
 
 /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
 pub(super) fn with_token(memory: &Memory) -> bool {
-    memory.settings().is_none_or(|settings| settings.ray_token)
+    memory
+        .settings()
+        .is_none_or(|settings| settings.ray_token || settings.mode() == v1::Mode::Tunnel)
 }
 
 #[cfg(test)]
