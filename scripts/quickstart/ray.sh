@@ -6,7 +6,9 @@ RAY_HOSTS=(head worker1 worker2)
 # The name in the head's leaf; every host knows it.
 HEAD_NAME=head.$TRUST_DOMAIN
 GCS_PORT=6379
+# shellcheck disable=SC2034
 RAY_CLIENT_PORT=10001
+# shellcheck disable=SC2034
 AGENT_HTTP_PORT=6705
 OBJECT_STORE_BYTES=600000000
 RAY_START_MAX=150

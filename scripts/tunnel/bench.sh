@@ -150,7 +150,7 @@ driver() {
 }
 
 judge_ratios() {
-  local bar test
+  local test
   [[ " ${KINDS[*]} " == *" files tunnel "* ]] || return 0
   for test in tasks sync async bulk; do at_least "$test, tunnel : Ray's TLS" "$(ratio "$test tunnel:files")" "$BAR_OF_TLS"; done
   [[ " ${KINDS[*]} " != *" plain "* ]] || at_least "100 MB objects, tunnel : no TLS" "$(ratio "bulk tunnel:plain")" "$BAR_BULK"

@@ -10,10 +10,10 @@ BINARIES=(ca-server ca-admin node-agent ray-tunnel)
 # ray-tunnel runs as this bare uid and gid on each host; another user of the same host has this one.
 TUNNEL_UID=61010
 TUNNEL_GID=61010
+# shellcheck disable=SC2034
 OTHER_UID=61002
-INBOUND_PORT=15008
-CAPTURED_PORT=15001
 # A port of the plan that Ray does not come to, for flows of our own.
+# shellcheck disable=SC2034
 FLOW_PORT=10100
 CLUSTER=demo
 LEAF_LIFE=60
@@ -147,4 +147,23 @@ load() {
 stop_load() {
   as_ray head touch "$LOAD_STOP"
   finish "$LOAD_PID" 120 "$LOGS/load.log" "the load"
+}
+
+# tunnel_cluster_up: CA, the cluster demo in mode tunnel and another one, three Ray hosts with their agents.
+# shellcheck disable=SC2153
+tunnel_cluster_up() {
+  local name
+  make_hosts "${HOSTS[@]}"
+  install -d -m 0755 "$STATE/job"
+  install -m 0644 "$ROOT"/scripts/quickstart/{job,probe}.py "$STATE/job"
+  start_ca
+  create_tunnel_cluster "$CLUSTER"
+  create_cluster other
+  create_token head --cluster "$CLUSTER" --role head --node head --dns "$HEAD_NAME"
+  create_token workers --cluster "$CLUSTER" --role worker --uses 2
+  enrol head head --role head --dns "$HEAD_NAME"
+  enrol worker1 workers
+  enrol worker2 workers
+  for name in "${RAY_HOSTS[@]}"; do start_tunnel_agent "$name"; done
+  DASHBOARD_HOST=$(address head)
 }

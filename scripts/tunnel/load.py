@@ -7,6 +7,7 @@ load.py failed FILE [WINDOW]                how many failed, and the first of th
 load.py kept FILE [WINDOW]                  nodes and actors lost
 load.py dead FILE HOST SINCE                seconds from SINCE until Ray called the host's node dead
 load.py age FILE                            seconds since the load began
+load.py first FILE                          seconds from the load's beginning to the first failure
 
 WINDOW is --since T and --until T (seconds of the epoch), and --except FROM-TO as often as needed: work that was
 under way in an excepted span does not count.
@@ -220,6 +221,12 @@ def dead(path, host, since):
     return "not yet"
 
 
+def first(path):
+    began = json.loads(open(path).readline())["began"]
+    bad = [record["ended"] for record in worked(path, None) if record["outcome"] == "failed"]
+    return f"{min(bad) - began:.0f}" if bad else "none"
+
+
 def wait(path):
     until = time.monotonic() + WAIT_SECONDS_MAX
     while True:
@@ -249,7 +256,7 @@ def main():
     runs.add_argument("--stop", required=True, type=Path)
     runs.add_argument("--hosts", required=True)
     runs.add_argument("--pace", type=float, default=1)
-    for verb in ("wait", "age", "counts", "failed", "kept", "dead"):
+    for verb in ("wait", "age", "first", "counts", "failed", "kept", "dead"):
         reads = verbs.add_parser(verb)
         reads.add_argument("file")
         if verb == "dead":
@@ -264,8 +271,8 @@ def main():
         run(Log(args.log), args.stop, args.hosts.split(","), args.pace)
     elif args.verb == "dead":
         print(dead(args.file, args.host, args.since))
-    elif args.verb in ("wait", "age"):
-        print({"wait": wait, "age": age}[args.verb](args.file))
+    elif args.verb in ("wait", "age", "first"):
+        print({"wait": wait, "age": age, "first": first}[args.verb](args.file))
     else:
         print({"counts": counts, "failed": failed, "kept": kept}[args.verb](args.file, args))
 
