@@ -7,9 +7,8 @@
 
 BIN=$(cd "${RAYMTLS_BIN_DIR:-$ROOT/target/release}" 2>/dev/null && pwd) || die "there is no ${RAYMTLS_BIN_DIR:-$ROOT/target/release}: build first"
 BINARIES=(ca-server ca-admin node-agent ray-tunnel)
-# ray-tunnel runs as this bare uid and gid on each host; another user of the same host has this one.
+# ray-tunnel runs as this bare uid on each host; another user of the same host has this one.
 TUNNEL_UID=61010
-TUNNEL_GID=61010
 # shellcheck disable=SC2034
 OTHER_UID=61002
 # A port of the plan that Ray does not come to, for flows of our own.
@@ -83,8 +82,7 @@ ray_group = $RAY_GID
 [tunnel]
 program = "$STATE/bin/ray-tunnel"
 user = $TUNNEL_UID
-group = $TUNNEL_GID
-run_dir = "$dir/run"
+folder = "$dir/run"
 TOML
 }
 
