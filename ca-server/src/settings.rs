@@ -21,6 +21,17 @@ const MAX_LIFE: RangeInclusive<Duration> =
 /// Shortest and longest lease.
 const LEASE: RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(90 * 86_400);
+/// Shortest and longest life of a leaf in mode tunnel, where no process needs the one it began with.
+const TUNNEL_LEAF_LIFE: RangeInclusive<Duration> =
+    Duration::from_secs(60)..=Duration::from_secs(7 * 86_400);
+/// The same where nothing is set.
+const TUNNEL_LEAF_LIFE_DEFAULT: i64 = 86_400;
+/// Shortest and longest time for which flows outlive a leaf while the CA is away.
+const TUNNEL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(30 * 86_400);
+/// The same where nothing is set.
+const TUNNEL_GRACE_DEFAULT: i64 = 3 * 86_400;
+/// A leaf that is renewed more often than this costs enough to be told.
+const RENEWED_OFTEN_SECONDS: i64 = 3_600;
 /// Ranges of one kind, at most.
 const RANGES_MAX: usize = 64;
 
@@ -74,8 +85,11 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
                 _ => return Err(wanted(key, value, "files or tunnel")),
             }
             .into();
+            derive_leaf_life(settings);
             Ok(())
         }
+        "leaf-life" => set_leaf_life(settings, duration(key, value)?),
+        "tunnel-grace" => set_grace(settings, duration(key, value)?),
         "admin-ranges" => set_ranges(&mut settings.admin_ranges, key, value),
         "scraper-ranges" => set_ranges(&mut settings.scraper_ranges, key, value),
         "driver-ranges" => set_ranges(&mut settings.driver_ranges, key, value),
@@ -93,8 +107,8 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
         _ => match key.strip_prefix("port.") {
             Some(port) => set_port(plan(settings), port, value),
             None => Err(invalid(format!(
-                "{:?} is no setting; there are max-job, isolation, mode, admin-ranges, \
-                 scraper-ranges, driver-ranges, lease, ray-token, ray-client, trust-ranges, \
+                "{:?} is no setting; there are max-job, isolation, mode, leaf-life, tunnel-grace, \
+                 admin-ranges, scraper-ranges, driver-ranges, lease, ray-token, ray-client, trust-ranges, \
                  revoked-keeps-ray, collective-ports, port.NAME",
                 excerpt(key)
             ))),
@@ -102,11 +116,12 @@ pub fn apply(settings: &mut v1::Settings, change: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Checks what no single change can: that ports do not collide.
+/// Checks what no single change can: that ports do not collide, and that mode tunnel has what it stands on.
 ///
 /// # Errors
 /// Two purposes on one port; Ray refuses to start where a fixed port lies in the workers' range.
 pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
+    check_tunnel(settings)?;
     let Some(plan) = settings.port_plan else { return Ok(()) };
     if plan.worker_min > plan.worker_max {
         let (min, max) = (plan.worker_min, plan.worker_max);
@@ -124,6 +139,28 @@ pub fn check(settings: &v1::Settings) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// In mode tunnel Ray speaks no TLS on its own host: who may reach its ports there is the table's to say,
+/// and who may use them the token's.
+fn check_tunnel(settings: &v1::Settings) -> Result<(), Refusal> {
+    if settings.mode() != v1::Mode::Tunnel {
+        return Ok(());
+    }
+    let enforces = settings.isolation() == v1::Isolation::Enforce;
+    let missing: Vec<&str> =
+        [(!enforces, "isolation=enforce"), (!settings.ray_token, "ray-token=on")]
+            .into_iter()
+            .filter_map(|(missing, change)| missing.then_some(change))
+            .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" ");
+    Err(invalid(format!(
+        "mode tunnel needs isolation=enforce and ray-token=on, because Ray itself speaks no TLS in it: \
+         set {missing} with it, or go back to mode=files first"
+    )))
 }
 
 /// Checks that a plan leaves to others what is theirs: agents shut its ports to whoever is no member, and
@@ -192,31 +229,11 @@ fn port_text(range: &RangeInclusive<u16>) -> String {
 /// What follows from the settings, for the operator.
 #[must_use]
 pub fn notes(settings: &v1::Settings) -> Vec<String> {
-    let life = settings.leaf_life_seconds;
-    let mut notes = if settings.ends_unix == 0 {
-        vec![format!(
-            "a leaf lives {} = 2 x max-job {} and is renewed after a third ({}): whatever starts \
-             has at least {} ahead",
-            Span::seconds(life),
-            Span::seconds(settings.max_job_seconds),
-            Span::seconds(life / 3),
-            Span::seconds(life - life / 3)
-        )]
-    } else {
-        vec![format!(
-            "every leaf ends with the cluster, {} after its creation",
-            Span::seconds(life)
-        )]
+    let mut notes = match settings.mode() {
+        v1::Mode::Tunnel => tunnel_notes(settings),
+        v1::Mode::Files | v1::Mode::Unspecified => files_notes(settings),
     };
-    notes.push(format!(
-        "Ray checks no CRL: a stolen or revoked leaf key works for up to {}{}",
-        Span::seconds(life),
-        if settings.ends_unix == 0 { "; a shorter max-job shortens that" } else { "" }
-    ));
     notes.extend(dialling_notes(settings));
-    if settings.mode() == v1::Mode::Tunnel {
-        notes.push("tunnel mode is not built yet: agents refuse to start Ray in it".into());
-    }
     if !settings.ray_token {
         notes.push(
             "ray-token is off: Ray's HTTP ports run code for whoever reaches them, TLS or not"
@@ -224,6 +241,139 @@ pub fn notes(settings: &v1::Settings) -> Vec<String> {
         );
     }
     notes
+}
+
+fn files_notes(settings: &v1::Settings) -> Vec<String> {
+    let life = settings.leaf_life_seconds;
+    let of_leaves = if settings.ends_unix == 0 {
+        format!(
+            "a leaf lives {} = 2 x max-job {} and is renewed after a third ({}): whatever starts \
+             has at least {} ahead",
+            Span::seconds(life),
+            Span::seconds(settings.max_job_seconds),
+            Span::seconds(life / 3),
+            Span::seconds(life - life / 3)
+        )
+    } else {
+        format!("every leaf ends with the cluster, {} after its creation", Span::seconds(life))
+    };
+    let of_theft = format!(
+        "Ray checks no CRL: a stolen or revoked leaf key works for up to {}{}",
+        Span::seconds(life),
+        if settings.ends_unix == 0 { "; a shorter max-job shortens that" } else { "" }
+    );
+    vec![of_leaves, of_theft]
+}
+
+fn tunnel_notes(settings: &v1::Settings) -> Vec<String> {
+    let (life, grace) = (settings.leaf_life_seconds, grace_seconds(settings));
+    let mut notes = vec![format!(
+        "mode tunnel: a leaf lives {} and is renewed after a third ({}); no process of Ray holds one, so \
+         max-job does not bind it",
+        Span::seconds(life),
+        Span::seconds(life / 3)
+    )];
+    notes.push(if grace == 0 {
+        format!(
+            "tunnel-grace is 0: where the CA is away for longer than {}, leaves end, flows are cut, and the \
+             cluster stops",
+            Span::seconds(life - life / 3)
+        )
+    } else {
+        format!(
+            "while an agent cannot reach the CA, a peer's leaf that has ended counts for another {}: a key \
+             stolen then works for up to leaf life + grace = {}; a revocation that arrives ends it at once",
+            Span::seconds(grace),
+            Span::seconds(life.saturating_add(grace))
+        )
+    });
+    if life / 3 < RENEWED_OFTEN_SECONDS {
+        notes.push(format!(
+            "the price of leaf-life {}: each node asks for {} certificates a day instead of 3, and a CA that \
+             is away for {} leaves nodes with a leaf that has ended",
+            Span::seconds(life),
+            86_400 / (life / 3).max(1),
+            Span::seconds(life - life / 3)
+        ));
+    }
+    if settings.ray_client || !settings.driver_ranges.is_empty() {
+        notes.push(
+            "mode tunnel: drivers outside the cluster (ray-client, driver-ranges) reach no port of Ray, \
+             which speaks no TLS there; run drivers on members, or come through SSH"
+                .to_owned(),
+        );
+    }
+    if !settings.admin_ranges.is_empty() || !settings.scraper_ranges.is_empty() {
+        notes.push(
+            "mode tunnel covers members: what admin-ranges and scraper-ranges reach, Ray's HTTP ports, \
+             they reach in plaintext, as in mode files"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+/// How long flows go on with a peer whose leaf has ended, while the CA cannot be reached.
+fn grace_seconds(settings: &v1::Settings) -> i64 {
+    settings.tunnel_grace_seconds.unwrap_or(TUNNEL_GRACE_DEFAULT)
+}
+
+/// What the mode makes of the two lives a leaf may have.
+fn derive_leaf_life(settings: &mut v1::Settings) {
+    let files = match settings.files_leaf_life_seconds {
+        0 => settings.leaf_life_seconds,
+        files => files,
+    };
+    (settings.leaf_life_seconds, settings.files_leaf_life_seconds) = match settings.mode() {
+        v1::Mode::Tunnel => {
+            let life = match settings.tunnel_leaf_life_seconds {
+                0 => TUNNEL_LEAF_LIFE_DEFAULT,
+                life => life,
+            };
+            (life, files)
+        }
+        v1::Mode::Files | v1::Mode::Unspecified => (files, 0),
+    };
+}
+
+fn set_leaf_life(settings: &mut v1::Settings, life: Duration) -> Result<(), Refusal> {
+    if !TUNNEL_LEAF_LIFE.contains(&life) {
+        let (least, most) = (*TUNNEL_LEAF_LIFE.start(), *TUNNEL_LEAF_LIFE.end());
+        return Err(invalid(format!(
+            "leaf-life {} cannot hold: a leaf of mode tunnel is renewed after a third ({}) and must outlive \
+             a CA that is away for the other two ({}); give {} to {}. In mode files a leaf lives 2 x max-job",
+            Span(life),
+            Span(life / 3),
+            Span(life - life / 3),
+            Span(least),
+            Span(most)
+        )));
+    }
+    settings.tunnel_leaf_life_seconds = seconds(life);
+    derive_leaf_life(settings);
+    Ok(())
+}
+
+fn set_grace(settings: &mut v1::Settings, grace: Duration) -> Result<(), Refusal> {
+    if !TUNNEL_GRACE.contains(&grace) {
+        let life = match settings.tunnel_leaf_life_seconds {
+            0 => TUNNEL_LEAF_LIFE_DEFAULT,
+            life => life,
+        };
+        let life = Duration::from_secs(life.unsigned_abs());
+        return Err(invalid(format!(
+            "tunnel-grace {} cannot hold: a stolen key would work for leaf life + grace = {} + {} = {} while \
+             the CA is away; give {} to {}",
+            Span(grace),
+            Span(life),
+            Span(grace),
+            Span(life.saturating_add(grace)),
+            Span(*TUNNEL_GRACE.start()),
+            Span(*TUNNEL_GRACE.end())
+        )));
+    }
+    settings.tunnel_grace_seconds = Some(seconds(grace));
+    Ok(())
 }
 
 fn defaults() -> v1::Settings {
@@ -242,6 +392,9 @@ fn defaults() -> v1::Settings {
         ends_unix: 0,
         trust_ranges: false,
         revoked_keeps_ray: false,
+        tunnel_leaf_life_seconds: 0,
+        tunnel_grace_seconds: None,
+        files_leaf_life_seconds: 0,
     }
 }
 
@@ -260,7 +413,11 @@ fn set_max_job(settings: &mut v1::Settings, max_job: Duration) -> Result<(), Ref
         )));
     }
     settings.max_job_seconds = seconds(max_job);
-    settings.leaf_life_seconds = 2 * settings.max_job_seconds;
+    let files = 2 * settings.max_job_seconds;
+    match settings.mode() {
+        v1::Mode::Tunnel => settings.files_leaf_life_seconds = files,
+        v1::Mode::Files | v1::Mode::Unspecified => settings.leaf_life_seconds = files,
+    }
     Ok(())
 }
 
@@ -324,6 +481,9 @@ fn on_off(key: &str, value: &str) -> Result<bool, Refusal> {
 }
 
 fn duration(key: &str, value: &str) -> Result<Duration, Refusal> {
+    if value == "0" {
+        return Ok(Duration::ZERO);
+    }
     humantime::parse_duration(value).map_err(|_| wanted(key, value, "a time such as 20d or 48h"))
 }
 
@@ -402,6 +562,14 @@ mod tests {
             ("isolation=enforce", true),
             ("isolation=on", false),
             ("mode=tunnel", true),
+            ("leaf-life=1h", true),
+            ("leaf-life=60s", true),
+            ("leaf-life=59s", false),
+            ("leaf-life=7d", true),
+            ("leaf-life=8d", false),
+            ("tunnel-grace=0", true),
+            ("tunnel-grace=30d", true),
+            ("tunnel-grace=31d", false),
             ("lease=24h", true),
             ("lease=1s", false),
             ("lease=24", false),
@@ -423,6 +591,68 @@ mod tests {
         for (change, good) in table {
             assert_eq!(apply(&mut defaults(), change).is_ok(), good, "{change}");
         }
+    }
+
+    #[test]
+    fn mode_tunnel_needs_enforce_and_the_token_and_says_which_is_missing() {
+        for (changes, missing) in [
+            (&["mode=tunnel"][..], Some("set isolation=enforce with it")),
+            (&["mode=tunnel", "isolation=audit"], Some("set isolation=enforce with it")),
+            (
+                &["mode=tunnel", "isolation=enforce", "ray-token=off"],
+                Some("set ray-token=on with it"),
+            ),
+            (&["mode=tunnel", "ray-token=off"], Some("set isolation=enforce ray-token=on with it")),
+            (&["mode=tunnel", "isolation=enforce"], None),
+            (&["isolation=enforce", "mode=tunnel"], None),
+            (&["ray-token=off"], None),
+        ] {
+            let checked = check(&with(changes));
+            let said = checked.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(checked.is_err(), missing.is_some(), "{changes:?}: {said}");
+            assert!(missing.is_none_or(|missing| said.contains(missing)), "{changes:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_mode_decides_which_life_a_leaf_has_and_the_way_back_restores_it() {
+        let day = 86_400;
+        let mut settings = for_max_job(Duration::from_secs(20 * 86_400)).unwrap();
+        for (change, life) in [
+            ("mode=tunnel", day),
+            ("leaf-life=1h", 3_600),
+            ("max-job=10d", 3_600),
+            ("mode=files", 20 * day),
+            ("leaf-life=2h", 20 * day),
+            ("mode=tunnel", 7_200),
+            ("mode=tunnel", 7_200),
+            ("mode=files", 20 * day),
+        ] {
+            apply(&mut settings, change).unwrap();
+            assert_eq!(settings.leaf_life_seconds, life, "{change}");
+        }
+        let mut ephemeral = for_max_life(Duration::from_secs(4 * 86_400), 1_764_000_000).unwrap();
+        apply(&mut ephemeral, "mode=tunnel").unwrap();
+        assert_eq!(ephemeral.leaf_life_seconds, day);
+        apply(&mut ephemeral, "mode=files").unwrap();
+        assert_eq!(ephemeral.leaf_life_seconds, 4 * day);
+    }
+
+    #[test]
+    fn the_price_of_short_leaves_and_of_grace_is_told_with_its_sum() {
+        let tunnel = |changes: &[&str]| {
+            let mut settings = with(&["isolation=enforce", "mode=tunnel"]);
+            changes.iter().for_each(|change| apply(&mut settings, change).unwrap());
+            notes(&settings).join("\n")
+        };
+        let usual = tunnel(&[]);
+        assert!(usual.contains("leaf life + grace = 4d"), "{usual}");
+        assert!(!usual.contains("the price of leaf-life"), "{usual}");
+        let short = tunnel(&["leaf-life=1h", "tunnel-grace=0s"]);
+        assert!(short.contains("72 certificates a day instead of 3"), "{short}");
+        assert!(short.contains("tunnel-grace is 0"), "{short}");
+        let refused = apply(&mut defaults(), "tunnel-grace=31d").unwrap_err().to_string();
+        assert!(refused.contains("1d + 31d = 32d"), "{refused}");
     }
 
     fn with(changes: &[&str]) -> v1::Settings {

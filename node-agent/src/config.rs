@@ -1,6 +1,8 @@
 //! Where the agent keeps its files and who runs Ray. Parsed once from a TOML file and flags; what
 //! comes out is complete. Unknown keys and files that others can write are refused.
 
+mod tunnel;
+
 use std::{
     io,
     net::SocketAddr,
@@ -11,6 +13,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
+pub use self::tunnel::{Partial as TunnelPartial, TunnelConfig};
 use crate::{client::CallLimits, isolation::table::Kernel, state::Pauses, statedir::read_if_there};
 
 /// The configuration file that is read where none is named, if it is there.
@@ -53,6 +56,9 @@ pub enum ConfigError {
     /// No such user.
     #[error("there is no user {0:?} in /etc/passwd: give the number")]
     User(String),
+    /// A key of `[tunnel]` that cannot be.
+    #[error("tunnel.{0}")]
+    Tunnel(String),
     /// Not an address to listen on.
     #[error("http_listen {0:?} is neither ADDRESS:PORT nor \"off\"")]
     Listen(String),
@@ -91,6 +97,8 @@ pub struct Partial {
     pub http_listen: Option<String>,
     /// How logs are written.
     pub log_format: Option<LogFormat>,
+    /// Mode tunnel.
+    pub tunnel: Option<tunnel::Partial>,
 }
 
 impl Partial {
@@ -128,6 +136,7 @@ impl Partial {
             hooks_dir: self.hooks_dir.or(other.hooks_dir),
             http_listen: self.http_listen.or(other.http_listen),
             log_format: self.log_format.or(other.log_format),
+            tunnel: self.tunnel.or(other.tunnel),
         }
     }
 
@@ -151,6 +160,7 @@ impl Partial {
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
             looks: Some(LooksConfig::default()),
+            tunnel: self.tunnel.unwrap_or_default().complete()?,
             tick: TICK,
         })
     }
@@ -206,6 +216,8 @@ pub struct Config {
     pub isolation: IsolationConfig,
     /// How it is found out what Ray serves; `None`: not at all.
     pub looks: Option<LooksConfig>,
+    /// The data path of mode tunnel.
+    pub tunnel: TunnelConfig,
     /// Longest sleep of the loop.
     pub tick: Duration,
 }
@@ -275,6 +287,7 @@ impl Config {
             pauses: Pauses::default(),
             isolation: IsolationConfig::default(),
             looks: None,
+            tunnel: TunnelConfig::default(),
             tick: Duration::from_millis(20),
         }
     }

@@ -131,8 +131,22 @@ pub fn folder_name(number: u32) -> String {
 #[derive(Clone, Debug)]
 pub struct TlsDir {
     path: PathBuf,
-    /// Ray's group; without one only the agent's user reads the keys.
+    /// Ray's group; without one only the agent's user reads Ray's token.
     gid: Option<u32>,
+    /// Who may read the keys of the key folders.
+    readers: KeyReaders,
+}
+
+/// Who may read the keys of the key folders besides the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyReaders {
+    /// Ray, which speaks TLS itself: its group.
+    #[default]
+    Ray,
+    /// The node's tunnel, of this group; Ray is none of it.
+    Tunnel(u32),
+    /// Nobody: there is a tunnel to be, and nobody knows its group.
+    Nobody,
 }
 
 impl TlsDir {
@@ -170,7 +184,20 @@ impl TlsDir {
         if let Some(gid) = gid.filter(|gid| !may_give(*gid)) {
             return Err(KeyFolderError::Group { path: path.display().to_string(), gid });
         }
-        Ok(Self { path, gid })
+        Ok(Self { path, gid, readers: KeyReaders::Ray })
+    }
+
+    /// Decides who may read the keys from now on. What is there is given to them by `align_access`.
+    pub fn readers(&mut self, readers: KeyReaders) -> bool {
+        std::mem::replace(&mut self.readers, readers) != readers
+    }
+
+    fn key_gid(&self) -> Option<u32> {
+        match self.readers {
+            KeyReaders::Ray => self.gid,
+            KeyReaders::Tunnel(gid) => Some(gid),
+            KeyReaders::Nobody => None,
+        }
     }
 
     /// The folder.
@@ -303,10 +330,10 @@ impl TlsDir {
         chain: &v1::CertificateChain,
         bundle: &v1::TrustBundle,
     ) -> Result<(), KeyFolderError> {
-        self.granting(building, durable::make_folder(building, self.folder_access()))?;
+        granting(building, self.key_gid(), durable::make_folder(building, self.folder_access()))?;
         let key_path = building.join(KEY);
-        let written = durable::create(&key_path, key.to_pem().as_bytes(), self.secret_access());
-        self.granting(&key_path, written)?;
+        let written = durable::create(&key_path, key.to_pem().as_bytes(), self.key_access());
+        granting(&key_path, self.key_gid(), written)?;
         durable::create(&building.join(LEAF), chain.to_pem().as_bytes(), Access::PUBLIC)?;
         write_bundle(building, bundle)?;
         durable::sync_folder(building)?;
@@ -389,7 +416,12 @@ impl TlsDir {
     #[must_use]
     pub fn env_for(&self, number: u32, told: &Told) -> RayEnv {
         let token = told.with_token.then(|| self.path.join(TOKEN));
-        RayEnv::of_folder(&self.folder_path(number), token.as_deref()).with_ports(&told.ports)
+        let env = if told.speaks_tls {
+            RayEnv::of_folder(&self.folder_path(number), token.as_deref())
+        } else {
+            RayEnv::without_tls(token.as_deref())
+        };
+        env.with_ports(&told.ports)
     }
 
     /// Brings `ray.env` up to date. Says whether it changed.
@@ -417,7 +449,7 @@ impl TlsDir {
         {
             return Ok(false);
         }
-        self.granting(&path, durable::replace(&path, token, self.secret_access()))?;
+        granting(&path, self.gid, durable::replace(&path, token, secret_access(self.gid)))?;
         Ok(true)
     }
 
@@ -460,11 +492,11 @@ impl TlsDir {
     pub fn align_access(&self, folders: &[Folder]) -> Result<(), KeyFolderError> {
         for folder in folders {
             let path = self.folder_path(folder.number);
-            self.align(&path.join(KEY), self.secret_access())?;
+            self.align(&path.join(KEY), self.key_access())?;
             self.align(&path, self.folder_access())?;
         }
         if self.has_token() {
-            self.align(&self.path.join(TOKEN), self.secret_access())?;
+            self.align(&self.path.join(TOKEN), secret_access(self.gid))?;
         }
         Ok(())
     }
@@ -479,7 +511,7 @@ impl TlsDir {
         let gid = wanted.gid.unwrap_or(own_gid);
         if metadata.gid() != gid {
             let given = rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(gid)));
-            self.granting(path, given.map_err(io::Error::from))?;
+            granting(path, wanted.gid, given.map_err(io::Error::from))?;
         }
         if metadata.mode() & 0o7777 != wanted.mode {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(wanted.mode))?;
@@ -488,22 +520,27 @@ impl TlsDir {
     }
 
     fn folder_access(&self) -> Access {
-        Access { mode: if self.gid.is_some() { 0o750 } else { 0o700 }, uid: None, gid: self.gid }
+        let gid = self.key_gid();
+        Access { mode: if gid.is_some() { 0o750 } else { 0o700 }, uid: None, gid }
     }
 
-    fn secret_access(&self) -> Access {
-        Access { mode: if self.gid.is_some() { 0o640 } else { 0o600 }, uid: None, gid: self.gid }
+    fn key_access(&self) -> Access {
+        secret_access(self.key_gid())
     }
+}
 
-    /// Says what to do where a group was refused.
-    fn granting(&self, path: &Path, done: io::Result<()>) -> Result<(), KeyFolderError> {
-        match (done, self.gid) {
-            (Err(e), Some(gid)) if e.kind() == io::ErrorKind::PermissionDenied => {
-                Err(KeyFolderError::Group { path: path.display().to_string(), gid })
-            }
-            (other, _) => Ok(other?),
+/// Says what to do where a group was refused.
+fn granting(path: &Path, gid: Option<u32>, done: io::Result<()>) -> Result<(), KeyFolderError> {
+    match (done, gid) {
+        (Err(e), Some(gid)) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(KeyFolderError::Group { path: path.display().to_string(), gid })
         }
+        (other, _) => Ok(other?),
     }
+}
+
+fn secret_access(gid: Option<u32>) -> Access {
+    Access { mode: if gid.is_some() { 0o640 } else { 0o600 }, uid: None, gid }
 }
 
 fn write_bundle(folder: &Path, trust: &v1::TrustBundle) -> Result<bool, KeyFolderError> {

@@ -37,4 +37,5 @@ pub mod stopray;
 mod stories;
 #[cfg(test)]
 mod testca;
+pub mod tunnel;
 pub mod verify;

@@ -176,7 +176,7 @@ async fn enrolment_makes_everything_ray_needs_and_can_be_run_again() {
     ] {
         assert_eq!(mode_of(&place.path(path)), mode, "{path}");
     }
-    assert_eq!(place.env().server_key, place.path("tls/k1/tls.key"));
+    assert_eq!(place.env().files.unwrap().server_key, place.path("tls/k1/tls.key"));
     assert_eq!(place.env().token, Some(place.path("tls/ray_token")));
     assert_eq!(std::fs::read(place.path("tls/ray_token")).unwrap(), b"t0ken");
     assert!(!place.state().has_waiting_key(WaitingKey::Enrolment));
@@ -243,7 +243,7 @@ async fn a_driver_for_once_keeps_no_identity() {
     let enrolled = enroll::enroll(&options, place.clock.clone()).await.unwrap();
     assert_eq!(enrolled.identity_serial, None);
     assert!(!place.path("state").exists() && !place.path("join").exists());
-    assert_eq!(place.env().server_cert, place.path("tls/k1/tls.crt"));
+    assert_eq!(place.env().files.unwrap().server_cert, place.path("tls/k1/tls.crt"));
     assert!(place.path("tls/ray_token").exists());
 }
 

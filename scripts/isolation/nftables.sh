@@ -154,13 +154,13 @@ summary() {
     did="would have been refused" mode="audit, refuses nothing"
   fi
   # A head guards every port of the plan.
-  [ "$(elements guarded_ports)" != "$(elements cluster_ports)" ] || role="head"
+  [ "$(rules guarded "goto judge")" != "$(rules blocked_ports " dport ")" ] || role="head"
   printf '%s%s: %s, %s: %d packets %s, %d of blocked hosts\n' "$1" "$CLUSTER" "$role" "$mode" \
     "$(packets refused)" "$did" "$(packets blocked)"
 }
 
-# elements SET: as the table in force has them.
-elements() { nft list set inet "$(table_name)" "$1" 2>/dev/null | sed -n '/elements/,/}/p' | tr -d ' \t\n'; }
+# rules CHAIN WORDS: how many of the table in force have these words.
+rules() { nft list chain inet "$(table_name)" "$1" 2>/dev/null | grep -c -- "$2" || true; }
 
 clear() {
   need_cluster
@@ -390,7 +390,7 @@ render_clear() {
   printf 'table inet %s\ndelete table inet %s\n' "$(table_name)" "$(table_name)"
 }
 
-# render [BLOCKED_PACKETS REFUSED_PACKETS]: the table as nft loads it. Three chains:
+# render [BLOCKED_PACKETS REFUSED_PACKETS]: the table as nft loads it. The chains with a hook:
 # - blocked_in, blocked_out (raw, before connection tracking): nothing passes between this host and a
 #   blocked address on a port of the cluster at either end, established or not; nothing at all between it
 #   and an address of the sets cut4 and cut6; what goes to and comes from the CA's ports passes;
@@ -399,39 +399,50 @@ render_clear() {
 #   the packet that opens a connection;
 # - published (forward): the same for a port that is published under another number, whichever side the
 #   kernel takes for the one that began.
+# Ranges stand in the rules: the kernel fills a set of ranges only after the rules that look at it are in
+# force, and in that moment a member is refused, or everybody is let in.
 render() {
-  local end
+  local end caller
   end="counter name blocked$([ "$VERDICT" = count ] || printf ' drop')"
   render_clear
   printf 'table inet %s {\n' "$(table_name)"
   printf '\tcounter %s { packets %d bytes 0 }\n' blocked "${1:-0}" refused "${2:-0}"
   endpoints
-  set_of cluster_ports inet_service "flags interval" "$(ports_of any cluster)"
-  set_of guarded_ports inet_service "flags interval" "$(ports_of any "$ROLE")"
-  hosts blocked "" "${BLOCKED[@]}"
-  hosts cut "" "${CUT[@]}"
-  callers members member "${MEMBERS[@]}"
-  callers admins admin "${ADMINS[@]}"
-  callers scrapers scraper "${SCRAPERS[@]}"
-  callers drivers driver "${DRIVERS[@]}"
+  hosts blocked "${BLOCKED[@]}"
+  hosts cut "${CUT[@]}"
+  hosts members "${MEMBERS[@]}"
+  # Enrolled ones, in the agent's table; here all of them stand in the rules.
+  hosts drivers
   raw_chain blocked_in prerouting saddr "$end"
   raw_chain blocked_out output daddr "$end"
+  printf '\tchain blocked_ports {\n'
+  each_port any cluster "th dport %s $end" "th sport %s $end"
   cat <<'TEXT'
+	}
 	chain arriving {
 		type filter hook prerouting priority mangle; policy accept;
 		ip saddr . tcp sport @ca4 tcp flags & (syn | ack) != syn accept
 		ip6 saddr . tcp sport @ca6 tcp flags & (syn | ack) != syn accept
 		iif lo accept
 		fib daddr type != local accept
-		tcp dport @guarded_ports jump judge
+		meta l4proto tcp jump guarded
 	}
 	chain published {
 		type filter hook forward priority filter; policy accept;
-		ct direction original ct status dnat tcp dport @guarded_ports jump judge
-		ct direction reply ct status snat tcp dport @guarded_ports jump judge
+		ct direction original ct status dnat jump guarded
+		ct direction reply ct status snat jump guarded
 	}
+	chain guarded {
 TEXT
+  each_port any "$ROLE" "tcp dport %s goto judge"
+  printf '\t}\n'
   judge
+  for caller in member admin scraper driver; do
+    may_reach "$caller" || continue
+    printf '\tchain %ss_ports {\n' "$caller"
+    each_port "$caller" "$ROLE" "tcp dport %s accept"
+    printf '\t}\n'
+  done
   printf '}\n'
 }
 
@@ -443,39 +454,44 @@ endpoints() {
       if [[ $address == *:* ]]; then v6+=("$address . $port"); else v4+=("$address . $port"); fi
     done
   done
-  set_of ca4 "ipv4_addr . inet_service" "" "$(comma "${v4[@]}")"
-  set_of ca6 "ipv6_addr . inet_service" "" "$(comma "${v6[@]}")"
+  set_of ca4 "ipv4_addr . inet_service" "$(comma "${v4[@]}")"
+  set_of ca6 "ipv6_addr . inet_service" "$(comma "${v6[@]}")"
 }
 
-# callers SET CALLER ADDRESS...: its two address sets and the set of what it may reach.
-callers() {
-  local name=$1 caller=$2
-  shift 2
-  # auto-merge: ranges may overlap, as people write them.
-  hosts "$name" $'flags interval\n\t\tauto-merge' "$@"
-  set_of "${name}_ports" inet_service "flags interval" "$(ports_of "$caller" "$ROLE")"
-}
-
-# hosts NAME FLAGS ADDRESS...: one set for each family.
+# hosts NAME ADDRESS...: one set for each family.
 hosts() {
-  local name=$1 flags=$2 address v4=() v6=()
-  shift 2
+  local name=$1 address v4=() v6=()
+  shift
   for address in "$@"; do
     if [[ $address == *:* ]]; then v6+=("$address"); else v4+=("$address"); fi
   done
-  set_of "${name}4" ipv4_addr "$flags" "$(comma "${v4[@]}")"
-  set_of "${name}6" ipv6_addr "$flags" "$(comma "${v6[@]}")"
+  set_of "${name}4" ipv4_addr "$(comma "${v4[@]}")"
+  set_of "${name}6" ipv6_addr "$(comma "${v6[@]}")"
 }
 
 set_of() {
   printf '\tset %s {\n\t\ttype %s\n' "$1" "$2"
-  [ -z "$3" ] || printf '\t\t%s\n' "$3"
-  [ -z "$4" ] || printf '\t\telements = { %s }\n' "$4"
+  [ -z "$3" ] || printf '\t\telements = { %s }\n' "$3"
   printf '\t}\n'
 }
 
+# each_port CALLER|any ROLE|cluster FORMAT...: a rule in each of the formats for each range of ports.
+each_port() {
+  local ranges range format
+  IFS=, read -r -a ranges <<<"$(ports_of "$1" "$2")"
+  shift 2
+  for range in "${ranges[@]}"; do
+    for format in "$@"; do
+      # shellcheck disable=SC2059 # it is a format
+      printf "\t\t$format\n" "${range# }"
+    done
+  done
+}
+
+may_reach() { [ -n "$(ports_of "$1" "$ROLE")" ]; }
+
 raw_chain() {
-  local family port ca=sport open="tcp flags & (syn | ack) != syn "
+  local family ca=sport open="tcp flags & (syn | ack) != syn "
   [ "$3" = saddr ] || ca=dport open=""
   printf '\tchain %s {\n\t\ttype filter hook %s priority raw; policy accept;\n' "$1" "$2"
   for family in ip:ca4 ip6:ca6; do
@@ -485,10 +501,7 @@ raw_chain() {
     printf '\t\t%s %s @%s %s\n' "${family%:*}" "$3" "${family#*:}" "$4"
   done
   for family in ip:blocked4 ip6:blocked6; do
-    for port in dport sport; do
-      printf '\t\t%s %s @%s meta l4proto { tcp, udp } th %s @cluster_ports %s\n' \
-        "${family%:*}" "$3" "${family#*:}" "$port" "$4"
-    done
+    printf '\t\t%s %s @%s meta l4proto { tcp, udp } jump blocked_ports\n' "${family%:*}" "$3" "${family#*:}"
   done
   printf '\t}\n'
 }
@@ -498,17 +511,31 @@ raw_chain() {
 # began a connection decides nothing: the kernel's record of that can be made to end, and begins anew with
 # whoever is heard first.
 judge() {
-  local pair set caller word=refused end="counter name refused drop"
+  local word=refused end="counter name refused drop"
   [ "$VERDICT" = drop ] || { word="would refuse" end="counter name refused return"; }
   printf '\tchain judge {\n'
-  for pair in members:member admins:admin scrapers:scraper drivers:driver; do
-    set=${pair%:*} caller=${pair#*:}
-    [ -n "$(ports_of "$caller" "$ROLE")" ] || continue
-    printf '\t\tip saddr @%s4 tcp dport @%s_ports return\n' "$set" "$set"
-    printf '\t\tip6 saddr @%s6 tcp dport @%s_ports return\n' "$set" "$set"
-  done
+  by_set members member
+  by_range admins admin "${ADMINS[@]}"
+  by_range scrapers scraper "${SCRAPERS[@]}"
+  by_set drivers driver
+  by_range drivers driver "${DRIVERS[@]}"
   printf '\t\tct state new limit rate %s log prefix "ray-mtls %s %s: "\n' "$LOG_RATE" "$CLUSTER" "$word"
   printf '\t\t%s\n\t}\n' "$end"
+}
+
+# by_set NAME CALLER: single hosts.
+by_set() {
+  may_reach "$2" || return 0
+  printf '\t\t%s jump %s_ports\n' "ip saddr @${1}4" "$1" "ip6 saddr @${1}6" "$1"
+}
+
+# by_range NAME CALLER RANGE...: first those of IPv4.
+by_range() {
+  local name=$1 caller=$2 range
+  shift 2
+  may_reach "$caller" || return 0
+  for range in "$@"; do [[ $range == *:* ]] || printf '\t\tip saddr %s jump %s_ports\n' "$range" "$name"; done
+  for range in "$@"; do [[ $range != *:* ]] || printf '\t\tip6 saddr %s jump %s_ports\n' "$range" "$name"; done
 }
 
 die() {

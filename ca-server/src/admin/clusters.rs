@@ -8,7 +8,7 @@ use raymtls_proto::{
 };
 use tracing::info;
 
-use super::{Operator, convert, fleet, readiness};
+use super::{Operator, convert, fleet, mode, readiness};
 use crate::{
     ca::{Ca, CaError},
     keys::{authority, random},
@@ -93,6 +93,9 @@ pub async fn set(
              with until they are started again"
                 .to_owned(),
         );
+    }
+    if before.mode() != after.mode() {
+        notes.push(mode::note(ca, &cluster, after.mode()).await?);
     }
     let (was, will_be) = (before.isolation(), after.isolation());
     notes.extend(readiness::notes(ca, &cluster, was, will_be).await?);

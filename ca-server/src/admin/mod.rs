@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod clusters;
 pub mod convert;
 mod fleet;
+mod mode;
 pub mod nodes;
 pub mod readiness;
 pub mod revocation;

@@ -58,6 +58,8 @@ struct Peer {
     problem: String,
     /// The last time it had any to close.
     sockets_closed: u32,
+    /// The same of flows that the node's tunnel carried.
+    flows_cut: u32,
     /// Blocks it leaves out by what it knows of itself, such as its own gateway.
     spared_blocks: u32,
 }
@@ -130,6 +132,7 @@ impl Peer {
             in_force: in_force(isolation.in_force),
             problem: isolation.problem,
             sockets_closed: isolation.sockets_closed,
+            flows_cut: isolation.flows_cut,
             spared_blocks: isolation.spared_blocks,
         }
     }
@@ -142,6 +145,9 @@ impl Peer {
             self.in_force,
             self.sockets_closed
         );
+        if self.flows_cut > 0 {
+            line.push_str(&format!(", {} flows of its tunnel cut", self.flows_cut));
+        }
         if self.spared_blocks > 0 {
             line.push_str(&format!(", {} blocks left out by its own list", self.spared_blocks));
         }

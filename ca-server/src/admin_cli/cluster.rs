@@ -31,12 +31,13 @@ Examples:
 
     /// Changes settings: says what would change, asks, changes it.
     #[command(after_help = "\
-Keys: max-job, isolation (off|audit|enforce), mode (files|tunnel), admin-ranges, scraper-ranges,
-driver-ranges, lease, ray-token (on|off), ray-client (on|off), port.NAME, collective-ports
+Keys: max-job, isolation (off|audit|enforce), mode (files|tunnel), leaf-life and tunnel-grace (mode
+tunnel), admin-ranges, scraper-ranges, driver-ranges, lease, ray-token (on|off), ray-client (on|off), port.NAME, collective-ports
 (MIN-MAX|none). Ranges are separated by commas.
 
 Examples:
   ca-admin cluster set c1 max-job=30d --dry-run
+  ca-admin cluster set c1 mode=tunnel isolation=enforce      stop Ray on all its nodes first
   ca-admin cluster set c1 ray-client=on driver-ranges=10.9.0.0/16 --yes")]
     Set(Set),
 

@@ -244,6 +244,7 @@ struct IsolationView {
     blocked_packets: u64,
     refused_packets: u64,
     sockets_closed: u32,
+    flows_cut: u32,
     loaded: Moment,
 }
 
@@ -374,6 +375,7 @@ impl IsolationView {
             blocked_packets: report.blocked_packets,
             refused_packets: report.refused_packets,
             sockets_closed: report.sockets_closed,
+            flows_cut: report.flows_cut,
             loaded: Moment::from_unix(report.loaded_unix),
         }
     }

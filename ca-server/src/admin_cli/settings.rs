@@ -23,6 +23,9 @@ pub(super) struct SettingsView {
     ray_client: bool,
     trust_ranges: bool,
     revoked_keeps_ray: bool,
+    /// What leaves live in mode tunnel, and the grace; zero and none where the defaults hold.
+    tunnel_leaf_life_seconds: i64,
+    tunnel_grace_seconds: Option<i64>,
     admin_ranges: Vec<String>,
     scraper_ranges: Vec<String>,
     driver_ranges: Vec<String>,
@@ -44,6 +47,8 @@ impl SettingsView {
             ray_client: settings.ray_client,
             trust_ranges: settings.trust_ranges,
             revoked_keeps_ray: settings.revoked_keeps_ray,
+            tunnel_leaf_life_seconds: settings.tunnel_leaf_life_seconds,
+            tunnel_grace_seconds: settings.tunnel_grace_seconds,
             ports: ports_view(&settings.port_plan.unwrap_or_default()),
             admin_ranges: settings.admin_ranges,
             scraper_ranges: settings.scraper_ranges,
@@ -76,6 +81,17 @@ impl SettingsView {
             ("ray-client", on_off(self.ray_client)),
             ("trust-ranges", on_off(self.trust_ranges)),
             ("revoked-keeps-ray", on_off(self.revoked_keeps_ray)),
+            (
+                "leaf-life in mode tunnel",
+                match self.tunnel_leaf_life_seconds {
+                    0 => default(),
+                    life => duration::human_seconds(life),
+                },
+            ),
+            (
+                "tunnel-grace",
+                self.tunnel_grace_seconds.map_or_else(default, duration::human_seconds),
+            ),
             ("admin-ranges", list(&self.admin_ranges)),
             ("scraper-ranges", list(&self.scraper_ranges)),
             ("driver-ranges", list(&self.driver_ranges)),
@@ -167,6 +183,10 @@ fn isolation(isolation: i32) -> &'static str {
 
 fn life(seconds: i64) -> String {
     if seconds == 0 { "-".to_owned() } else { duration::human_seconds(seconds) }
+}
+
+fn default() -> String {
+    "default".to_owned()
 }
 
 fn on_off(is: bool) -> String {

@@ -152,18 +152,26 @@ impl Policy {
             .collect()
     }
 
-    /// The networks from which a caller may come.
+    /// The single hosts that a caller may be, where the CA lists them.
+    #[must_use]
+    pub fn hosts_of(&self, caller: Caller) -> Option<BTreeSet<IpAddr>> {
+        let enrolled = match caller {
+            Caller::Member => &self.members,
+            Caller::Driver => &self.drivers,
+            Caller::Admin | Caller::Scraper => return None,
+        };
+        Some(enrolled.iter().map(IpAddr::to_canonical).collect())
+    }
+
+    /// The ranges from which a caller may come.
     #[must_use]
     pub fn networks_of(&self, caller: Caller) -> Vec<IpNet> {
-        let (enrolled, from) = match caller {
-            Caller::Member => (Some(&self.members), [].as_slice()),
-            Caller::Admin => (None, self.settings.admin_ranges.as_slice()),
-            Caller::Scraper => (None, self.settings.scraper_ranges.as_slice()),
-            Caller::Driver => (Some(&self.drivers), self.settings.driver_ranges.as_slice()),
-        };
-        let mut networks = ranges(from);
-        networks.extend(enrolled.into_iter().flatten().map(|address| IpNet::from(*address)));
-        networks
+        ranges(match caller {
+            Caller::Member => &[],
+            Caller::Admin => &self.settings.admin_ranges,
+            Caller::Scraper => &self.settings.scraper_ranges,
+            Caller::Driver => &self.settings.driver_ranges,
+        })
     }
 
     /// The ports of this host that a caller may reach.

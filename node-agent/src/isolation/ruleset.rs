@@ -1,7 +1,7 @@
 //! A policy as the text `nft -f` loads: one table, replaced whole in one transaction. Pure.
 //!
 //! The table drops on the cluster's Ray ports only, so that nothing else on the host can be locked
-//! out by it. Three chains:
+//! out by it. The chains with a hook:
 //! - `blocked_in`, `blocked_out` (raw hook, before connection tracking): nothing passes between this
 //!   host and a blocked address on a port of the cluster at either end, established or not; nothing at
 //!   all between it and an address of the sets `cut4` and `cut6`.
@@ -18,6 +18,11 @@
 //! a connection that is picked up in the middle counts as begun by whoever is heard first, and a
 //! caller can have the record end early by a reset that is recorded and then dropped here. The price: a
 //! connection dialled *from* a guarded port gets its answers from that port's callers only.
+//!
+//! Single addresses are in sets, ranges of addresses and of ports stand in the rules. The kernel shows a
+//! set of ranges (`flags interval`, named or not) to packets only at the end of the transaction, when the
+//! rules are in force already: for some milliseconds with many members such a set is empty, so that members
+//! are refused, or, where it names the guarded ports, everybody is let in. A set of single values has no such moment.
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +41,12 @@ const LOG_RATE: &str = "5/second burst 10 packets";
 
 /// All packets but the one that opens a connection.
 const NOT_OPENING: &str = "tcp flags & (syn | ack) != syn ";
+
+/// As rules and the names of sets tell them apart.
+const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];
+
+/// The chain that knows this host's guarded ports.
+pub(super) const GUARDED: &str = "guarded";
 
 /// Packets counted so far: a replaced table goes on from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,19 +131,23 @@ fn write_table(
         write_counter(out, &mark.to_string(), 0)?;
     }
     write_endpoints(out, &policy.protected.endpoints)?;
-    write_ports(out, "cluster_ports", &policy.cluster_ports())?;
-    write_ports(out, "guarded_ports", &policy.guarded_ports())?;
     write_hosts(out, "blocked", &policy.blocked())?;
     write_hosts(out, "cut", &policy.blocked_entirely())?;
     for caller in Caller::ALL {
-        write_networks(out, set_of(caller), &policy.networks_of(caller))?;
-        write_ports(out, &format!("{}_ports", set_of(caller)), &policy.ports_of(caller))?;
+        if let Some(hosts) = policy.hosts_of(caller) {
+            write_hosts(out, set_of(caller), &hosts)?;
+        }
     }
-    write_raw_chain(out, policy, Direction::In)?;
-    write_raw_chain(out, policy, Direction::Out)?;
-    write_arriving(out)?;
-    write_published(out)?;
-    write_judge(out, policy)?;
+    write_hooked(out, "blocked_in", "prerouting priority raw", &blocked(Direction::In, policy))?;
+    write_hooked(out, "blocked_out", "output priority raw", &blocked(Direction::Out, policy))?;
+    write_chain(out, "blocked_ports", &blocked_ports(policy))?;
+    write_hooked(out, "arriving", "prerouting priority mangle", &arriving())?;
+    write_hooked(out, "published", "forward priority filter", &published())?;
+    write_chain(out, GUARDED, &guarded(policy))?;
+    write_chain(out, "judge", &judge(policy))?;
+    for caller in callers(policy) {
+        write_chain(out, &ports_chain(caller), &let_in(policy, caller))?;
+    }
     writeln!(out, "}}")
 }
 
@@ -142,85 +157,106 @@ enum Direction {
     Out,
 }
 
-fn write_raw_chain(out: &mut String, policy: &Policy, direction: Direction) -> fmt::Result {
-    let (chain, hook, side, port) = match direction {
-        Direction::In => ("blocked_in", "prerouting", "saddr", "sport"),
-        Direction::Out => ("blocked_out", "output", "daddr", "dport"),
+fn blocked(direction: Direction, policy: &Policy) -> Vec<String> {
+    let (side, port, opening) = match direction {
+        Direction::In => ("saddr", "sport", NOT_OPENING),
+        Direction::Out => ("daddr", "dport", ""),
     };
-    let end = match policy.verdict {
-        Verdict::Count => "counter name blocked",
-        Verdict::Drop => "counter name blocked drop",
-    };
-    writeln!(out, "\tchain {chain} {{")?;
-    writeln!(out, "\t\ttype filter hook {hook} priority raw; policy accept;")?;
-    for (family, set) in [("ip", "ca4"), ("ip6", "ca6")] {
-        let open = if matches!(direction, Direction::In) { NOT_OPENING } else { "" };
-        writeln!(out, "\t\t{family} {side} . tcp {port} @{set} {open}accept")?;
-    }
-    for (family, set) in [("ip", "cut4"), ("ip6", "cut6")] {
-        writeln!(out, "\t\t{family} {side} @{set} {end}")?;
-    }
-    for (family, set) in [("ip", "blocked4"), ("ip6", "blocked6")] {
-        for port in ["dport", "sport"] {
-            writeln!(
-                out,
-                "\t\t{family} {side} @{set} meta l4proto {{ tcp, udp }} th {port} @cluster_ports {end}"
-            )?;
-        }
-    }
-    writeln!(out, "\t}}")
+    let end = counted_as_blocked(policy);
+    let ca = format!("tcp {port}");
+    FAMILIES
+        .map(|(ip, v)| format!("{ip} {side} . {ca} @ca{v} {opening}accept"))
+        .into_iter()
+        .chain(FAMILIES.map(|(ip, v)| format!("{ip} {side} @cut{v} {end}")))
+        .chain(FAMILIES.map(|(ip, v)| {
+            format!("{ip} {side} @blocked{v} meta l4proto {{ tcp, udp }} jump blocked_ports")
+        }))
+        .collect()
 }
 
-fn write_arriving(out: &mut String) -> fmt::Result {
-    out.write_str(
-        "\tchain arriving {\n\
-         \t\ttype filter hook prerouting priority mangle; policy accept;\n",
-    )?;
-    for (family, set) in [("ip", "ca4"), ("ip6", "ca6")] {
-        writeln!(out, "\t\t{family} saddr . tcp sport @{set} {NOT_OPENING}accept")?;
+/// A port of the cluster at either end.
+fn blocked_ports(policy: &Policy) -> Vec<String> {
+    let end = counted_as_blocked(policy);
+    let ends = |range: &RangeInclusive<u16>| {
+        let ports = ports_text(range);
+        ["dport", "sport"].map(|side| format!("th {side} {ports} {end}"))
+    };
+    policy.cluster_ports().iter().flat_map(ends).collect()
+}
+
+fn counted_as_blocked(policy: &Policy) -> &'static str {
+    match policy.verdict {
+        Verdict::Count => "counter name blocked",
+        Verdict::Drop => "counter name blocked drop",
     }
-    out.write_str(
-        "\t\tiif lo accept\n\
-         \t\tfib daddr type != local accept\n\
-         \t\ttcp dport @guarded_ports jump judge\n\
-         \t}\n",
-    )
+}
+
+fn arriving() -> Vec<String> {
+    FAMILIES
+        .map(|(ip, v)| format!("{ip} saddr . tcp sport @ca{v} {NOT_OPENING}accept"))
+        .into_iter()
+        .chain(
+            ["iif lo accept", "fib daddr type != local accept", "meta l4proto tcp jump guarded"]
+                .map(str::to_owned),
+        )
+        .collect()
 }
 
 /// What goes to a container is forwarded: judged by the port it arrives at there, whichever side is
 /// recorded as having begun. Only where an address was rewritten: what is merely routed is not ours.
-fn write_published(out: &mut String) -> fmt::Result {
-    out.write_str(
-        "\tchain published {\n\
-         \t\ttype filter hook forward priority filter; policy accept;\n\
-         \t\tct direction original ct status dnat tcp dport @guarded_ports jump judge\n\
-         \t\tct direction reply ct status snat tcp dport @guarded_ports jump judge\n\
-         \t}\n",
-    )
+fn published() -> Vec<String> {
+    ["original ct status dnat", "reply ct status snat"]
+        .map(|rewritten| format!("ct direction {rewritten} jump {GUARDED}"))
+        .into()
 }
 
-fn write_judge(out: &mut String, policy: &Policy) -> fmt::Result {
-    writeln!(out, "\tchain judge {{")?;
-    for caller in Caller::ALL {
-        if policy.ports_of(caller).is_empty() {
-            continue;
-        }
-        let set = set_of(caller);
-        for (family, version) in [("ip", 4), ("ip6", 6)] {
-            writeln!(out, "\t\t{family} saddr @{set}{version} tcp dport @{set}_ports return")?;
-        }
-    }
+/// A packet is judged once: what `judge` does not drop goes on behind the jump to here.
+fn guarded(policy: &Policy) -> Vec<String> {
+    let ports = policy.guarded_ports();
+    ports.iter().map(|range| format!("tcp dport {} goto judge", ports_text(range))).collect()
+}
+
+fn judge(policy: &Policy) -> Vec<String> {
     let (word, end) = match policy.verdict {
         Verdict::Count => ("would refuse", "counter name refused return"),
         Verdict::Drop => ("refused", "counter name refused drop"),
     };
     let cluster = &policy.cluster;
-    writeln!(
-        out,
-        "\t\tct state new limit rate {LOG_RATE} log prefix \"ray-mtls {cluster} {word}: \""
-    )?;
-    writeln!(out, "\t\t{end}")?;
-    writeln!(out, "\t}}")
+    let mut rules: Vec<String> =
+        callers(policy).flat_map(|caller| who_is(policy, caller)).collect();
+    rules.push(format!(
+        "ct state new limit rate {LOG_RATE} log prefix \"ray-mtls {cluster} {word}: \""
+    ));
+    rules.push(end.to_owned());
+    rules
+}
+
+/// Those who may reach any port of this host.
+fn callers(policy: &Policy) -> impl Iterator<Item = Caller> {
+    Caller::ALL.into_iter().filter(|caller| !policy.ports_of(*caller).is_empty())
+}
+
+/// By what address a caller is known.
+fn who_is(policy: &Policy, caller: Caller) -> Vec<String> {
+    let (set, chain) = (set_of(caller), ports_chain(caller));
+    let hosts = policy.hosts_of(caller).map(|_| FAMILIES);
+    let hosts = hosts.into_iter().flatten().map(|(ip, v)| format!("{ip} saddr @{set}{v}"));
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = IpNet::aggregate(&policy.networks_of(caller))
+        .into_iter()
+        .partition(|network| network.addr().is_ipv4());
+    let v4 = v4.into_iter().map(|network| format!("ip saddr {}", network_text(network)));
+    let v6 = v6.into_iter().map(|network| format!("ip6 saddr {}", network_text(network)));
+    hosts.chain(v4).chain(v6).map(|from| format!("{from} jump {chain}")).collect()
+}
+
+/// What a caller may reach; of the rest `judge` hears again.
+fn let_in(policy: &Policy, caller: Caller) -> Vec<String> {
+    let ports = policy.ports_of(caller);
+    ports.iter().map(|range| format!("tcp dport {} accept", ports_text(range))).collect()
+}
+
+fn ports_chain(caller: Caller) -> String {
+    format!("{}_ports", set_of(caller))
 }
 
 fn set_of(caller: Caller) -> &'static str {
@@ -245,31 +281,22 @@ fn write_endpoints(out: &mut String, endpoints: &BTreeSet<SocketAddr>) -> fmt::R
         let of_family = canonical.iter().filter(move |endpoint| endpoint.is_ipv4() == v4);
         of_family.map(|endpoint| format!("{} . {}", endpoint.ip(), endpoint.port()))
     };
-    write_set(out, "ca4", "ipv4_addr . inet_service", false, of(true))?;
-    write_set(out, "ca6", "ipv6_addr . inet_service", false, of(false))
+    write_set(out, "ca4", "ipv4_addr . inet_service", of(true))?;
+    write_set(out, "ca6", "ipv6_addr . inet_service", of(false))
 }
 
-fn write_ports(out: &mut String, name: &str, ports: &[RangeInclusive<u16>]) -> fmt::Result {
-    let elements = ports.iter().map(|range| match (range.start(), range.end()) {
+fn ports_text(range: &RangeInclusive<u16>) -> String {
+    match (range.start(), range.end()) {
         (min, max) if min == max => min.to_string(),
         (min, max) => format!("{min}-{max}"),
-    });
-    write_set(out, name, "inet_service", true, elements)
+    }
 }
 
-/// Single addresses: a hash set, one lookup a packet however many there are.
+/// One lookup a packet, however many there are.
 fn write_hosts(out: &mut String, name: &str, addresses: &BTreeSet<IpAddr>) -> fmt::Result {
     let of = |v4: bool| addresses.iter().filter(move |a| a.is_ipv4() == v4).map(IpAddr::to_string);
-    write_set(out, &format!("{name}4"), "ipv4_addr", false, of(true))?;
-    write_set(out, &format!("{name}6"), "ipv6_addr", false, of(false))
-}
-
-fn write_networks(out: &mut String, name: &str, networks: &[IpNet]) -> fmt::Result {
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-        IpNet::aggregate(&networks.to_vec()).into_iter().partition(|n| n.addr().is_ipv4());
-    let texts = |networks: Vec<IpNet>| networks.into_iter().map(network_text);
-    write_set(out, &format!("{name}4"), "ipv4_addr", true, texts(v4))?;
-    write_set(out, &format!("{name}6"), "ipv6_addr", true, texts(v6))
+    write_set(out, &format!("{name}4"), "ipv4_addr", of(true))?;
+    write_set(out, &format!("{name}6"), "ipv6_addr", of(false))
 }
 
 fn network_text(network: IpNet) -> String {
@@ -280,21 +307,38 @@ fn network_text(network: IpNet) -> String {
     }
 }
 
+/// Of single values alone: see above for why there is no set of ranges.
 fn write_set(
     out: &mut String,
     name: &str,
     kind: &str,
-    intervals: bool,
     elements: impl Iterator<Item = String>,
 ) -> fmt::Result {
     writeln!(out, "\tset {name} {{")?;
     writeln!(out, "\t\ttype {kind}")?;
-    if intervals {
-        writeln!(out, "\t\tflags interval")?;
-    }
     let elements: Vec<String> = elements.collect();
     if !elements.is_empty() {
         writeln!(out, "\t\telements = {{ {} }}", elements.join(", "))?;
+    }
+    writeln!(out, "\t}}")
+}
+
+/// A chain that packets enter by themselves.
+fn write_hooked(out: &mut String, name: &str, hook: &str, rules: &[String]) -> fmt::Result {
+    writeln!(out, "\tchain {name} {{")?;
+    writeln!(out, "\t\ttype filter hook {hook}; policy accept;")?;
+    write_rules(out, rules)
+}
+
+/// A chain that others send packets to.
+fn write_chain(out: &mut String, name: &str, rules: &[String]) -> fmt::Result {
+    writeln!(out, "\tchain {name} {{")?;
+    write_rules(out, rules)
+}
+
+fn write_rules(out: &mut String, rules: &[String]) -> fmt::Result {
+    for rule in rules {
+        writeln!(out, "\t\t{rule}")?;
     }
     writeln!(out, "\t}}")
 }

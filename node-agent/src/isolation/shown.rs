@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::table::{Kernel, TableError};
+use super::{
+    ruleset::GUARDED,
+    table::{Kernel, TableError},
+};
 
 /// What each table's name begins with; the cluster's follows.
 const PREFIX: &str = "raymtls_";
@@ -15,7 +18,7 @@ pub struct Shown {
     pub cluster: String,
     /// `audit` or `enforce`; `unknown` for a table of another release.
     pub mode: &'static str,
-    /// Addresses and ranges of members.
+    /// Addresses of members.
     pub members: Vec<String>,
     /// Addresses that are cut off.
     pub blocked: Vec<String>,
@@ -58,17 +61,20 @@ fn shown(cluster: &str, listing: Listing) -> Shown {
             }
         }
         if let Some(set) = item.set {
-            let texts = set.elem.iter().map(text);
+            let texts = set.elem.iter().map(|element| text(element));
             match set.name.trim_end_matches(['4', '6']) {
                 "members" => shown.members.extend(texts),
-                "guarded_ports" => shown.guarded_ports.extend(texts),
                 // On the cluster's ports, and on all.
                 "blocked" | "cut" => shown.blocked.extend(texts),
                 _ => {}
             }
         }
+        let Some(rule) = item.rule else { continue };
+        if rule.chain == GUARDED {
+            shown.guarded_ports.extend(rule.port().map(text));
+        }
         // What is not let through is counted, and dropped or not.
-        if let Some(rule) = item.rule.filter(|rule| rule.counts("refused")) {
+        if rule.counts("refused") {
             shown.mode = if rule.drops() { "enforce" } else { "audit" };
         }
     }
@@ -77,7 +83,7 @@ fn shown(cluster: &str, listing: Listing) -> Shown {
     shown
 }
 
-/// An element of a set: a value, a prefix or a range (libnftables-json(5)).
+/// An element of a set, or what a rule compares with: a value, a prefix or a range (libnftables-json(5)).
 fn text(element: &Value) -> String {
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     if let Some(prefix) = element.get("prefix") {
@@ -122,10 +128,17 @@ struct Set {
 
 #[derive(Debug, Deserialize)]
 struct Rule {
+    chain: String,
     expr: Vec<Value>,
 }
 
 impl Rule {
+    /// The port or the range of ports that a packet must go to.
+    fn port(&self) -> Option<&Value> {
+        let compared = self.expr.iter().find_map(|part| part.get("match"))?;
+        (compared.pointer("/left/payload/field")? == "dport").then(|| compared.get("right"))?
+    }
+
     fn counts(&self, counter: &str) -> bool {
         self.expr.iter().any(|part| part.get("counter").and_then(Value::as_str) == Some(counter))
     }
@@ -151,7 +164,10 @@ mod tests {
                 {"set": {"name": "members4", "elem": ["10.0.0.1", {"prefix": {"addr": "10.1.0.0", "len": 24}}]}},
                 {"set": {"name": "members6"}},
                 {"set": {"name": "blocked4", "elem": ["10.0.0.9"]}},
-                {"set": {"name": "guarded_ports", "elem": [6701, {"range": [10002, 10101]}]}},
+                {"rule": {"chain": "guarded", "expr": [{"match": {"op": "==", "right": 6701,
+                    "left": {"payload": {"protocol": "tcp", "field": "dport"}}}}, {"goto": {"target": "judge"}}]}},
+                {"rule": {"chain": "guarded", "expr": [{"match": {"op": "==", "right": {"range": [10002, 10101]},
+                    "left": {"payload": {"protocol": "tcp", "field": "dport"}}}}, {"goto": {"target": "judge"}}]}},
                 {"rule": {"chain": "judge", "expr": [{"counter": "refused"}, {"VERDICT": null}]}}]}"#;
             let json = json.replace("VERDICT", verdict);
             let shown = shown("c1", parse(json.as_bytes()).unwrap());

@@ -149,14 +149,31 @@ fn no_plan_closes_ssh_or_the_agent_s_own_ports() {
     assert!(!policy.guarded_ports().iter().any(|range| range.contains(&22)));
 }
 
+/// A set of ranges is shown to packets later than the rules that look at it, named or not.
+#[test]
+fn no_rule_looks_at_a_set_of_ranges() {
+    for verdict in [Verdict::Drop, Verdict::Count] {
+        let text = render(&policy(v1::Role::Head, verdict), Counters::default());
+        assert!(!text.contains("interval") && !text.contains("auto-merge"), "{text}");
+        for anonymous in text.match_indices('{').map(|(at, _)| &text[at..]) {
+            let set = anonymous[1..].split('}').next().unwrap();
+            let is_set = set.contains(", ") && !set.contains('\n');
+            assert!(!is_set || !set.contains(['-', '/']), "{set}");
+        }
+    }
+}
+
 #[test]
 fn rules_are_counted_and_a_mark_is_no_rule() {
     let policy = policy(v1::Role::Worker, Verdict::Drop);
     let (plain, mark) = (render(&policy, Counters::default()), Mark(0xab));
     let marked = render_marked(&policy, Counters::default(), mark);
     assert!(marked.contains("\tcounter load_00000000000000ab {"), "{marked}");
-    let raw = 8 + 8;
-    assert_eq!((rules_in(&plain), rules_in(&marked)), (raw + 5 + 2 + 6, raw + 5 + 2 + 6));
+    // Either end of the cluster's 13 ports; this host's 8; of those 6 for members, 1 for scrapers, by
+    // the two sets of members and the one range of scrapers.
+    let (raw, arriving, published) = (6 + 6 + 2 * 13, 5, 2);
+    let rules = raw + arriving + published + 8 + (2 + 1 + 2) + 6 + 1;
+    assert_eq!((rules_in(&plain), rules_in(&marked)), (rules, rules));
 }
 
 #[test]

@@ -441,7 +441,7 @@ async fn a_table_that_somebody_emptied_or_replaced_is_loaded_again() {
     agent.until("the table", at(100)).await;
     let whole = guarded.table();
     let flushed: String =
-        whole.lines().filter(|l| !l.contains("jump judge")).map(|l| format!("{l}\n")).collect();
+        whole.lines().filter(|l| !l.contains("goto judge")).map(|l| format!("{l}\n")).collect();
     let of_a_script: String =
         whole.lines().filter(|l| !l.contains("load_")).map(|l| format!("{l}\n")).collect();
     for (name, text) in [("emptied", flushed), ("replaced", of_a_script)] {
@@ -540,7 +540,9 @@ async fn another_port_plan_is_a_trial_again_and_closes_neither_ssh_nor_the_ca() 
     });
     let status = agent.until("audit", |s| in_force(s) == "audit").await;
     assert!(status.isolation.problem.unwrap().contains("the CA was not reached"));
-    assert!(guarded.table().contains("20-21, 23-5000"), "{}", guarded.table());
+    for ports in ["tcp dport 20-21 goto judge", "tcp dport 23-5000 goto judge"] {
+        assert!(guarded.table().contains(ports), "{}", guarded.table());
+    }
     guarded.ca.with(|k| k.deaf = false);
     guarded.change(|k| k.blocks = vec![block("10.0.0.2", false), block("10.0.0.9", false)]);
     let open =

@@ -5,6 +5,7 @@
     host.py flow ADDRESS PORT     echoes back and forth until its input ends; says when the last came
     host.py stream ADDRESS PORT   numbers sent on one connection until its input ends, one every 5 ms whether the one
                                   before came back or not; says how many came back, in order, and when the last
+    host.py flood ADDRESS PORT    segments of no connection, as many as it can until its input ends; says how many
     host.py knock ADDRESS PORT    new connections one after the other until its input ends; says when the last
                                   that was let in began, and how many were let in and refused since
     host.py hold ADDRESS PORT     a connection kept open; per line of input: "reset" sends the other end a reset
@@ -33,9 +34,11 @@ KNOCK_SECONDS = 0.2
 KEEPALIVE_SECONDS = 2
 KEEPALIVES_MAX = 100
 ASK_SECONDS = 3
-# linux/tcp.h: reads the next sequence number of a connection.
+FLOOD_SECONDS_MAX = 300
+FLOOD_AT_ONCE = 200
 # linux/tcp.h, struct tcp_info: segments sent again so far.
 TCP_INFO, TOTAL_RETRANS_AT = 11, 100
+# linux/tcp.h: reads the next sequence number of a connection.
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
 SEND_QUEUE, REPAIR_OFF_QUIETLY = 2, -1
 
@@ -152,6 +155,23 @@ def stream(address, port):
     print(json.dumps({**came, "sent": sent, "sent_again": again, "error": error}), flush=True)
 
 
+def flood(address, port):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    # A reset: nobody answers it. Whether its checksum is right is looked at behind the packet filter.
+    segment = struct.pack("!HHIIHHHH", port, port, 1, 0, 0x5004, 0, 0, 0)
+    print("ready", flush=True)
+    input_ends = threading.Thread(target=sys.stdin.read, daemon=True)
+    input_ends.start()
+    sent, until = 0, time.monotonic() + FLOOD_SECONDS_MAX
+    while input_ends.is_alive() and time.monotonic() < until:
+        for _ in range(FLOOD_AT_ONCE):
+            sock.sendto(segment, (address, 0))
+        sent += FLOOD_AT_ONCE
+        # The other thread's turn.
+        time.sleep(0)
+    print(json.dumps(sent), flush=True)
+
+
 def knock(address, port):
     seen = {"last_open": None, "opened": 0, "refused_since": 0}
     print("ready", flush=True)
@@ -225,6 +245,8 @@ if __name__ == "__main__":
         flow(rest[0], int(rest[1]))
     elif verb == "stream":
         stream(rest[0], int(rest[1]))
+    elif verb == "flood":
+        flood(rest[0], int(rest[1]))
     elif verb == "knock":
         knock(rest[0], int(rest[1]))
     elif verb == "hold":

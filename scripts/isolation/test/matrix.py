@@ -9,6 +9,7 @@ No Ray here: that Ray itself works behind these rules is for other tests to show
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def counters():
     )
 
 
-def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",), check=True):
+def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",), check=True, before=()):
     own, kind = TARGETS[target]
     cluster = cluster or own
     lists = {
@@ -114,7 +115,7 @@ def apply(target, *more, cluster=None, role=None, members=None, admins=("admin",
     for option, hosts in lists.items():
         if hosts:
             arguments += [option, ",".join(address(host) for host in hosts for address in (v4, v6))]
-    return run(*on(target, SCRIPT, *arguments, *more), check=check)
+    return run(*on(target, *before, SCRIPT, *arguments, *more), check=check)
 
 
 def listing(host, table="raymtls_team-a"):
@@ -153,10 +154,12 @@ def reload():
     first = listing("worker-a")
     apply("worker-a")
     judge("loaded twice it is the same table, counters included", listing("worker-a") == first)
-    with tempfile.NamedTemporaryFile("w") as plan:
-        plan.write("one\tnode\tmember\t6701\t6701\nother\tnode\tadmin\t6700\t6710\n")
-        plan.flush()
-        done = apply("worker-a", "--ports", plan.name, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # Whatever it does not take: the script writes no such table.
+        nft = Path(folder) / "nft"
+        nft.write_text(f'#!/bin/sh\n[ "$1" != --check ] || echo "no rule" >>"$3"\nexec {shutil.which("nft")} "$@"\n')
+        nft.chmod(0o755)
+        done = apply("worker-a", check=False, before=("env", f"PATH={folder}:{os.environ['PATH']}"))
     judge("a table that nft does not take leaves the old one as it was",
           ("nft does not take" in done.stderr, listing("worker-a")), (True, first))
     done = apply("worker-a", members=["stranger"], check=False)

@@ -1,0 +1,130 @@
+//! Leaves end while flows live. Each peer with flows is greeted once in a while, so that its newest
+//! leaf is known; one whose newest leaf has ended is cut. It also notices new rules and leaves.
+
+use std::{net::IpAddr, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{
+    credentials,
+    dial::{Dialled, dial},
+    expiry::{Away, Standing},
+    flows::Direction,
+    header::Header,
+    reason::Reason,
+    state::{Tunnel, say_cuts},
+};
+
+/// How often ends and files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds of the time between two pings of a peer; in between, this part of a leaf's life.
+const PING_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
+const LIFE_PARTS: u32 = 12;
+/// Most pings at one time.
+const PINGS_MAX: usize = 32;
+/// Files that were of no use are tried again after so many looks.
+const TRY_AGAIN_LOOKS: u64 = 5;
+
+/// Looks for as long as it is polled.
+pub(crate) async fn sweep(tunnel: Arc<Tunnel>) {
+    let pings = Arc::new(Semaphore::new(PINGS_MAX));
+    let mut seen = seen(&tunnel).await;
+    let mut next_ping = Instant::now();
+    let mut looks = 0_u64;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        looks += 1;
+        let now_seen = self::seen(&tunnel).await;
+        let again = tunnel.stale().is_some() && looks.is_multiple_of(TRY_AGAIN_LOOKS);
+        if now_seen != seen || again {
+            seen = now_seen;
+            reload(&tunnel).await;
+        }
+        cut_expired(&tunnel);
+        if Instant::now() >= next_ping {
+            next_ping = Instant::now() + ping_interval(&tunnel);
+            ping_all(&tunnel, &pings);
+        }
+    }
+}
+
+type Seen = Vec<Option<(u64, i64, i64, u64)>>;
+
+/// What tells that a file is another one. A look that takes long delays the next one, no flow.
+async fn seen(tunnel: &Tunnel) -> Seen {
+    let files = credentials::files(&tunnel.rules_path, &tunnel.in_force().rules.key_folder);
+    let look = move || {
+        let one = |path: PathBuf| {
+            let metadata = std::fs::metadata(path).ok()?;
+            let (ino, len) = (metadata.ino(), metadata.len());
+            Some((ino, metadata.mtime(), metadata.mtime_nsec(), len))
+        };
+        files.into_iter().map(one).collect()
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+async fn reload(tunnel: &Arc<Tunnel>) {
+    let before = tunnel.stale();
+    let reading = tunnel.clone();
+    let read = tokio::task::spawn_blocking(move || reading.reload()).await;
+    match read {
+        Ok(Ok(reloaded)) => {
+            let (generation, serial) = (reloaded.generation, reloaded.serial);
+            tracing::debug!(generation, %serial, "rules and key folder are in force");
+        }
+        Ok(Err(error)) => {
+            if before.as_deref() != Some(&error.to_string()) {
+                tracing::error!(%error, "what was in force stays so");
+            }
+        }
+        Err(error) => tracing::error!(%error, "a reload broke off"),
+    }
+}
+
+fn cut_expired(tunnel: &Tunnel) {
+    let now = tunnel.now_unix();
+    let away = Away::of(&tunnel.in_force().rules, now);
+    let cuts = tunnel.flows.cut(|_, newest, _| {
+        let is_over = away.standing(newest.not_after_unix, now) == Standing::Over;
+        is_over.then_some(Reason::Expired)
+    });
+    say_cuts(&cuts);
+}
+
+/// By the own leaf's life: those of a cluster are alike.
+fn ping_interval(tunnel: &Tunnel) -> Duration {
+    let in_force = tunnel.in_force();
+    let facts = &in_force.credentials.facts;
+    let life = Duration::try_from(facts.not_after - facts.not_before).unwrap_or_default();
+    (life / LIFE_PARTS).clamp(PING_INTERVAL_MIN, PING_INTERVAL_MAX)
+}
+
+fn ping_all(tunnel: &Arc<Tunnel>, pings: &Arc<Semaphore>) {
+    // Those of the last round are still under way: who does not answer delays the others, and is
+    // cut by its leaf all the same.
+    if pings.available_permits() < PINGS_MAX {
+        return;
+    }
+    let peers: Vec<IpAddr> = tunnel.flows.peers().into_iter().map(|peer| peer.address).collect();
+    for address in peers {
+        let (tunnel, pings) = (tunnel.clone(), pings.clone());
+        tokio::spawn(async move {
+            let Ok(_permit) = pings.acquire().await else { return };
+            ping(&tunnel, address).await;
+        });
+    }
+}
+
+async fn ping(tunnel: &Tunnel, address: IpAddr) {
+    match dial(tunnel, Header::Ping { address }).await {
+        Ok(Dialled { wire, leaf }) => {
+            tunnel.flows.saw(address, leaf);
+            wire.finish().await;
+        }
+        Err(refused) => {
+            tunnel.refused(Direction::Out, (address, tunnel.inbound_port).into(), &refused);
+        }
+    }
+}
