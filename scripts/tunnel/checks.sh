@@ -279,7 +279,7 @@ another_tunnel() { [ "$(tunnel_pids "$1")" != "$2" ] && tunnel_ready "$1"; }
 hand_over() {
   local name=$1 old
   old=$(tunnel_pids "$name")
-  agent "$name" tunnel restart >>"$LOGS/handover.log" 2>&1 || broke "handover on $name" "see $LOGS/handover.log"
+  in_host "$name" node-agent tunnel handover --socket "$(agent_socket "$name")" >>"$LOGS/handover.log" 2>&1 || broke "handover on $name" "see $LOGS/handover.log"
   wait_for 30 "a second ray-tunnel on $name" two_tunnels "$name" "$old" || true
   held "handover on $name" "$(tunnel_pids "$name" | wc -l) processes, the old one with its flows"
 }
