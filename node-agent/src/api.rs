@@ -33,6 +33,17 @@ pub enum Ask {
     Renew,
     /// Leave the cluster. Root and the agent's user.
     Leave,
+    /// Mode tunnel: a new process of ray-tunnel takes new flows, the old one keeps its own. Root and the
+    /// agent's user.
+    TunnelHandover {
+        /// How long the old one may take.
+        deadline_seconds: u64,
+    },
+    /// Mode tunnel: end ray-tunnel. Root and the agent's user.
+    TunnelStop {
+        /// How long its flows may go on.
+        deadline_seconds: u64,
+    },
 }
 
 /// An answer.
@@ -48,6 +59,11 @@ pub enum Answer {
     /// The node left.
     Left {
         /// What remains and what to do.
+        message: String,
+    },
+    /// What was done about the tunnel.
+    Tunnel {
+        /// For a person.
         message: String,
     },
     /// It did not work.

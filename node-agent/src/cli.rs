@@ -2,6 +2,7 @@
 
 mod isolation;
 mod ray_flags;
+mod tunnel;
 
 use std::{
     ffi::OsString,
@@ -118,6 +119,9 @@ that `exec` and ray.env set.")]
     /// Look at the table that guards Ray's ports of this host, or remove it
     #[command(subcommand)]
     Isolation(isolation::IsolationCommand),
+    /// Mode tunnel: how this node's data path stands, a new process in its place, its end
+    #[command(subcommand)]
+    Tunnel(tunnel::TunnelCommand),
     /// Say what is wrong on this host, each with the next step; changes nothing without --fix
     #[command(after_help = "Examples:
   sudo node-agent doctor
@@ -309,6 +313,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Exec(args) => exec_command(&args),
         Command::RayFlags(args) => block_on(ray_flags::run(args)),
         Command::Isolation(command) => block_on(isolation::run(command)),
+        Command::Tunnel(command) => block_on(tunnel::run(command)),
         Command::Doctor(args) => block_on(doctor::command::run(args)),
         Command::Leave(args) => block_on(leave_command(args)),
     }
@@ -413,6 +418,8 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         hooks_dir: args.hooks_dir,
         http_listen: args.http_listen,
         log_format: args.log_format,
+        // What it takes is no matter of one start.
+        tunnel: None,
     };
     let chosen = flags.or(file);
     start_logs(chosen.log_format.unwrap_or_default());
@@ -614,11 +621,13 @@ pub(crate) fn unexpected(answer: Answer) -> Failure {
                 Failure::Failed(error.message)
             }
         },
-        Answer::Status(_) | Answer::ExecFolder(_) | Answer::Renewed(_) | Answer::Left { .. } => {
-            Failure::Failed(
-                "the agent answered another question: is it of this release?".to_owned(),
-            )
-        }
+        Answer::Status(_)
+        | Answer::ExecFolder(_)
+        | Answer::Renewed(_)
+        | Answer::Tunnel { .. }
+        | Answer::Left { .. } => Failure::Failed(
+            "the agent answered another question: is it of this release?".to_owned(),
+        ),
     }
 }
 

@@ -98,7 +98,7 @@ pub struct Partial {
     /// How logs are written.
     pub log_format: Option<LogFormat>,
     /// Mode tunnel.
-    pub tunnel: Option<tunnel::Partial>,
+    pub tunnel: Option<TunnelPartial>,
 }
 
 impl Partial {

@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod api;
 pub mod caclock;
+mod capture;
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -35,7 +36,9 @@ pub mod status;
 pub mod stopray;
 #[cfg(test)]
 mod stories;
+mod supervise;
 #[cfg(test)]
 mod testca;
 pub mod tunnel;
+mod tunnelrules;
 pub mod verify;

@@ -100,11 +100,7 @@ impl RayEnv {
     /// The environment of a Ray that speaks no TLS, because a tunnel does.
     #[must_use]
     pub fn without_tls(token: Option<&Path>) -> Self {
-        Self {
-            files: None,
-            token: token.map(Path::to_path_buf),
-            ports: Vec::new(),
-        }
+        Self { files: None, token: token.map(Path::to_path_buf), ports: Vec::new() }
     }
 
     /// The same with ports of the plan.
@@ -252,15 +248,15 @@ mod tests {
         let token = Path::new("/t/ray_token");
         let env = RayEnv::without_tls(Some(token));
         let text = env.to_text();
-        assert_eq!(
-            text,
-            "RAY_USE_TLS=0\nRAY_AUTH_MODE=token\nRAY_AUTH_TOKEN_PATH=/t/ray_token\n"
-        );
+        assert_eq!(text, "RAY_USE_TLS=0\nRAY_AUTH_MODE=token\nRAY_AUTH_TOKEN_PATH=/t/ray_token\n");
         assert_eq!(RayEnv::parse(&text), Ok(env.clone()));
         assert_eq!(env.folder_name(), None);
         let json = serde_json::to_string(&env).unwrap();
         assert_eq!(serde_json::from_str::<RayEnv>(&json).unwrap(), env);
-        assert_eq!(RayEnv::parse("RAY_USE_TLS=0\n"), Err(RayEnvError::Missing("RAY_AUTH_TOKEN_PATH")));
+        assert_eq!(
+            RayEnv::parse("RAY_USE_TLS=0\n"),
+            Err(RayEnvError::Missing("RAY_AUTH_TOKEN_PATH"))
+        );
         for both in [
             format!("{text}RAY_TLS_CA_CERT=/t/k1/ca.crt\n"),
             format!("{text}{}", RayEnv::of_folder(Path::new("/t/k1"), None).to_text()),

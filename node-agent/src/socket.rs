@@ -70,7 +70,7 @@ impl Allowed {
         match ask {
             Ask::Status => true,
             Ask::ExecFolder => owner || self.ray_uid == Some(uid),
-            Ask::Renew | Ask::Leave => owner,
+            Ask::Renew | Ask::Leave | Ask::TunnelHandover { .. } | Ask::TunnelStop { .. } => owner,
         }
     }
 
@@ -211,7 +211,11 @@ fn denial(uid: u32, ask: Ask) -> String {
             "uid {uid} may not start Ray here: allowed are root, the agent's user and the user \
              given by `run --ray-uid`"
         ),
-        Ask::Status | Ask::Renew | Ask::Leave => {
+        Ask::Status
+        | Ask::Renew
+        | Ask::Leave
+        | Ask::TunnelHandover { .. }
+        | Ask::TunnelStop { .. } => {
             format!("uid {uid} may not ask this: allowed are root and the agent's user")
         }
     }

@@ -3,6 +3,7 @@
 
 mod first_failure;
 mod running;
+pub mod tunnel;
 
 use std::fmt::Write;
 
@@ -77,6 +78,9 @@ pub struct Status {
     /// Who may reach Ray's ports of this host.
     #[serde(default)]
     pub isolation: IsolationStatus,
+    /// The data path of mode tunnel; absent in mode files.
+    #[serde(default)]
+    pub tunnel: Option<tunnel::TunnelStatus>,
     /// What Ray's processes on this host serve; absent until they were looked at, and where Ray's TLS is
     /// not Ray's own.
     #[serde(default)]
@@ -103,6 +107,7 @@ impl Status {
         self.files_work_until.is_some()
             && self.has_ray_token != Some(false)
             && self.isolation.is_ready()
+            && self.tunnel.as_ref().is_none_or(|tunnel| tunnel.ready)
     }
 }
 
@@ -250,6 +255,9 @@ pub fn check(status: &Status, now: OffsetDateTime) -> Result<(), Failure> {
     if status.has_ray_token == Some(false) {
         return Err(Failure::Failed("Ray's token is missing: see `CA` and `problem`".to_owned()));
     }
+    if let Some(problem) = status.tunnel.as_ref().and_then(|tunnel| tunnel.problem.as_ref()) {
+        return Err(Failure::Failed(format!("tunnel: {problem}")));
+    }
     if let Some(problem) = &status.isolation.problem {
         return Err(Failure::Failed(format!("isolation: {problem}")));
     }
@@ -325,6 +333,9 @@ pub fn table(status: &Status, now: OffsetDateTime, live: bool) -> String {
             settings.mode, settings.isolation
         );
         line("settings", &text);
+    }
+    for text in status.tunnel.iter().flat_map(|tunnel| tunnel.lines(now)) {
+        line("tunnel", &text);
     }
     line("isolation", &status.isolation.line(status.applied.as_deref(), now));
     if let Some(problem) = &status.isolation.problem {

@@ -73,7 +73,11 @@ pub(crate) fn grace_seconds(settings: &v1::Settings) -> u64 {
 /// Ports at which members may be dialled.
 pub(crate) fn outbound_ports(settings: &v1::Settings) -> Vec<RangeInclusive<u16>> {
     let plan = settings.port_plan.unwrap_or_default();
-    ports::PORTS.iter().filter(|row| is_carried(row)).filter_map(|row| row.port.range(&plan)).collect()
+    ports::PORTS
+        .iter()
+        .filter(|row| is_carried(row))
+        .filter_map(|row| row.port.range(&plan))
+        .collect()
 }
 
 /// Ports of this node that members may reach.
@@ -100,15 +104,17 @@ fn is_carried(row: &Row) -> bool {
         | Port::DashboardAgentHttp
         | Port::MetricsExport
         | Port::Workers
-        | Port::Collectives => {
-            row.callers.iter().any(|c| matches!(c, Caller::Member | Caller::Admin | Caller::Scraper))
-        }
+        | Port::Collectives => row
+            .callers
+            .iter()
+            .any(|c| matches!(c, Caller::Member | Caller::Admin | Caller::Scraper)),
     }
 }
 
 /// With holes where a port stays this host's own.
 fn ranges(all: &[RangeInclusive<u16>], closed: &[u16]) -> Vec<PortRange> {
-    let closed: std::collections::BTreeSet<u16> = closed.iter().copied().chain([PROOF_PORT]).collect();
+    let closed: std::collections::BTreeSet<u16> =
+        closed.iter().copied().chain([PROOF_PORT]).collect();
     let mut found = Vec::new();
     for range in all {
         let mut from = u32::from(*range.start());
@@ -159,7 +165,10 @@ mod tests {
             let of = |role| holds(&inbound_ports(&settings(), role), port);
             assert_eq!((of(Role::Head), of(Role::Worker)), (head, worker), "{port}");
         }
-        assert!(holds(&inbound_ports(&v1::Settings { ray_client: true, ..settings() }, Role::Head), 10_001));
+        assert!(holds(
+            &inbound_ports(&v1::Settings { ray_client: true, ..settings() }, Role::Head),
+            10_001
+        ));
         assert!(holds(&outbound_ports(&settings()), 6_379));
         assert!(!holds(&outbound_ports(&settings()), 6_703));
     }

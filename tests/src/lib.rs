@@ -21,6 +21,7 @@ pub mod manifests;
 pub mod peers;
 pub mod programs;
 pub mod socket;
+pub mod tunnel;
 pub mod wire;
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! What the daemon answers over its socket.
 
-use raymtls_proto::{clock::Clock, reason::Reason, v1};
+use raymtls_proto::{clock::Clock, identity::Role, reason::Reason, v1};
 use tokio::time::Instant;
 
 use super::{ActError, Agent};
@@ -22,6 +22,10 @@ impl Agent {
             Ask::ExecFolder => self.exec_folder(None).await,
             Ask::Renew => self.renew_all().await,
             Ask::Leave => self.leave().await,
+            // Answered beside the loop.
+            Ask::TunnelHandover { .. } | Ask::TunnelStop { .. } => {
+                Answer::error(ErrorKind::Failed, "asked in the wrong place")
+            }
         }
     }
 
@@ -39,11 +43,13 @@ impl Agent {
                 "the cluster's mode is one this release does not know: upgrade node-agent",
             );
         }
-        if self.memory.settings().is_some_and(|s| s.mode() == v1::Mode::Tunnel) {
+        if self.node.role == Role::Driver
+            && self.memory.settings().is_some_and(|s| s.mode() == v1::Mode::Tunnel)
+        {
             return Answer::error(
                 ErrorKind::Failed,
-                "the cluster's mode is tunnel, which this release cannot do: \
-                 run `ca-admin cluster set CLUSTER mode=files`",
+                "the cluster's mode is tunnel: Ray speaks no TLS there and lets in members alone; run the \
+                 driver on a member, or come through SSH",
             );
         }
         if self.with_token() && !self.tls.has_token() {
@@ -52,6 +58,9 @@ impl Agent {
                 "the cluster uses Ray's token and the CA has not delivered it yet: Ray is not \
                  started without it; see `node-agent status`",
             );
+        }
+        if self.is_tunnel() {
+            return self.exec_behind_tunnel(not_seen);
         }
         let note = match self.why_no_new_folder() {
             Some(note) => Some(note),
@@ -80,6 +89,18 @@ impl Agent {
         let note = note.map(|why| format!("{why}; using {}", folder_name(number)));
         let notes: Vec<String> = note.into_iter().chain(not_seen).collect();
         let note = (!notes.is_empty()).then(|| notes.join("; "));
+        Answer::ExecFolder(ExecFolder { env, note })
+    }
+
+    /// Ray gets no key: the tunnel has one, and was seen to work.
+    fn exec_behind_tunnel(&mut self, note: Option<String>) -> Answer {
+        if let Some(why) = self.tunnel_unready() {
+            return Answer::error(
+                ErrorKind::Failed,
+                format!("the cluster's mode is tunnel and its data path is not ready: {why}"),
+            );
+        }
+        let env = self.tls.env_for(self.current.unwrap_or_default(), &self.told());
         Answer::ExecFolder(ExecFolder { env, note })
     }
 

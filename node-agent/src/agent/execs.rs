@@ -22,6 +22,8 @@ pub(super) struct Asker {
 struct Facts {
     enforces: bool,
     is_loaded: bool,
+    /// Mode tunnel, and the data path is not there yet.
+    lacks_tunnel: bool,
     is_head: bool,
     /// The version at which this node saw itself as a member.
     seen: Option<v1::SyncVersion>,
@@ -33,6 +35,7 @@ struct Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     Table,
+    Tunnel,
     Membership,
     Heads,
 }
@@ -43,6 +46,9 @@ fn missing(facts: &Facts) -> Option<Missing> {
     }
     if !facts.is_loaded {
         return Some(Missing::Table);
+    }
+    if facts.lacks_tunnel {
+        return Some(Missing::Tunnel);
     }
     if facts.is_head {
         return None;
@@ -76,6 +82,7 @@ impl Agent {
             let answer = match missing {
                 None => self.exec_folder(None).await,
                 Some(Missing::Table) => self.no_table(),
+                Some(Missing::Tunnel) => self.no_tunnel(),
                 Some(missing @ (Missing::Membership | Missing::Heads)) => {
                     let note = self.not_seen(missing);
                     self.exec_folder(Some(note)).await
@@ -111,6 +118,7 @@ impl Agent {
         Facts {
             enforces: isolation == Some(v1::Isolation::Enforce),
             is_loaded: self.isolation.in_force().is_some(),
+            lacks_tunnel: self.is_tunnel() && self.tunnel_unready().is_some(),
             is_head: self.node.role == Role::Head,
             seen: self.seen_at,
             heads: self.heads_applied,
@@ -129,11 +137,23 @@ impl Agent {
         )
     }
 
+    fn no_tunnel(&self) -> Answer {
+        let waited = self.config.isolation.exec_wait;
+        let why = self.tunnel_unready().unwrap_or_else(|| "it is ready now, ask again".to_owned());
+        Answer::error(
+            ErrorKind::Failed,
+            format!(
+                "the cluster's mode is tunnel and its data path is not ready after {waited:?}: {why}; Ray is \
+                 not started, because it would speak plaintext; see `node-agent status`"
+            ),
+        )
+    }
+
     fn not_seen(&self, missing: Missing) -> String {
         let waited = self.config.isolation.exec_wait;
         let what = match missing {
             Missing::Membership => "the CA does not list this node as a member",
-            Missing::Table | Missing::Heads => {
+            Missing::Table | Missing::Tunnel | Missing::Heads => {
                 "the CA does not say that each head has this node in its table"
             }
         };
@@ -166,6 +186,7 @@ mod tests {
         let good = Facts {
             enforces: true,
             is_loaded: true,
+            lacks_tunnel: false,
             is_head: false,
             seen: version(1, 5),
             heads: version(1, 5),
@@ -173,6 +194,17 @@ mod tests {
         for (name, facts, wanted) in [
             ("all there", good, None),
             ("nothing is enforced", Facts { enforces: false, is_loaded: false, ..good }, None),
+            ("no tunnel", Facts { lacks_tunnel: true, ..good }, Some(Missing::Tunnel)),
+            (
+                "no tunnel on a head",
+                Facts { lacks_tunnel: true, is_head: true, ..good },
+                Some(Missing::Tunnel),
+            ),
+            (
+                "rules come before the tunnel",
+                Facts { lacks_tunnel: true, is_loaded: false, ..good },
+                Some(Missing::Table),
+            ),
             ("no table", Facts { is_loaded: false, ..good }, Some(Missing::Table)),
             (
                 "no table on a head",

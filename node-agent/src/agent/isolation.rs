@@ -79,7 +79,7 @@ pub(super) struct Loaded {
     /// Those of the plan that stay open.
     left_open: Vec<u16>,
     /// All of which is in the table; absent while that is not known.
-    version: Option<v1::SyncVersion>,
+    pub(super) version: Option<v1::SyncVersion>,
     at: OffsetDateTime,
     pub(super) blocked: BTreeSet<IpAddr>,
     pub(super) blocked_entirely: BTreeSet<IpAddr>,
@@ -88,7 +88,23 @@ pub(super) struct Loaded {
     members: usize,
 }
 
+impl Loaded {
+    /// Which load it is.
+    pub(super) fn mark(&self) -> Mark {
+        self.mark
+    }
+}
+
 impl Isolation {
+    /// What is to be in force.
+    pub(super) fn told(&self) -> &Memory {
+        &self.told
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.counters
+    }
+
     pub(super) fn in_force(&self) -> Option<Verdict> {
         self.loaded.as_ref().map(|loaded| loaded.verdict)
     }
@@ -371,12 +387,15 @@ impl Agent {
         settings: v1::Settings,
         verdict: Verdict,
     ) -> std::io::Result<Policy> {
+        let (capture, tunnel_ports) = (self.capture(&settings), self.tunnel_ports(&settings));
         let mut policy = Policy::of(&self.node.cluster, self.node.role, settings, verdict);
+        policy.capture = capture;
         policy.people(memory);
         let literal = host::literal_endpoints(&self.node.node_endpoints);
         // What listens on loopback alone is not guarded anyway.
         let listens = self.config.http_listen.filter(|listen| !listen.ip().is_loopback());
-        policy.never_guarded = listens.iter().map(std::net::SocketAddr::port).collect();
+        let listens = listens.iter().map(std::net::SocketAddr::port);
+        policy.never_guarded = listens.chain(tunnel_ports).collect();
         policy.protected = Protected {
             ca: literal.iter().map(std::net::SocketAddr::ip).collect(),
             endpoints: literal.into_iter().chain(self.isolation.record.reached.clone()).collect(),
@@ -420,7 +439,7 @@ impl Agent {
             rules: rules_in(&text),
             text,
             mark,
-            ports: policy.cluster_ports(),
+            ports: policy.cut_ports(),
             left_open: policy.left_open(),
             spared: policy.spared(),
             version,
@@ -438,6 +457,8 @@ impl Agent {
         self.isolation.loaded = Some(loaded);
         self.isolation.reload_at = self.clock.elapsed() + RELOAD_PAUSE;
         self.loaded_well();
+        // Before sockets are closed under it: it counts what it cuts.
+        self.follow_tunnel().await;
         if policy.verdict == Verdict::Drop {
             self.isolation.cutting.add(fresh);
             self.cut().await;
@@ -497,6 +518,9 @@ impl Agent {
     /// The version whose settings, members and blocks are in the kernel; with isolation off there is
     /// nothing to load, and what was received is applied.
     pub(super) fn applied(&self) -> Option<v1::SyncVersion> {
+        if self.is_tunnel() {
+            return self.tunnel_acked();
+        }
         let off = self.memory.settings()?.isolation() == v1::Isolation::Off;
         match &self.isolation.loaded {
             Some(loaded) => loaded.version,
@@ -519,6 +543,7 @@ impl Agent {
             blocked_packets: isolation.counters.blocked,
             refused_packets: isolation.counters.refused,
             sockets_closed: isolation.cutting.closed,
+            flows_cut: self.flows_cut(),
             loaded_unix: isolation.loaded.as_ref().map_or(0, |l| l.at.unix_timestamp()),
             spared_blocks: isolation
                 .loaded

@@ -174,6 +174,7 @@ impl Agent {
             // Dated ahead of the time the CA itself says: the next one is not fetched at once.
             self.pause(Call::RenewLeaf(number), self.config.pauses.refused);
         }
+        self.key_folder_changed();
         self.hooks.tell(HookEvent::LeafRenewed, &self.tls.folder_path(number));
         self.sync.report_soon();
         Ok(change)

@@ -13,6 +13,7 @@ mod revoked;
 mod skew;
 mod statusfile;
 mod sync;
+mod tunnel;
 mod view;
 
 use std::{
@@ -181,6 +182,8 @@ enum Event {
     Cut(cut::Done),
     /// A look at what Ray serves has ended.
     Looked(Box<looks::Looked>),
+    /// How the tunnel stands, and whether capture was proved.
+    TunnelSeen(Box<tunnel::Asked>),
 }
 
 /// The agent of one node.
@@ -211,6 +214,7 @@ pub struct Agent {
     stopping: revoked::Stopping,
     status_file: statusfile::StatusFile,
     isolation: isolation::Isolation,
+    tunnel: tunnel::Tunnel,
     looks: looks::Looks,
     askers: Vec<execs::Asker>,
     /// The version at which this node saw itself as a member.
@@ -297,6 +301,7 @@ impl Agent {
             stopping: revoked::Stopping::default(),
             status_file: statusfile::StatusFile::default(),
             isolation: isolation::Isolation::default(),
+            tunnel: tunnel::Tunnel::default(),
             looks: looks::Looks::default(),
             askers: Vec::new(),
             seen_at: None,
@@ -350,6 +355,7 @@ impl Agent {
             self.reconsider(now);
             let step = async {
                 self.tend_isolation().await;
+                self.tend_tunnel().await;
                 self.tend_looks();
                 self.answer_askers().await;
                 match state::next_action(now, &self.look(now)) {
@@ -409,6 +415,7 @@ impl Agent {
     fn reconcile(&mut self) -> Result<(), ActError> {
         self.tls.sweep()?;
         let (folders, damaged) = self.tls.load()?;
+        self.set_key_readers();
         self.tls.align_access(&folders)?;
         for error in damaged {
             self.problem(error.to_string());
@@ -506,6 +513,12 @@ impl Agent {
         let event = tokio::time::timeout(left, self.events.recv()).await;
         match event {
             Ok(Some(Event::Asked(Ask::ExecFolder, reply))) => self.asked_for_files(reply),
+            Ok(Some(Event::Asked(Ask::TunnelHandover { deadline_seconds }, reply))) => {
+                self.asked_for_handover(Duration::from_secs(deadline_seconds), reply);
+            }
+            Ok(Some(Event::Asked(Ask::TunnelStop { deadline_seconds }, reply))) => {
+                self.asked_to_stop_tunnel(Duration::from_secs(deadline_seconds), reply);
+            }
             Ok(Some(Event::Asked(ask, reply))) => {
                 let answer = self.answer(ask).await;
                 self.publish();
@@ -522,6 +535,7 @@ impl Agent {
                 self.sync.report_soon();
             }
             Ok(Some(Event::Looked(looked))) => self.looked(*looked),
+            Ok(Some(Event::TunnelSeen(asked))) => self.tunnel_seen(*asked),
             // The agent holds a sender itself: the channel never ends.
             Ok(None) | Err(_) => {}
         }
@@ -567,7 +581,8 @@ impl Agent {
         self.tls.point_current(number)?;
         self.current = Some(number);
         self.tls.put_env(number, &self.told())?;
-        self.env_names = Some(number);
+        self.env_names = self.tls.env_names();
+        self.key_folder_changed();
         Ok(())
     }
 
@@ -598,6 +613,9 @@ impl Agent {
             if self.tls.put_bundle(folder.number, bundle)? {
                 changed.push(folder.number);
             }
+        }
+        if !changed.is_empty() {
+            self.key_folder_changed();
         }
         for number in changed {
             self.hooks.tell(HookEvent::BundleChanged, &self.tls.folder_path(number));

@@ -65,6 +65,7 @@ fn lasting(status: &Status) -> Status {
             refused_packets: 0,
             ..status.isolation.clone()
         },
+        tunnel: status.tunnel.as_ref().map(crate::status::tunnel::TunnelStatus::lasting),
         ..status.clone()
     }
 }
@@ -112,6 +113,7 @@ pub(crate) mod tests {
             clock_skew_seconds: None,
             ray_stop: None,
             isolation: IsolationStatus::default(),
+            tunnel: None,
             served: None,
             served_problem: None,
             lease_ends: None,

@@ -224,6 +224,7 @@ impl Agent {
             node_time_unix: self.clock.now().unix_timestamp(),
             isolation: Some(self.isolation_report()),
             running: self.running_report(),
+            tunnel: self.tunnel_report(),
         }
     }
 
@@ -347,7 +348,9 @@ impl Agent {
 
 /// Whether Ray's token is on; where the settings are not known yet it is, as by default.
 pub(super) fn with_token(memory: &Memory) -> bool {
-    memory.settings().is_none_or(|settings| settings.ray_token)
+    memory
+        .settings()
+        .is_none_or(|settings| settings.ray_token || settings.mode() == v1::Mode::Tunnel)
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ impl Agent {
         status.problems.extend(self.unmet());
         status.ray_stop = self.ray_stop_status();
         status.isolation = self.isolation_status();
+        status.tunnel = self.tunnel_status();
         (status.served, status.served_problem) = self.served_status(now);
         status.lease_ends = self.lease_ends(now).map(Moment::from);
         status.first_failure = first_failure(&status);
@@ -118,6 +119,7 @@ impl Agent {
         let mut all = Vec::new();
         let agent_uid = rustix::process::geteuid().as_raw();
         if let Some(uid) = self.config.ray_uid.filter(|uid| *uid != 0 && *uid != agent_uid)
+            && !self.is_tunnel()
             && self.config.ray_gid.or(self.node.ray_gid).is_none()
         {
             all.push(format!("uid {uid} runs Ray and cannot read its key: give --ray-group"));
@@ -139,8 +141,8 @@ impl Agent {
         if matches!(settings.isolation(), v1::Isolation::Audit | v1::Isolation::Enforce) {
             all.extend(ephemeral::problem(settings, self.node.role));
         }
-        if settings.mode() == v1::Mode::Tunnel {
-            all.push("mode is tunnel: this release cannot do it, `exec` refuses".to_owned());
+        if settings.mode() == v1::Mode::Tunnel && self.node.role == Role::Driver {
+            all.push("mode is tunnel, in which drivers run on members: `exec` refuses".to_owned());
         }
         all
     }
@@ -198,6 +200,7 @@ pub(super) fn empty(node: &NodeFile, identity: &Identity, now: OffsetDateTime) -
         clock_skew_seconds: None,
         ray_stop: None,
         isolation: IsolationStatus::default(),
+        tunnel: None,
         served: None,
         served_problem: None,
         lease_ends: None,

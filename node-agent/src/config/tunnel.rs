@@ -78,7 +78,7 @@ impl Default for TunnelConfig {
             program: beside_the_agent(),
             external: false,
             any_address: false,
-            ask_pause: Duration::from_secs(5),
+            ask_pause: Duration::from_secs(10),
             write_pause: Duration::from_secs(30),
             proof_pause: Duration::from_secs(30),
         }
@@ -127,7 +127,8 @@ impl Partial {
         };
         let ports = [config.captured_port, config.inbound_port, PROOF_PORT];
         if ports.contains(&0) || ports[0] == ports[1] || ports[..2].contains(&PROOF_PORT) {
-            let text = "captured_port and inbound_port: two ports, neither 0 nor 15009 (capture proof)";
+            let text =
+                "captured_port and inbound_port: two ports, neither 0 nor 15009 (capture proof)";
             return Err(ConfigError::Tunnel(text.to_owned()));
         }
         for (name, path) in [("folder", &config.folder), ("program", &config.program)] {

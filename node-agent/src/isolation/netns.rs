@@ -194,7 +194,8 @@ async fn a_marked_table_is_known_again_and_lets_the_ca_s_answers_through() {
     let mut policy = policy(3, &[], &[BAD]);
     let plain = render(&policy, Counters::default());
     policy.protected.endpoints = BTreeSet::from([format!("{BAD}:7444").parse().unwrap()]);
-    let text = render_marked(&policy, Counters { blocked: 1, refused: 2 }, Mark(7));
+    let text =
+        render_marked(&policy, Counters { blocked: 1, refused: 2, ..Counters::default() }, Mark(7));
     kernel.load(&text).await.unwrap();
     let seen = kernel.look(&cluster).await.unwrap().unwrap();
     assert_eq!((seen.mark, seen.rules), (Some(Mark(7)), rules_in(&text)));

@@ -14,6 +14,7 @@ use raymtls_proto::{
     v1,
 };
 
+use super::capture::Capture;
 use crate::statedir::Memory;
 
 /// Whoever closes it cannot come and open it again.
@@ -52,6 +53,8 @@ pub struct Policy {
     pub never_guarded: BTreeSet<u16>,
     /// What a packet that no rule lets through meets.
     pub verdict: Verdict,
+    /// Mode tunnel: what Ray dials is handed to the tunnel. `None`: Ray speaks TLS itself.
+    pub capture: Option<Capture>,
 }
 
 /// What this host needs to live: no block ever covers it.
@@ -84,6 +87,7 @@ impl Policy {
             protected: Protected::default(),
             never_guarded: BTreeSet::new(),
             verdict,
+            capture: None,
         }
     }
 
@@ -177,6 +181,14 @@ impl Policy {
     /// The ports of this host that a caller may reach.
     #[must_use]
     pub fn ports_of(&self, caller: Caller) -> Vec<RangeInclusive<u16>> {
+        let by_tunnel = match caller {
+            // Ray speaks no TLS here: a member comes through the tunnel, a driver not at all.
+            Caller::Member | Caller::Driver => self.capture.is_some(),
+            Caller::Admin | Caller::Scraper => false,
+        };
+        if by_tunnel {
+            return Vec::new();
+        }
         self.ranges_where(|row| row.callers.contains(&caller))
     }
 
@@ -191,6 +203,19 @@ impl Policy {
     pub fn cluster_ports(&self) -> Vec<RangeInclusive<u16>> {
         let plan = self.plan();
         self.without_open(PORTS.iter().filter_map(|row| row.port.range(&plan)))
+    }
+
+    /// What a block covers at either end: the same, and what the other hosts' tunnels dial.
+    #[must_use]
+    pub fn cut_ports(&self) -> Vec<RangeInclusive<u16>> {
+        let inbound = self.capture.iter().map(|capture| capture.inbound_port);
+        self.cluster_ports().into_iter().chain(inbound.map(|port| port..=port)).collect()
+    }
+
+    /// Ports at which members dial each other in mode tunnel.
+    #[must_use]
+    pub fn dialled_ports(&self) -> Vec<RangeInclusive<u16>> {
+        self.without_open(crate::tunnelrules::outbound_ports(&self.settings).into_iter())
     }
 
     fn plan(&self) -> v1::PortPlan {

@@ -34,7 +34,10 @@ use std::{
 use ipnet::IpNet;
 use raymtls_proto::{identity::ClusterId, ports::Caller};
 
-use super::policy::{Policy, Verdict};
+use super::{
+    capture,
+    policy::{Policy, Verdict},
+};
 
 /// Lines in the kernel's log, at most, for what is refused.
 const LOG_RATE: &str = "5/second burst 10 packets";
@@ -55,6 +58,10 @@ pub struct Counters {
     pub blocked: u64,
     /// To a guarded port, from somebody who may not reach it.
     pub refused: u64,
+    /// Mode tunnel: opened on this host to Ray's ports by a user who may not.
+    pub strangers: u64,
+    /// Mode tunnel: opened past the tunnel.
+    pub uncaptured: u64,
 }
 
 /// What tells one load from any other, and from a table that somebody else made: it stands in the
@@ -127,6 +134,10 @@ fn write_table(
     writeln!(out, "table inet {name} {{")?;
     write_counter(out, "blocked", counted.blocked)?;
     write_counter(out, "refused", counted.refused)?;
+    if policy.capture.is_some() {
+        write_counter(out, capture::STRANGERS, counted.strangers)?;
+        write_counter(out, capture::UNCAPTURED, counted.uncaptured)?;
+    }
     if let Some(mark) = mark {
         write_counter(out, &mark.to_string(), 0)?;
     }
@@ -148,7 +159,20 @@ fn write_table(
     for caller in callers(policy) {
         write_chain(out, &ports_chain(caller), &let_in(policy, caller))?;
     }
+    write_capture(out, policy)?;
     writeln!(out, "}}")
+}
+
+/// Mode tunnel.
+fn write_capture(out: &mut String, policy: &Policy) -> fmt::Result {
+    let Some(of) = &policy.capture else { return Ok(()) };
+    for chain in capture::chains(of, &policy.cluster_ports(), &policy.dialled_ports()) {
+        match chain.hook {
+            Some((kind, hook)) => write_base(out, chain.name, kind, hook, &chain.rules)?,
+            None => write_chain(out, chain.name, &chain.rules)?,
+        }
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]
@@ -181,7 +205,7 @@ fn blocked_ports(policy: &Policy) -> Vec<String> {
         let ports = ports_text(range);
         ["dport", "sport"].map(|side| format!("th {side} {ports} {end}"))
     };
-    policy.cluster_ports().iter().flat_map(ends).collect()
+    policy.cut_ports().iter().flat_map(ends).collect()
 }
 
 fn counted_as_blocked(policy: &Policy) -> &'static str {
@@ -325,8 +349,18 @@ fn write_set(
 
 /// A chain that packets enter by themselves.
 fn write_hooked(out: &mut String, name: &str, hook: &str, rules: &[String]) -> fmt::Result {
+    write_base(out, name, "filter", hook, rules)
+}
+
+fn write_base(
+    out: &mut String,
+    name: &str,
+    kind: &str,
+    hook: &str,
+    rules: &[String],
+) -> fmt::Result {
     writeln!(out, "\tchain {name} {{")?;
-    writeln!(out, "\t\ttype filter hook {hook}; policy accept;")?;
+    writeln!(out, "\t\ttype {kind} hook {hook}; policy accept;")?;
     write_rules(out, rules)
 }
 

@@ -10,7 +10,12 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::{Counters, Mark, ruleset::MARK, table_name};
+use super::{
+    Counters, Mark,
+    capture::{STRANGERS, UNCAPTURED},
+    ruleset::MARK,
+    table_name,
+};
 
 /// How long one run of `nft` or `ss` may take; 10,000 members take a tenth of a second.
 const RUN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -229,7 +234,12 @@ fn parse_table(json: &[u8]) -> Result<Option<Seen>, TableError> {
     let rules = listing.nftables.iter().filter(|item| item.rule.is_some()).count();
     let is_table = rules > 0 || counters().next().is_some();
     Ok(is_table.then(|| Seen {
-        counters: Counters { blocked: packets("blocked"), refused: packets("refused") },
+        counters: Counters {
+            blocked: packets("blocked"),
+            refused: packets("refused"),
+            strangers: packets(STRANGERS),
+            uncaptured: packets(UNCAPTURED),
+        },
         mark: counters().find_map(mark),
         rules,
     }))
@@ -270,7 +280,7 @@ mod tests {
             {"rule": {"chain": "judge", "handle": 8, "expr": [{"accept": null}]}},
             {"rule": {"chain": "judge", "handle": 9, "expr": [{"accept": null}]}}]}"#;
         let read = parse_table(json).unwrap();
-        let counters = Counters { blocked: 7, refused: 12 };
+        let counters = Counters { blocked: 7, refused: 12, ..Counters::default() };
         assert_eq!(read, Some(Seen { counters, mark: Some(Mark(255)), rules: 2 }));
         let none = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}]}"#;
         assert_eq!(parse_table(none).unwrap(), None);

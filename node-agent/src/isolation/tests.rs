@@ -48,6 +48,7 @@ fn policy(role: v1::Role, verdict: Verdict) -> Policy {
         },
         never_guarded: BTreeSet::from([7_447]),
         verdict,
+        capture: None,
     }
 }
 
@@ -70,7 +71,7 @@ fn a_head_under_enforce_reads_as_written() {
 
 #[test]
 fn a_worker_under_audit_drops_nothing() {
-    let counted = Counters { blocked: 7, refused: 12 };
+    let counted = Counters { blocked: 7, refused: 12, ..Counters::default() };
     let text = render(&policy(v1::Role::Worker, Verdict::Count), counted);
     assert!(!text.contains("drop"), "{text}");
     assert_golden("worker-audit.nft", &text);
@@ -321,4 +322,41 @@ fn addresses_of_few() -> impl Strategy<Value = BTreeSet<IpAddr>> {
         }
     });
     proptest::collection::btree_set(one, 0..10)
+}
+
+fn captured(verdict: Verdict) -> Policy {
+    let mut policy = policy(v1::Role::Worker, verdict);
+    policy.never_guarded.extend([15_001, 15_008, 15_009]);
+    policy.capture = Some(Capture {
+        users: BTreeSet::from([0, 1_000]),
+        tunnel_uid: 991,
+        captured_port: 15_001,
+        inbound_port: 15_008,
+        proof_port: 15_009,
+    });
+    policy
+}
+
+#[test]
+fn a_worker_s_table_in_mode_tunnel() {
+    let text = render(&captured(Verdict::Drop), Counters::default());
+    assert_golden("worker-tunnel.nft", &text);
+}
+
+#[test]
+fn in_mode_tunnel_members_reach_the_tunnel_and_no_port_of_ray() {
+    for verdict in [Verdict::Count, Verdict::Drop] {
+        let policy = captured(verdict);
+        assert!(policy.ports_of(Caller::Member).is_empty());
+        assert!(policy.ports_of(Caller::Driver).is_empty(), "a driver outside speaks to no tunnel");
+        assert!(!policy.ports_of(Caller::Admin).is_empty());
+        let text = render(&policy, Counters::default());
+        // Whether the rest counts or drops: there is no plaintext to fall back to.
+        assert!(text.contains("redirect to :15001") && text.contains("reject with tcp reset"));
+        assert!(text.contains("tcp dport 15008 counter name refused drop"));
+        let blocked: Vec<_> = policy.cut_ports();
+        assert!(blocked.contains(&(15_008..=15_008)), "a blocked host's tunnel is cut off too");
+    }
+    let files = render(&policy(v1::Role::Worker, Verdict::Drop), Counters::default());
+    assert!(!files.contains("redirect") && !files.contains("skuid"), "{files}");
 }

@@ -16,7 +16,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::tunnel::control::{ANSWER_LEN_MAX, Answer, Ask, Request, Reloaded, Status};
+use crate::tunnel::control::{ANSWER_LEN_MAX, Answer, Ask, Reloaded, Request, Status};
 
 /// How long an answer may take; a reload of 20,000 members lies in it.
 pub(crate) const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
@@ -25,7 +25,7 @@ const LISTENERS_MAX: usize = 64;
 
 /// Why the tunnel could not be asked.
 #[derive(Debug, Error)]
-pub enum ControlError {
+pub(crate) enum ControlError {
     /// Nobody listens, or the exchange broke off.
     #[error("ray-tunnel at {path}: {error}")]
     Io {

@@ -101,10 +101,7 @@ impl Supervisor {
     }
 
     /// Puts a new process in the place of the running one, which drains. Answers later.
-    pub(crate) fn handover(
-        &self,
-        deadline: Duration,
-    ) -> oneshot::Receiver<Result<String, String>> {
+    pub(crate) fn handover(&self, deadline: Duration) -> oneshot::Receiver<Result<String, String>> {
         let (reply, answer) = oneshot::channel();
         // Full means that one is under way: the caller hears that nobody answers.
         let _ = self.commands.try_send(Command::Handover { deadline, reply });
@@ -216,7 +213,9 @@ impl Keeper {
                     process.end_within(DRAIN_SLACK * 2).await;
                 }
                 Ok((process, _)) => self.watch_draining(process, MAX_DRAIN),
-                Err(error) => tracing::warn!(%error, control = %control.display(), "a tunnel that was there is left alone"),
+                Err(error) => {
+                    tracing::warn!(%error, control = %control.display(), "a tunnel that was there is left alone")
+                }
             }
         }
         if let Some((process, listeners)) = adopted {
@@ -289,7 +288,8 @@ impl Keeper {
         deadline: Duration,
     ) -> (Process, Result<String, String>) {
         if self.draining.len() >= DRAINING_MAX {
-            let said = format!("{DRAINING_MAX} old processes drain already: wait for their deadlines");
+            let said =
+                format!("{DRAINING_MAX} old processes drain already: wait for their deadlines");
             return (old, Err(said));
         }
         match self.try_start(listeners, folder).await {
@@ -304,7 +304,8 @@ impl Keeper {
                 (next, Ok(said))
             }
             Err(error) => {
-                let said = format!("the new ray-tunnel does not start, the old one goes on: {error}");
+                let said =
+                    format!("the new ray-tunnel does not start, the old one goes on: {error}");
                 tracing::error!("{said}");
                 (old, Err(said))
             }

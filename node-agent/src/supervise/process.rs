@@ -13,12 +13,16 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::unix::AsyncFd;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 
 use super::sockets::{Folder, Listeners};
 use crate::tunnel::control::CONTROL;
 
+/// How often an adopted process, which is no child, is looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors of a child before ours.
 const FIRST_FD: i32 = 3;
 
@@ -39,7 +43,7 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// Where it is asked.
     pub(crate) control: PathBuf,
-    handle: AsyncFd<OwnedFd>,
+    handle: OwnedFd,
     /// Reaps it where it is a child.
     child: Option<tokio::process::Child>,
 }
@@ -128,7 +132,12 @@ impl Process {
     pub(crate) async fn ended(&mut self) -> String {
         let said = match &mut self.child {
             Some(child) => child.wait().await.map(|status| status.to_string()),
-            None => self.handle.readable().await.map(|_| "it ended".to_owned()),
+            None => {
+                while !has_ended(&self.handle) {
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+                Ok("it was adopted".to_owned())
+            }
         };
         let _ = std::fs::remove_file(&self.control);
         said.unwrap_or_else(|error| error.to_string())
@@ -136,7 +145,7 @@ impl Process {
 
     /// Ends it at once.
     pub(crate) fn kill(&self) {
-        let _ = pidfd_send_signal(self.handle.get_ref().as_fd(), Signal::KILL);
+        let _ = pidfd_send_signal(self.handle.as_fd(), Signal::KILL);
     }
 
     /// Waits for its end for so long, then ends it.
@@ -148,12 +157,16 @@ impl Process {
     }
 }
 
-fn watch(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
+fn watch(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process"))?;
-    AsyncFd::with_interest(
-        pidfd_open(pid, PidfdFlags::NONBLOCK)?,
-        tokio::io::Interest::READABLE,
-    )
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// A descriptor of a process is readable once that has ended.
+fn has_ended(handle: &OwnedFd) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut asked = [PollFd::new(handle, PollFlags::IN)];
+    !matches!(poll(&mut asked, Some(&at_once)), Ok(0))
 }
 
 /// The folder of a process that is not dumpable is root's: only its text tells.

@@ -96,7 +96,9 @@ fn listen_at(address: SocketAddr) -> io::Result<OwnedFd> {
         listen(&socket, BACKLOG)?;
         Ok(socket)
     };
-    made().map_err(|error| io::Error::new(error.kind(), format!("cannot listen at {address}: {error}")))
+    made().map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen at {address}: {error}"))
+    })
 }
 
 /// The folder of rules and control sockets.

@@ -46,7 +46,10 @@ fn destination(tunnel: &Tunnel, local: &TcpStream) -> Result<SocketAddr, Refused
     let not_captured = |why: String| Refused::new(Reason::NotCaptured, why);
     let to = tcp::original_destination(local)
         .map_err(|e| not_captured(format!("it was not redirected: {e}")))?;
-    if to.ip().is_loopback() || to.ip().is_unspecified() || tunnel.in_force().is_own(to.ip()) {
+    let is_proof = to.port() == PROOF_PORT;
+    if !is_proof
+        && (to.ip().is_loopback() || to.ip().is_unspecified() || tunnel.in_force().is_own(to.ip()))
+    {
         return Err(not_captured(format!("it was going to {to}, which is this host")));
     }
     Ok(to)

@@ -27,7 +27,7 @@ const CRLS_MAX: usize = 64;
 
 /// Why a key folder cannot be used.
 #[derive(Debug, Error)]
-pub enum CredentialsError {
+pub(super) enum CredentialsError {
     /// A file cannot be read.
     #[error("{path} cannot be read: {error}")]
     Io {

@@ -66,14 +66,10 @@ async fn ask(tunnel: &Tunnel, in_force: &InForce, header: Header) -> Result<Dial
     wire.send(&header.encode()).await.map_err(failed)?;
     let answer: [u8; ANSWER_LEN] = wire.receive().await.map_err(failed)?;
     let bad = |e: super::header::HeaderError| Refused::new(Reason::BadHeader, e.to_string());
-    parse_answer(answer).map_err(bad)?.map_err(|reason| {
-        Refused::new(reason, format!("{} at {address} says so", leaf.name))
-    })?;
-    tunnel
-        .flows
-        .counters
-        .handshakes_done
-        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    parse_answer(answer)
+        .map_err(bad)?
+        .map_err(|reason| Refused::new(reason, format!("{} at {address} says so", leaf.name)))?;
+    tunnel.flows.counters.handshakes_done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     Ok(Dialled { wire, leaf })
 }
 

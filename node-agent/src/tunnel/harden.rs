@@ -11,7 +11,7 @@ use thiserror::Error;
 
 /// Why the process may not start.
 #[derive(Debug, Error)]
-pub enum HardenError {
+pub(super) enum HardenError {
     /// It is root.
     #[error("ray-tunnel does not run as root: start it as a user of its own, without capabilities")]
     Root,

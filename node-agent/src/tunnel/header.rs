@@ -128,9 +128,7 @@ pub fn encode_answer(answer: Result<(), Reason>) -> [u8; ANSWER_LEN] {
 pub fn parse_answer(bytes: [u8; ANSWER_LEN]) -> Result<Result<(), Reason>, HeaderError> {
     match bytes {
         [VERSION, CONNECTED, 0, 0] => Ok(Ok(())),
-        [VERSION, code, 0, 0] => {
-            Reason::from_code(code).map(Err).ok_or(HeaderError::Code(code))
-        }
+        [VERSION, code, 0, 0] => Reason::from_code(code).map(Err).ok_or(HeaderError::Code(code)),
         [VERSION, ..] => Err(HeaderError::NotZero),
         [version, ..] => Err(HeaderError::Version(version)),
     }

@@ -93,11 +93,7 @@ async fn greet(
         }
         return Err(error.refused());
     }
-    tunnel
-        .flows
-        .counters
-        .handshakes_done
-        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    tunnel.flows.counters.handshakes_done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     match judge(in_force, &mut wire, source).await {
         Ok((leaf, header)) => Ok(Greeting { wire, leaf, header }),
         Err(refused) => {

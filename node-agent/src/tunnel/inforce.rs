@@ -21,7 +21,7 @@ use super::{
 
 /// Why what was read is not in force.
 #[derive(Debug, Error)]
-pub enum LoadError {
+pub(super) enum LoadError {
     /// The rules.
     #[error(transparent)]
     Rules(#[from] RulesError),

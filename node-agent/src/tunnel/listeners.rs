@@ -24,7 +24,7 @@ const LISTENERS_MAX: usize = 64;
 
 /// Why there is nothing to listen on.
 #[derive(Debug, Error)]
-pub enum ListenersError {
+pub(super) enum ListenersError {
     /// Nobody handed any over.
     #[error(
         "no listening sockets: hand them over with --fds captured=N,inbound=N,control=N, or from a \

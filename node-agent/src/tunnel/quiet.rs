@@ -1,12 +1,7 @@
 //! Refusals in the log: each kind from each peer once in a while, with how many were left out. A
 //! stranger who knocks a thousand times a second fills no disk.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Mutex, time::Duration};
 
 use super::reason::Reason;
 

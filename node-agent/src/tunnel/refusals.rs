@@ -45,7 +45,9 @@ fn of_alert(alert: AlertDescription) -> Refused {
         AlertDescription::CertificateRevoked => Reason::Revoked,
         AlertDescription::UnknownCA => Reason::UnknownIssuer,
         AlertDescription::CertificateRequired => Reason::NoCertificate,
-        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => Reason::WrongName,
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
+            Reason::WrongName
+        }
         _ => Reason::NoTls,
     };
     Refused::new(reason, format!("the peer refuses this node's certificate: alert {alert:?}"))

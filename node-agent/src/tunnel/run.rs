@@ -1,14 +1,7 @@
 //! The process `ray-tunnel`: what it gives up, what it listens on, and how it ends. It takes its
 //! sockets from outside and its orders from the control socket.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
 use raymtls_proto::clock::{Clock, SystemClock};
@@ -145,8 +138,7 @@ async fn live(tunnel: Arc<Tunnel>, listeners: Listeners) -> Result<(), RunError>
     let mut control = JoinSet::new();
     for listener in listeners.control {
         let listener = UnixListener::from_std(listener)?;
-        let serving =
-            serve::serve(listener, tunnel.clone(), handed.clone(), drains_begin.clone());
+        let serving = serve::serve(listener, tunnel.clone(), handed.clone(), drains_begin.clone());
         control.spawn(serving);
     }
     tokio::spawn(sweep::sweep(tunnel.clone()));
@@ -177,7 +169,12 @@ async fn accept<F>(
     loop {
         match listener.accept().await {
             Ok((stream, source)) => {
-                tokio::spawn(take(tunnel.clone(), stream, source));
+                let taking = tunnel.taking();
+                let taken = take(tunnel.clone(), stream, source);
+                tokio::spawn(async move {
+                    taken.await;
+                    drop(taking);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "a listening socket cannot accept");
@@ -220,8 +217,7 @@ async fn drained(
         let left = tunnel.flows.len();
         let deadline = *drains.borrow();
         let is_over = deadline.is_none_or(|deadline| Instant::now() >= deadline);
-        let handshakes = tunnel.handshakes_in.len() + tunnel.handshakes_out.len();
-        if (left == 0 && handshakes == 0) || is_over {
+        if tunnel.is_idle() || is_over {
             tracing::info!(flows = left, "ends; flows that are left are reset");
             return;
         }

@@ -7,10 +7,7 @@ use std::{
     net::TcpListener,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::{
-            fs::MetadataExt,
-            net::UnixListener as StdUnixListener,
-        },
+        unix::{fs::MetadataExt, net::UnixListener as StdUnixListener},
     },
     sync::Arc,
     time::Duration,

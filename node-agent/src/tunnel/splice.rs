@@ -216,9 +216,8 @@ impl<'c> Splice<'c> {
                     made[filled..filled + plain.len()].copy_from_slice(plain);
                     filled += plain.len();
                 };
-                let turned = session
-                    .turn(incoming, take, &mut up.left.bytes)
-                    .map_err(io::Error::other)?;
+                let turned =
+                    session.turn(incoming, take, &mut up.left.bytes).map_err(io::Error::other)?;
                 carry.clear();
                 carry.extend_from_slice(&incoming[turned.used..]);
                 if carry.is_empty() {

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use raymtls_proto::clock::Clock;
 use super::{
     control::{NONCE_LEN, Reloaded, Status},
     expiry::Away,
@@ -18,6 +17,7 @@ use super::{
     quiet::Quiet,
     reason::Refused,
 };
+use raymtls_proto::clock::Clock;
 
 /// Most flows, where the descriptors suffice.
 const FLOWS_MAX: usize = 65_536;
@@ -40,6 +40,8 @@ pub(crate) struct Tunnel {
     /// Ports of the tunnel itself, which nobody reaches through it.
     pub(crate) own_ports: Vec<u16>,
     pub(crate) nonce: Mutex<Option<[u8; NONCE_LEN]>>,
+    /// One more reference than connections that were accepted and carry no flow yet.
+    taken: Arc<()>,
     in_force: RwLock<Arc<InForce>>,
     stale: Mutex<Option<String>>,
     reloading: Mutex<()>,
@@ -73,6 +75,7 @@ impl Tunnel {
             inbound_port,
             own_ports,
             nonce: Mutex::default(),
+            taken: Arc::default(),
             in_force: RwLock::new(Arc::new(in_force)),
             stale: Mutex::default(),
             reloading: Mutex::default(),
@@ -135,6 +138,16 @@ impl Tunnel {
                 "a flow was refused: {}", refused.why
             );
         }
+    }
+
+    /// Held from accept until a flow has its place, or none comes of it.
+    pub(crate) fn taking(&self) -> Arc<()> {
+        self.taken.clone()
+    }
+
+    /// Whether anything that was accepted lives.
+    pub(crate) fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.taken) == 1 && self.flows.len() == 0
     }
 
     /// From now on nothing new is accepted.

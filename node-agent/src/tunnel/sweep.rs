@@ -17,6 +17,8 @@ use super::{
 
 /// How often ends and files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of a process that drains: nobody asks it to reload any more.
+const LOOK_INTERVAL_DRAINING: Duration = Duration::from_millis(100);
 /// Bounds of the time between two pings of a peer; in between, this part of a leaf's life.
 const PING_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
@@ -33,7 +35,8 @@ pub(crate) async fn sweep(tunnel: Arc<Tunnel>) {
     let mut next_ping = Instant::now();
     let mut looks = 0_u64;
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        let interval = if tunnel.is_draining() { LOOK_INTERVAL_DRAINING } else { LOOK_INTERVAL };
+        tokio::time::sleep(interval).await;
         looks += 1;
         let now_seen = self::seen(&tunnel).await;
         let again = tunnel.stale().is_some() && looks.is_multiple_of(TRY_AGAIN_LOOKS);

@@ -70,11 +70,10 @@ fn node_named(facts: &LeafFacts, rules: &Rules) -> Result<NodeName, Refused> {
             Err(Refused::new(Reason::WrongCluster, why))
         }
         Ok(
-            Subject::RayNode(..)
-            | Subject::RayDriver(..)
-            | Subject::Agent(..)
-            | Subject::Admin(..),
-        ) => Err(Refused::new(Reason::WrongName, format!("the leaf names {uri}, which is no node"))),
+            Subject::RayNode(..) | Subject::RayDriver(..) | Subject::Agent(..) | Subject::Admin(..),
+        ) => {
+            Err(Refused::new(Reason::WrongName, format!("the leaf names {uri}, which is no node")))
+        }
         Err(e) => Err(Refused::new(Reason::WrongName, e.to_string())),
     }
 }

@@ -47,7 +47,10 @@ async fn fails(node: &Node) -> String {
     match node.ask(Ask::Renew).await.unwrap() {
         Answer::Renewed(renewed) => renewed.failed.join("; "),
         Answer::Error(error) => error.message,
-        other @ (Answer::Status(_) | Answer::ExecFolder(_) | Answer::Left { .. }) => {
+        other @ (Answer::Status(_)
+        | Answer::ExecFolder(_)
+        | Answer::Tunnel { .. }
+        | Answer::Left { .. }) => {
             panic!("{other:?}")
         }
     }
