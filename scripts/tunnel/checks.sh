@@ -206,7 +206,8 @@ echo_up() {
   done
 }
 
-until_file() { until [ -e "$1" ]; do sleep 0.1; done; }
+# The file, or the stage's end.
+until_file() { until [ -e "$1" ] || [ ! -d "$STATE/hosts" ]; do sleep 0.1; done; }
 
 # stream_up FROM TO: numbers, each 5 ms, echoed.
 stream_up() {

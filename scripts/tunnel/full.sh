@@ -212,7 +212,7 @@ come_back() {
   in_host worker2 nft flush ruleset
   rm -rf "$(agent_state worker2)" "$(tls_dir worker2)" "$(host_dir worker2)/run" "$(agent_socket worker2)"
   create_token "again-$1" --cluster "$CLUSTER" --role worker
-  enrol worker2 "again-$1"
+  ENROL_AS=worker2-$1 enrol worker2 "again-$1"
   start_tunnel_agent worker2
   wait_for 60 "the tunnel of worker2" tunnel_ready worker2
 }

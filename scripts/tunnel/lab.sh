@@ -77,7 +77,7 @@ state_dir = "$(agent_state "$1")"
 tls_dir = "$(tls_dir "$1")"
 socket = "$(agent_socket "$1")"
 ray_uid = $RAY_UID
-ray_group = $RAY_GID
+ray_group = "$RAY_GID"
 
 [tunnel]
 program = "$STATE/bin/ray-tunnel"
