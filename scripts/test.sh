@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 
-STEPS=(fmt shell build clippy doc deny unit conformance e2e lint tls bins alerts manifests isolation ray stories bootstrap units deploy)
+STEPS=(fmt shell build clippy doc deny unit conformance e2e lint tls bins alerts manifests isolation ray stories tunnel bootstrap units deploy)
 CARGO_DENY_VERSION=0.20.2
 PASSED=0
 FAILED=0
@@ -21,7 +21,7 @@ Installs what the tests need (Debian packages, cargo-deny, virtual environments)
 the steps of scripts/check in order: ${STEPS[*]}. As root: the Ray step makes network namespaces.
 
   --full    more kills of bootstrap-node.sh, the Slurm example, the quickstart as a person runs it with its
-            release build, and the long stories
+            release build, tunnel mode for an hour with its benchmark, and the long stories
 
 examples
   scripts/test.sh
@@ -34,7 +34,7 @@ TEXT
 main() {
   while [ $# -gt 0 ]; do
     case $1 in
-      --full) STEPS+=(slurm quickstart stories-long full); export KILLS=60 KILLS_WITH_RAY=4 REVOCATIONS=20 RELOADS=100 SILENT=1 ;;
+      --full) STEPS+=(slurm quickstart recycle stories-long tunnel-full full); export KILLS=60 KILLS_WITH_RAY=4 REVOCATIONS=20 RELOADS=100 SILENT=1 ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 64 ;;
     esac
@@ -82,7 +82,7 @@ install_needs() {
 one_step() {
   local name=$1 began=$SECONDS verdict=passed
   step "$name"
-  if [[ $name =~ ^(ray|stories) ]] && [ "${BUILD_FAILED:-no}" = yes ]; then
+  if [[ $name =~ ^(ray|stories|tunnel) ]] && [ "${BUILD_FAILED:-no}" = yes ]; then
     verdict="FAILED: not run, the build failed"
   elif ! "$ROOT/scripts/check" "$name"; then
     verdict=FAILED

@@ -159,14 +159,11 @@ impl Ca {
             limiter: Limiter::default(),
             quiet: Quiet::default(),
             trusted_proxies: TrustedProxies::default(),
-<<<<<<< HEAD
             workloads: Workloads::default(),
-=======
             checkpoint: ArcSwapOption::default(),
             restores: ArcSwap::default(),
             restoring: Restoring::default(),
             log_fault: None,
->>>>>>> part-i
             authorities: ArcSwap::default(),
             upkeep: Mutex::default(),
             stopping: watch::Sender::new(false),

@@ -60,14 +60,15 @@ create_token() {
   run 30 "$LOGS/ca-admin.log" "token create" ca_admin token create --out "$join" "$@"
 }
 
-# enrol NAME JOIN_NAME [OPTION...]: brings the join file to the host, as scp would, and spends a use of it.
+# enrol NAME JOIN_NAME [OPTION...]: brings the join file to the host, as scp would, and spends a use of it. ENROL_AS is
+# the node's name where it is not the host's.
 enrol() {
   local name=$1 join
   join=$(host_dir "$name")/join
   install -m 0600 "$CA_DIR/join/$2" "$join"
   shift 2
   run 90 "$LOGS/agent-$name.log" "the enrolment of $name" in_host "$name" node-agent enroll --join "$join" \
-    --name "$name" --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" --ray-group "$RAY_GID" "$@"
+    --name "${ENROL_AS:-$name}" --state-dir "$(agent_state "$name")" --tls-dir "$(tls_dir "$name")" --ray-group "$RAY_GID" "$@"
 }
 
 start_agent() {

@@ -6,6 +6,7 @@ RAY_HOSTS=(head worker1 worker2)
 # The name in the head's leaf; every host knows it.
 HEAD_NAME=head.$TRUST_DOMAIN
 GCS_PORT=6379
+# shellcheck disable=SC2034
 RAY_CLIENT_PORT=10001
 # shellcheck disable=SC2034  # not every script that sources this looks at it
 AGENT_HTTP_PORT=6705
