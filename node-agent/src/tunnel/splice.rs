@@ -69,19 +69,23 @@ pub(crate) struct Splice<'c> {
     counters: &'c Counters,
 }
 
-/// Both sockets. They end with a reset unless both ends were done.
+/// Both sockets. They end with a reset unless both ends were done, even where the process is killed:
+/// nobody takes half an answer for a whole one.
 struct Ends {
     local: TcpStream,
     wire: TcpStream,
-    are_done: bool,
 }
 
-impl Drop for Ends {
-    fn drop(&mut self) {
-        if !self.are_done {
-            tcp::reset_on_drop(&self.local);
-            tcp::reset_on_drop(&self.wire);
-        }
+impl Ends {
+    fn new(local: TcpStream, wire: TcpStream) -> Self {
+        tcp::reset_on_drop(&local);
+        tcp::reset_on_drop(&wire);
+        Self { local, wire }
+    }
+
+    fn are_done(&self) {
+        tcp::end_on_drop(&self.local);
+        tcp::end_on_drop(&self.wire);
     }
 }
 
@@ -143,7 +147,7 @@ impl<'c> Splice<'c> {
         let Wire { tcp, session, mut carry, plain, out, is_closed } = wire;
         carry.shrink_to_fit();
         let mut flow = Self {
-            ends: Ends { local, wire: tcp, are_done: false },
+            ends: Ends::new(local, tcp),
             session,
             up: Half::default(),
             down: Half::default(),
@@ -169,7 +173,7 @@ impl<'c> Splice<'c> {
 
     /// From this host to the other. Ready where something was done or all is.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { ends, session, up, counters, .. } = self;
+        let Self { ends, session, up, carry, counters, .. } = self;
         ready!(up.left.poll_send(cx, &mut ends.wire))?;
         match up.state {
             State::Done => Poll::Pending,
@@ -183,11 +187,11 @@ impl<'c> Splice<'c> {
                 let read = ready!(poll_read(cx, &mut ends.local, room))?;
                 let made = if read == 0 {
                     up.state = State::Ending;
-                    session.close(&mut scratch.made)
+                    session.close(carry, &mut scratch.made)
                 } else {
                     up.carried += read as u64;
                     counters.bytes_out.fetch_add(read as u64, Relaxed);
-                    session.encrypt(&scratch.read[..read], &mut scratch.made)
+                    session.encrypt(carry, &scratch.read[..read], &mut scratch.made)
                 };
                 let made = made.map_err(io::Error::other)?;
                 send(cx, &mut ends.wire, &scratch.made[..made], &mut up.left)
@@ -264,7 +268,7 @@ impl Future for Splice<'_> {
             let down = flow.poll_down(cx);
             let up = flow.poll_up(cx);
             if flow.is_over() {
-                flow.ends.are_done = true;
+                flow.ends.are_done();
                 return Poll::Ready(Ended::Closed);
             }
             match (up, down) {

@@ -34,6 +34,11 @@ pub(crate) fn reset_on_drop(socket: &TcpStream) {
     let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
 }
 
+/// The end of this socket is a FIN again.
+pub(crate) fn end_on_drop(socket: &TcpStream) {
+    let _ = sockopt::set_socket_linger(socket, None);
+}
+
 /// Ends it with a reset.
 pub(crate) fn reset(socket: TcpStream) {
     reset_on_drop(&socket);

@@ -217,8 +217,14 @@ impl Host {
         let to = to.into();
         let stream = self.inside(move || TcpStream::connect_timeout(&to, SOON))?;
         stream.set_read_timeout(Some(SOON))?;
-        stream.set_nodelay(true)?;
+        // It may have been reset already.
+        let _ = stream.set_nodelay(true);
         Ok(stream)
+    }
+
+    /// Whether a connection there comes to nothing.
+    pub fn is_refused(&self, to: impl Into<SocketAddr>) -> bool {
+        self.connect(to).and_then(|mut stream| std::io::Read::read(&mut stream, &mut [0])).is_err()
     }
 
     /// Connections to the others' carried ports go to this host's `ray-tunnel`.

@@ -187,17 +187,17 @@ fn it_gives_up_what_it_may_not_have_and_refuses_to_start_with_more() {
     assert_eq!(owner, 0, "another process of its user can read its memory");
 
     let rules_path = at_a.rules_path.clone();
-    let refuses = |setup: fn(&mut Command), words: &str| {
+    let refuses = |more: &[&str], words: &str| {
         let mut command = Command::new(binary("ray-tunnel"));
         command.args(["run", "--rules"]).arg(&rules_path).env_clear();
-        setup(&mut command);
+        command.args(more);
         let output = command.stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(words), "{said}");
     };
-    refuses(|_| (), "no listening sockets");
-    refuses(|command| drop(command.args(["--fds", "inbound=0"])), "is not of the form");
-    refuses(|command| drop(command.args(["--fds", "inbound=900"])), "cannot be taken");
+    refuses(&[], "no listening sockets");
+    refuses(&["--fds", "inbound=0"], "is not of the form");
+    refuses(&["--fds", "inbound=900"], "cannot be taken");
     let (ended, log) = at_a.spawn(0).ended();
     assert!(!ended.success() && log.contains("does not run as root"), "{log}");
 }
