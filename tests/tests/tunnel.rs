@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod tunnel {
+    mod agent;
     mod bounds;
     mod carried;
     mod cut;
