@@ -268,6 +268,7 @@ async fn status(site: &Site) -> Result<Status, Failure> {
         other @ (Answer::ExecFolder(_)
         | Answer::Renewed(_)
         | Answer::Left { .. }
+        | Answer::Tunnel { .. }
         | Answer::Error(_)) => Err(unexpected(other)),
     }
 }

@@ -110,8 +110,9 @@ fn is_new(served: &Served, old: &BTreeSet<String>) -> Result<Proof, String> {
 }
 
 /// The serial of the leaf in a key folder.
-pub(super) fn serial_of(files: &RayEnv) -> Result<String, String> {
-    let path: &Path = &files.server_cert;
+pub(super) fn serial_of(env: &RayEnv) -> Result<String, String> {
+    let files = env.files.as_ref();
+    let path: &Path = &files.ok_or("in mode tunnel Ray serves no leaf")?.server_cert;
     let damaged = |why: String| format!("{}: {why}", path.display());
     let pem = read_if_there(path).map_err(|e| damaged(e.to_string()))?.unwrap_or_default();
     let all = bundle::certificates_from_pem(&pem).map_err(|e| damaged(e.to_string()))?;
@@ -204,6 +205,7 @@ mod tests {
             not_after: at,
             trusts: vec![],
             refused_us: None,
+            revoked: false,
         };
         let socket = |serves| SocketServed { address: "10.0.0.1:1".to_owned(), port: None, serves };
         ProcessServed {
@@ -213,6 +215,7 @@ mod tests {
             class: kind.class(),
             name: String::new(),
             session: None,
+            job: None,
             state: Some(if serial.is_some() { State::Fresh } else { State::Unknown }),
             horizon: serial.map(|_| at),
             sockets: vec![socket(
