@@ -204,6 +204,7 @@ mod tests {
             not_after: at,
             trusts: vec![],
             refused_us: None,
+            revoked: false,
         };
         let socket = |serves| SocketServed { address: "10.0.0.1:1".to_owned(), port: None, serves };
         ProcessServed {
@@ -213,6 +214,7 @@ mod tests {
             class: kind.class(),
             name: String::new(),
             session: None,
+            job: None,
             state: Some(if serial.is_some() { State::Fresh } else { State::Unknown }),
             horizon: serial.map(|_| at),
             sockets: vec![socket(
