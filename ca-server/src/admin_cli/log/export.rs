@@ -6,6 +6,7 @@ use std::{io::Write as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 use raymtls_proto::{
+    digest::sha256,
     durable::{Access, Growing},
     v1::{self, AuditRecord, admin_service_client::AdminServiceClient},
 };
@@ -86,6 +87,8 @@ pub(super) struct Vouched {
     pub(super) issuer_der: String,
     /// The control root's, which signed that; whether it is the right one, the file cannot say.
     pub(super) root_der: String,
+    /// SHA-256 of both: a signature does not cover every byte of its own encoding.
+    pub(super) certificates_sha256: String,
 }
 
 impl Vouched {
@@ -98,6 +101,9 @@ impl Vouched {
             signature: hex::encode(&checkpoint.signature),
             issuer_der: hex::encode(&checkpoint.issuer_der),
             root_der: hex::encode(root_der),
+            certificates_sha256: hex::encode(sha256(
+                &[checkpoint.issuer_der.as_slice(), root_der].concat(),
+            )),
         }
     }
 
@@ -204,7 +210,7 @@ impl Exporting {
         }
         write(&mut self.file, &record_line(record, stored)?)?;
         self.end.last = record.index;
-        self.end.last_sha256 = hex::encode(raymtls_proto::digest::sha256(stored));
+        self.end.last_sha256 = hex::encode(sha256(stored));
         self.end.end_after_records += 1;
         Ok(())
     }
