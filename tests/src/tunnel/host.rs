@@ -174,6 +174,7 @@ impl Lab {
             bound: Vec::new(),
             process: None,
             started: 0,
+            log_is_stuck: false,
         };
         tunnel.write_rules();
         tunnel.write_leaf(leaf);
@@ -262,11 +263,14 @@ pub struct Tunnel {
     bound: Vec<(&'static str, TcpListener)>,
     process: Option<Process>,
     started: usize,
+    /// Its log goes into a pipe that nobody reads, and not into a file.
+    pub log_is_stuck: bool,
 }
 
 /// A process with a control socket of its own.
 pub struct Process {
     child: Child,
+    log_path: PathBuf,
     pub control_path: PathBuf,
 }
 
@@ -301,6 +305,13 @@ impl Tunnel {
                 format!("{name}={}", fd.as_raw_fd())
             })
             .collect();
+        let log_path = control_path.with_extension("log");
+        let log = if self.log_is_stuck {
+            Stdio::piped()
+        } else {
+            #[allow(clippy::disallowed_methods, reason = "a log, not a file anybody relies on")]
+            std::fs::File::create(&log_path).unwrap().into()
+        };
         let rules = self.rules_path.clone();
         let child = inside(&self.namespace, move || {
             Command::new(binary("ray-tunnel"))
@@ -312,11 +323,11 @@ impl Tunnel {
                 .uid(uid)
                 .gid(uid)
                 .stdout(Stdio::null())
-                .stderr(Stdio::piped())
+                .stderr(log)
                 .spawn()
                 .unwrap()
         });
-        Process { child, control_path }
+        Process { child, log_path, control_path }
     }
 
     fn process(&self) -> &Process {
@@ -448,15 +459,14 @@ impl Process {
     /// SIGKILL; returns what it wrote.
     pub fn kill(mut self) -> String {
         let _ = self.child.kill();
-        log_of(self.child)
+        let _ = self.child.wait();
+        std::fs::read_to_string(&self.log_path).unwrap_or_default()
     }
 
     /// Waits for its end; what it wrote.
     pub fn ended(mut self) -> (std::process::ExitStatus, String) {
-        let mut log = String::new();
-        let stderr = self.child.stderr.as_mut().unwrap();
-        std::io::Read::read_to_string(stderr, &mut log).unwrap();
-        (self.child.wait().unwrap(), log)
+        let ended = self.child.wait().unwrap();
+        (ended, std::fs::read_to_string(&self.log_path).unwrap_or_default())
     }
 }
 
