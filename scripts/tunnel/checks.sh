@@ -81,7 +81,7 @@ show_stranger() {
     for port in $(ports_of "$name"); do targets+="$(address "$name") $port"$'\n'; done
   done
   judge "every listening port of three hosts, to a stranger" \
-    "$(wire stranger scan <<<"${targets%$'\n'}" | sed 's/ of [0-9]* / of them /')" "0 of them answered"
+    "$(wire stranger scan <<<"${targets%$'\n'}" | sed 's/ of [0-9]* / of them /')" "0 of them open"
   note "$(grep -c . <<<"$targets") ports were asked"
 }
 
@@ -139,7 +139,7 @@ show_wrong_leaves() {
   judge_refused "worker1's own leaf from another address" address_mismatch spare "$theirs"
   make_wrong_ca
   judge_refused "a leaf of the same names from another CA" unknown_issuer spare "$STATE/wrong/tls.crt"
-  judge_refused "a leaf of another cluster" unknown_issuer spare "$(current_leaf other)"
+  judge_refused "a leaf of another cluster" wrong_cluster spare "$(current_leaf other)"
   judge_refused "no leaf" no_certificate spare none
   judge "a port that members may not reach" "$(wire spare dial "$(address worker1)" 22 "$mine" "${mine%.crt}.key" "${mine%/*}/ca.crt")" "answer port_closed"
   show_thief_serves "$theirs"
