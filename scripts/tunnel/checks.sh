@@ -285,7 +285,11 @@ hand_over() {
   held "handover on $name" "$(tunnel_pids "$name" | wc -l) processes, the old one with its flows"
 }
 
-two_tunnels() { [ "$(tunnel_pids "$1" | head -n 1)" = "$2" ] && [ "$(tunnel_pids "$1" | wc -l)" -ge 2 ] && tunnel_ready "$1"; }
+two_tunnels() {
+  local pids
+  pids=$(tunnel_pids "$1")
+  grep -qx "$2" <<<"$pids" && [ "$(wc -l <<<"$pids")" -ge 2 ] && tunnel_ready "$1"
+}
 
 # show_handover SECONDS: on all hosts in turn; then so long nothing fails.
 show_handover() {
