@@ -605,10 +605,11 @@ TimeoutStopSec=30
 Restart=always
 RestartSec=2
 RestartPreventExitStatus=64 78
+KillMode=process
 RuntimeDirectory=ray-mtls
 RuntimeDirectoryMode=0755
 RuntimeDirectoryPreserve=yes
-CapabilityBoundingSet=CAP_CHOWN CAP_NET_ADMIN CAP_KILL CAP_SYS_PTRACE
+CapabilityBoundingSet=CAP_CHOWN CAP_NET_ADMIN CAP_KILL CAP_SYS_PTRACE CAP_SETUID CAP_SETGID
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths=$(writable_folders)
@@ -634,7 +635,7 @@ UMask=0077
 RemoveIPC=yes
 KeyringMode=private
 LimitCORE=0
-LimitNOFILE=4096
+LimitNOFILE=4096:262144
 
 [Install]
 WantedBy=multi-user.target

@@ -19,7 +19,11 @@ use hyper_util::{
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+    },
     registry::Registry,
 };
 use raymtls_proto::clock::Clock;
@@ -31,7 +35,7 @@ use tokio::{
 
 use crate::{
     served::{Served, kind::Class},
-    status::Status,
+    status::{Status, tunnel::TunnelStatus},
 };
 
 /// Connections at once; the next ones wait.
@@ -141,6 +145,11 @@ struct FolderLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModeLabel {
     mode: String,
 }
@@ -233,12 +242,92 @@ fn render(status: &Status, now: OffsetDateTime, scrapes: u64) -> String {
     );
     let blocked = ConstCounter::new(isolation.blocked_packets);
     registry.register("isolation_blocked_packets", "Packets from or to blocked addresses", blocked);
+    if let Some(tunnel) = &status.tunnel {
+        tunnel_metrics(&mut registry, tunnel, now);
+    }
     let counter = ConstCounter::new(status.renewals);
     registry.register("renewals", "Certificates fetched since the start", counter);
     registry.register("scrapes", "Times these metrics were read", ConstCounter::new(scrapes));
     let mut text = String::new();
     encode(&mut text, &registry).expect("writing to a String");
     text
+}
+
+/// Mode tunnel; no series of it in mode files.
+fn tunnel_metrics(registry: &mut Registry, tunnel: &TunnelStatus, now: OffsetDateTime) {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let mut gauge = |name: &str, help: &str, value: i64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    gauge(
+        "tunnel_ready",
+        "1 if Ray's connections are carried and capture is proved",
+        tunnel.ready.into(),
+    );
+    gauge("tunnel_flows", "Flows that ray-tunnel carries", signed(tunnel.flows));
+    gauge(
+        "tunnel_draining",
+        "Old processes of ray-tunnel whose flows go on",
+        i64::try_from(tunnel.draining).unwrap_or(i64::MAX),
+    );
+    gauge(
+        "tunnel_oldest_flow_seconds",
+        "Age of the oldest flow",
+        signed(tunnel.oldest_flow_seconds.unwrap_or_default()),
+    );
+    if let Some(at) = tunnel.proved_at {
+        let age = now.unix_timestamp() - at.unix();
+        gauge("tunnel_proof_age_seconds", "Seconds since capture was proved last", age);
+    }
+    if let Some(at) = tunnel.first_cut {
+        let left = at.unix() - now.unix_timestamp();
+        gauge(
+            "tunnel_seconds_to_first_cut",
+            "Seconds to the first cut of flows if nothing is renewed",
+            left,
+        );
+    }
+    if let Some(peer) = tunnel.peers.first() {
+        let left = peer.not_after.unix() - now.unix_timestamp();
+        gauge(
+            "tunnel_peer_seconds_to_expiry",
+            "Seconds to the end of the first leaf among those of peers with flows",
+            left,
+        );
+    }
+    let away = i64::from(tunnel.ca_away_since.is_some());
+    gauge("tunnel_ca_away", "1 if ray-tunnel works in the grace of a CA that is away", away);
+    let mut register = |name: &str, help: &str, count: u64| {
+        registry.register(name, help, ConstCounter::new(count));
+    };
+    register(
+        "tunnel_restarts",
+        "Starts of ray-tunnel after one that ended by itself",
+        u64::from(tunnel.restarts),
+    );
+    register("tunnel_flows_out", "Flows to other nodes since ray-tunnel started", tunnel.flows_out);
+    register("tunnel_flows_in", "Flows from other nodes since ray-tunnel started", tunnel.flows_in);
+    register("tunnel_flows_cut", "Flows cut since the agent started", tunnel.flows_cut);
+    register("tunnel_bytes_out", "Bytes to other nodes since ray-tunnel started", tunnel.bytes_out);
+    register("tunnel_bytes_in", "Bytes from other nodes since ray-tunnel started", tunnel.bytes_in);
+    register(
+        "tunnel_handshakes",
+        "Handshakes that were finished since ray-tunnel started",
+        tunnel.handshakes,
+    );
+    register(
+        "tunnel_strangers",
+        "Connections to Ray's ports by other users of this host, refused",
+        tunnel.strangers,
+    );
+    register("tunnel_uncaptured", "Connections past the tunnel, refused", tunnel.uncaptured);
+    let refusals = Family::<ReasonLabel, Counter>::default();
+    for (reason, count) in &tunnel.refusals {
+        refusals.get_or_create(&ReasonLabel { reason: reason.clone() }).inc_by(*count);
+    }
+    registry.register("tunnel_refusals", "Flows that were refused, by reason", refusals);
 }
 
 /// What Ray's processes serve: where no leaf is served there is no horizon, and no series of it.

@@ -485,30 +485,34 @@ impl TlsDir {
         Ok(durable::sync_folder(&self.path)?)
     }
 
-    /// Gives what is there to Ray's group where it was made for another one.
+    /// Gives what is there to those who are to read it, where it was made for others. Says whether others
+    /// could read a key until now.
     ///
     /// # Errors
     /// The group cannot be given.
-    pub fn align_access(&self, folders: &[Folder]) -> Result<(), KeyFolderError> {
+    pub fn align_access(&self, folders: &[Folder]) -> Result<bool, KeyFolderError> {
+        let mut were_others = false;
         for folder in folders {
             let path = self.folder_path(folder.number);
-            self.align(&path.join(KEY), self.key_access())?;
+            were_others |= self.align(&path.join(KEY), self.key_access())?;
             self.align(&path, self.folder_access())?;
         }
         if self.has_token() {
             self.align(&self.path.join(TOKEN), secret_access(self.gid))?;
         }
-        Ok(())
+        Ok(were_others)
     }
 
-    fn align(&self, path: &Path, wanted: Access) -> Result<(), KeyFolderError> {
+    /// Says whether a group could read it that may not any more.
+    fn align(&self, path: &Path, wanted: Access) -> Result<bool, KeyFolderError> {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
         let metadata = std::fs::symlink_metadata(path)?;
         if metadata.is_symlink() {
-            return Ok(());
+            return Ok(false);
         }
         let own_gid = rustix::process::getegid().as_raw();
         let gid = wanted.gid.unwrap_or(own_gid);
+        let was_others = metadata.gid() != gid && metadata.mode() & 0o040 != 0;
         if metadata.gid() != gid {
             let given = rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(gid)));
             granting(path, wanted.gid, given.map_err(io::Error::from))?;
@@ -516,7 +520,7 @@ impl TlsDir {
         if metadata.mode() & 0o7777 != wanted.mode {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(wanted.mode))?;
         }
-        Ok(())
+        Ok(was_others)
     }
 
     fn folder_access(&self) -> Access {

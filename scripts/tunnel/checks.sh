@@ -64,7 +64,7 @@ ray_tls_processes() {
 # A job by `ray job submit`; it runs a task on each worker.
 show_job_submit() {
   local answer
-  answer=$(with_leaf head timeout 120 ray job submit --address "http://$(address head):8265" --working-dir "$STATE/job" -- \
+  answer=$(with_leaf head timeout 300 ray job submit --address "http://$(address head):8265" --working-dir "$STATE/job" -- \
     python job.py --show-only --hosts "$(IFS=,; printf '%s' "${RAY_HOSTS[*]}")" 2>&1) || true
   printf '%s\n' "$answer" >>"$LOGS/job-submit.log"
   judge "a submitted job" "$(grep -o 'job over: [^.]*' <<<"$answer" | grep -o '0 failed, 0 retried')" "0 failed, 0 retried"

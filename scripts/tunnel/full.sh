@@ -7,8 +7,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 . "$ROOT/scripts/lib/hosts.sh"
-PREFIX=raymtls-tunnel
-STATE=$BASE/tunnel
+# Two labs with different names may run side by side.
+PREFIX=${LAB:-raymtls-tunnel}
+STATE=$BASE/${LAB:-tunnel}
 LOGS=$STATE/logs
 # The bars that are promised, not ten times them.
 RESTART_MS_MAX=${RESTART_MS_MAX:-1000}

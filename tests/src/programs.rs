@@ -9,10 +9,12 @@ use std::{
 
 use tokio::process::Command;
 
-/// A program of this build. A test runs from target/PROFILE/deps.
+/// A program of this build. A test runs from target/PROFILE/deps, a program from target/PROFILE.
 pub fn binary(name: &str) -> PathBuf {
-    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
+    let own = std::env::current_exe().unwrap();
+    let path = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let path = path.into_iter().find(|path| path.exists()).unwrap_or_default();
+    assert!(path.exists(), "{name} is missing: run `cargo build --bins` first");
     path
 }
 

@@ -5,5 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod tunnel {
+    mod agent;
+    mod bounds;
     mod carried;
+    mod cut;
+    mod process;
+    mod refused;
 }

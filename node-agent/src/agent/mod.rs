@@ -416,7 +416,8 @@ impl Agent {
         self.tls.sweep()?;
         let (folders, damaged) = self.tls.load()?;
         self.set_key_readers();
-        self.tls.align_access(&folders)?;
+        let were_others = self.tls.align_access(&folders)?;
+        self.note_other_readers(were_others);
         for error in damaged {
             self.problem(error.to_string());
         }

@@ -15,7 +15,7 @@ use raymtls_proto::{
     identity::Role,
     v1,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{Agent, Event, Task};
 use crate::{
@@ -155,8 +155,19 @@ impl Agent {
             return;
         }
         let folders: Vec<_> = self.folders.iter().map(|held| held.folder.clone()).collect();
-        if let Err(error) = self.tls.align_access(&folders) {
-            self.problem(format!("key folders keep their readers of before: {error}"));
+        match self.tls.align_access(&folders) {
+            Ok(were_others) => self.note_other_readers(were_others),
+            Err(error) => {
+                self.problem(format!("key folders keep their readers of before: {error}"));
+            }
+        }
+    }
+
+    /// A key that Ray's tasks could read until now is not the one to protect their traffic.
+    pub(super) fn note_other_readers(&mut self, were_others: bool) {
+        if were_others && self.is_tunnel() {
+            tracing::info!("Ray's group could read the key until now: the tunnel gets a new one");
+            self.folder_wanted = true;
         }
     }
 
@@ -297,8 +308,15 @@ impl Agent {
     async fn reload_tunnel(&mut self) {
         let controls = self.controls();
         let mut failed = None;
-        for (index, control) in controls.iter().enumerate() {
-            match client::reload(control).await {
+        // All at once: who drains and answers late holds up nobody.
+        let mut asked: JoinSet<_> = controls
+            .into_iter()
+            .enumerate()
+            .map(|(index, control)| async move { (index, client::reload(&control).await) })
+            .collect();
+        while let Some(answer) = asked.join_next().await {
+            let Ok((index, answer)) = answer else { continue };
+            match answer {
                 Ok(done) => self.count_cut(done.flows_cut),
                 // One that drains may be gone; it is not asked again.
                 Err(error) if index == 0 => failed = Some(error.to_string()),
@@ -567,6 +585,7 @@ impl Agent {
             oldest_flow_seconds: process.oldest_flow_seconds,
             proved_at: tunnel.proved.map(|(_, at)| at.into()),
             first_cut: process.first_cut_unix.and_then(moment),
+            ca_away_since: process.ca_away_since_unix.and_then(moment),
             strangers: counters.strangers,
             uncaptured: counters.uncaptured,
             users: users_text(self.config.ray_uid),

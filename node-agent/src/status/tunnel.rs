@@ -51,7 +51,11 @@ pub struct TunnelStatus {
     pub oldest_flow_seconds: Option<u64>,
     /// When capture was seen to work last.
     pub proved_at: Option<Moment>,
-    /// When the first flow is cut if the CA stays away; absent while it answers.
+    /// Since when the CA counts as away at the tunnel.
+    #[serde(default)]
+    pub ca_away_since: Option<Moment>,
+    /// When the first leaf of this node or of a peer with flows ends, grace included, if nothing is renewed:
+    /// flows are cut then.
     pub first_cut: Option<Moment>,
     /// Connections that users of this host who may not use Ray opened to its ports, and were refused.
     pub strangers: u64,
@@ -117,7 +121,7 @@ impl TunnelStatus {
                 first.not_after.relative(now)
             ));
         }
-        if let Some(at) = self.first_cut {
+        if let Some(at) = self.first_cut.filter(|_| self.ca_away_since.is_some()) {
             lines.push(format!(
                 "the CA is away: the first flow is cut at {at} ({})",
                 at.relative(now)

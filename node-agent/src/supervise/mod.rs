@@ -322,6 +322,7 @@ impl Keeper {
     }
 
     fn watch_draining(&mut self, process: Process, time: Duration) {
+        self.now.controls.retain(|known| *known != process.control);
         self.now.controls.push(process.control.clone());
         self.draining.spawn(async move {
             let control = process.control.clone();

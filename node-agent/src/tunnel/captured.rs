@@ -20,11 +20,12 @@ use super::{
 
 /// Takes one.
 pub(crate) async fn take(tunnel: Arc<Tunnel>, mut local: TcpStream, source: SocketAddr) {
+    // Also where the process is killed before the other node has answered.
+    tcp::reset_on_drop(&local);
     let to = match destination(&tunnel, &local) {
         Ok(to) => to,
         Err(refused) => {
-            tunnel.refused(Direction::Out, source, &refused);
-            return tcp::reset(local);
+            return tunnel.refused(Direction::Out, source, &refused);
         }
     };
     if to.port() == PROOF_PORT {
@@ -34,10 +35,7 @@ pub(crate) async fn take(tunnel: Arc<Tunnel>, mut local: TcpStream, source: Sock
         Ok((wire, place)) => {
             tokio::spawn(run(tunnel, local, wire, place, Direction::Out, to));
         }
-        Err(refused) => {
-            tunnel.refused(Direction::Out, to, &refused);
-            tcp::reset(local);
-        }
+        Err(refused) => tunnel.refused(Direction::Out, to, &refused),
     }
 }
 
@@ -58,7 +56,8 @@ fn destination(tunnel: &Tunnel, local: &TcpStream) -> Result<SocketAddr, Refused
 /// Shows the agent that what it dials comes here.
 async fn prove(tunnel: &Tunnel, local: &mut TcpStream) {
     let nonce = *tunnel.nonce.lock().expect("no code panics while it holds the nonce");
-    let Some(nonce) = nonce else { return tcp::reset_on_drop(local) };
+    let Some(nonce) = nonce else { return };
+    tcp::end_on_drop(local);
     if local.write_all(&nonce).await.is_ok() {
         tunnel.flows.counters.proofs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }

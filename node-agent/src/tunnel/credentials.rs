@@ -124,9 +124,8 @@ impl Revoked {
     fn of(crls: &[CertificateRevocationListDer<'_>]) -> Result<Self, &'static str> {
         let mut revoked = HashSet::new();
         for der in crls {
-            let crl = match CertificateRevocationList::from_der(der) {
-                Ok((&[], crl)) => crl,
-                Ok(_) | Err(_) => return Err("unreadable CRL"),
+            let Ok((&[], crl)) = CertificateRevocationList::from_der(der) else {
+                return Err("unreadable CRL");
             };
             let issuer = crl.issuer().as_raw();
             let serials = crl.iter_revoked_certificates().map(|entry| bare(entry.raw_serial()));

@@ -37,13 +37,9 @@ pub(crate) async fn take(tunnel: Arc<Tunnel>, stream: TcpStream, source: SocketA
     };
     // Boxed: what a handshake needs is freed before the flow begins.
     let greeting = Box::pin(greet(&tunnel, &in_force, stream, source));
-    let greeting = match tokio::time::timeout(GREETING_TIME_MAX, greeting).await {
-        Ok(greeting) => greeting,
-        Err(_) => {
-            let why = format!("no header in {} s", GREETING_TIME_MAX.as_secs());
-            tunnel.refused(Direction::In, source, &Refused::new(Reason::TooSlow, why));
-            return;
-        }
+    let Ok(greeting) = tokio::time::timeout(GREETING_TIME_MAX, greeting).await else {
+        let why = format!("no header in {} s", GREETING_TIME_MAX.as_secs());
+        return tunnel.refused(Direction::In, source, &Refused::new(Reason::TooSlow, why));
     };
     drop(turn);
     match greeting {

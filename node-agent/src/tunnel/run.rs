@@ -146,7 +146,8 @@ async fn live(tunnel: Arc<Tunnel>, listeners: Listeners) -> Result<(), RunError>
     let generation = tunnel.in_force().rules.generation;
     tracing::info!(generation, port = tunnel.inbound_port, "ray-tunnel is ready");
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    drained(&tunnel, drains, accepting, control).await;
+    drained(&tunnel, drains, accepting).await;
+    drop(control);
     Ok(())
 }
 
@@ -202,15 +203,12 @@ async fn drained(
     tunnel: &Tunnel,
     mut drains: watch::Receiver<Option<Instant>>,
     mut accepting: JoinSet<()>,
-    mut control: JoinSet<()>,
 ) {
     if drains.wait_for(Option::is_some).await.is_err() {
         return;
     }
     tunnel.drain();
     accepting.shutdown().await;
-    // The control socket is the next process' from now on.
-    control.shutdown().await;
     tracing::info!(flows = tunnel.flows.len(), "accepts nothing more");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     loop {

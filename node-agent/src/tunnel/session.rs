@@ -68,11 +68,27 @@ macro_rules! turn {
     }};
 }
 
+/// What is queued, and nothing that would look at records.
+macro_rules! queued {
+    ($conn:expr, $out:expr) => {
+        while $conn.wants_write() {
+            match $conn.process_tls_records(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    if encode(|buffer| data.encode(buffer), &mut *$out).is_err() {
+                        return;
+                    }
+                }
+                Ok(_) | Err(_) => return,
+            }
+        }
+    };
+}
+
 macro_rules! encrypt {
-    ($conn:expr, $plain:expr, $out:expr) => {{
+    ($conn:expr, $carry:expr, $plain:expr, $out:expr) => {{
         let mut written = 0;
         loop {
-            match $conn.process_tls_records(&mut []).state? {
+            match $conn.process_tls_records($carry).state? {
                 ConnectionState::EncodeTlsData(mut data) => {
                     written += data.encode(&mut $out[written..]).map_err(|e| too_small(&e))?;
                 }
@@ -145,19 +161,28 @@ impl Session {
 
     /// The alert about an error that [`Session::turn`] returned.
     pub(crate) fn last_words(&mut self, out: &mut Vec<u8>) {
-        let _ = self.turn(&mut [], |_| (), out);
+        match self {
+            Self::Client(conn) => queued!(conn, out),
+            Self::Server(conn) => queued!(conn, out),
+        }
     }
 
     /// Encrypts into the front of `out`, which is at least [`sealed_len_max`] long; returns how
-    /// much of it is filled.
+    /// much of it is filled. `carry` is what the last turn left of `incoming`: rustls remembers
+    /// where in it the beginning of a message lies, and panics where that is gone.
     ///
     /// # Errors
     /// rustls'.
-    pub(crate) fn encrypt(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+    pub(crate) fn encrypt(
+        &mut self,
+        carry: &mut [u8],
+        plain: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Error> {
         let plain = Some(plain);
         match self {
-            Self::Client(conn) => encrypt!(conn, plain, out),
-            Self::Server(conn) => encrypt!(conn, plain, out),
+            Self::Client(conn) => encrypt!(conn, carry, plain, out),
+            Self::Server(conn) => encrypt!(conn, carry, plain, out),
         }
     }
 
@@ -165,11 +190,11 @@ impl Session {
     ///
     /// # Errors
     /// rustls'.
-    pub(crate) fn close(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+    pub(crate) fn close(&mut self, carry: &mut [u8], out: &mut [u8]) -> Result<usize, Error> {
         let plain: Option<&[u8]> = None;
         match self {
-            Self::Client(conn) => encrypt!(conn, plain, out),
-            Self::Server(conn) => encrypt!(conn, plain, out),
+            Self::Client(conn) => encrypt!(conn, carry, plain, out),
+            Self::Server(conn) => encrypt!(conn, carry, plain, out),
         }
     }
 }

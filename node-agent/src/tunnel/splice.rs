@@ -69,29 +69,35 @@ pub(crate) struct Splice<'c> {
     counters: &'c Counters,
 }
 
-/// Both sockets. They end with a reset unless both ends were done.
+/// Both sockets. They end with a reset unless both ends were done, even where the process is killed:
+/// nobody takes half an answer for a whole one.
 struct Ends {
     local: TcpStream,
     wire: TcpStream,
-    are_done: bool,
 }
 
-impl Drop for Ends {
-    fn drop(&mut self) {
-        if !self.are_done {
-            tcp::reset_on_drop(&self.local);
-            tcp::reset_on_drop(&self.wire);
-        }
+impl Ends {
+    fn new(local: TcpStream, wire: TcpStream) -> Self {
+        tcp::reset_on_drop(&local);
+        tcp::reset_on_drop(&wire);
+        Self { local, wire }
+    }
+
+    fn are_done(&self) {
+        tcp::end_on_drop(&self.local);
+        tcp::end_on_drop(&self.wire);
     }
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Half {
     state: State,
     /// What the socket would not take.
     left: Left,
     carried: u64,
+    /// Of a socket that is read no more: else nobody saw its reset.
+    watch: Option<tcp::ErrorWatch>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +147,7 @@ impl<'c> Splice<'c> {
         let Wire { tcp, session, mut carry, plain, out, is_closed } = wire;
         carry.shrink_to_fit();
         let mut flow = Self {
-            ends: Ends { local, wire: tcp, are_done: false },
+            ends: Ends::new(local, tcp),
             session,
             up: Half::default(),
             down: Half::default(),
@@ -167,12 +173,13 @@ impl<'c> Splice<'c> {
 
     /// From this host to the other. Ready where something was done or all is.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { ends, session, up, counters, .. } = self;
+        let Self { ends, session, up, carry, counters, .. } = self;
         ready!(up.left.poll_send(cx, &mut ends.wire))?;
         match up.state {
             State::Done => Poll::Pending,
             State::Ending => {
                 up.state = State::Done;
+                up.watch = Some(tcp::watch_errors(&ends.local)?);
                 Poll::Ready(tcp::shutdown_write(&ends.wire))
             }
             State::Open => SCRATCH.with_borrow_mut(|scratch| {
@@ -180,11 +187,11 @@ impl<'c> Splice<'c> {
                 let read = ready!(poll_read(cx, &mut ends.local, room))?;
                 let made = if read == 0 {
                     up.state = State::Ending;
-                    session.close(&mut scratch.made)
+                    session.close(carry, &mut scratch.made)
                 } else {
                     up.carried += read as u64;
                     counters.bytes_out.fetch_add(read as u64, Relaxed);
-                    session.encrypt(&scratch.read[..read], &mut scratch.made)
+                    session.encrypt(carry, &scratch.read[..read], &mut scratch.made)
                 };
                 let made = made.map_err(io::Error::other)?;
                 send(cx, &mut ends.wire, &scratch.made[..made], &mut up.left)
@@ -200,6 +207,7 @@ impl<'c> Splice<'c> {
             State::Done => Poll::Pending,
             State::Ending => {
                 down.state = State::Done;
+                down.watch = Some(tcp::watch_errors(&ends.wire)?);
                 Poll::Ready(tcp::shutdown_write(&ends.local))
             }
             State::Open => SCRATCH.with_borrow_mut(|scratch| {
@@ -233,6 +241,16 @@ impl<'c> Splice<'c> {
         }
     }
 
+    /// Neither direction moves: it is over if a socket that nobody reads was reset.
+    fn poll_watches(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        for watch in [&mut self.up.watch, &mut self.down.watch].into_iter().flatten() {
+            if let Poll::Ready(error) = watch.as_mut().poll(cx) {
+                return Poll::Ready(Ended::Reset(error));
+            }
+        }
+        Poll::Pending
+    }
+
     fn is_over(&self) -> bool {
         self.up.state == State::Done && self.down.state == State::Done
     }
@@ -250,14 +268,14 @@ impl Future for Splice<'_> {
             let down = flow.poll_down(cx);
             let up = flow.poll_up(cx);
             if flow.is_over() {
-                flow.ends.are_done = true;
+                flow.ends.are_done();
                 return Poll::Ready(Ended::Closed);
             }
             match (up, down) {
                 (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
                     return Poll::Ready(Ended::Reset(error));
                 }
-                (Poll::Pending, Poll::Pending) => return Poll::Pending,
+                (Poll::Pending, Poll::Pending) => return flow.poll_watches(cx),
                 (Poll::Ready(Ok(())), _) | (_, Poll::Ready(Ok(()))) => {}
             }
         }

@@ -3,11 +3,16 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
+    pin::Pin,
     time::Duration,
 };
 
 use rustix::net::{AddressFamily, Shutdown, sockopt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::Interest,
+    net::{TcpSocket, TcpStream},
+};
 
 /// A peer that is silent for so long is asked whether it is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
@@ -29,6 +34,11 @@ pub(crate) fn reset_on_drop(socket: &TcpStream) {
     let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
 }
 
+/// The end of this socket is a FIN again.
+pub(crate) fn end_on_drop(socket: &TcpStream) {
+    let _ = sockopt::set_socket_linger(socket, None);
+}
+
 /// Ends it with a reset.
 pub(crate) fn reset(socket: TcpStream) {
     reset_on_drop(&socket);
@@ -37,6 +47,30 @@ pub(crate) fn reset(socket: TcpStream) {
 /// Nothing more is sent. A socket the peer has reset meanwhile is an error.
 pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
     Ok(rustix::net::shutdown(socket, Shutdown::Write)?)
+}
+
+/// Ready when the socket is broken, by a reset or because the peer does not answer.
+pub(crate) type ErrorWatch = Pin<Box<dyn Future<Output = io::Error> + Send>>;
+
+/// Watches a socket that is not read from any more.
+pub(crate) fn watch_errors(socket: &TcpStream) -> io::Result<ErrorWatch> {
+    let own = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
+    let own = TcpStream::from_std(own)?;
+    Ok(Box::pin(async move {
+        loop {
+            if let Err(error) = own.ready(Interest::ERROR).await {
+                return error;
+            }
+            match sockopt::socket_error(&own) {
+                Ok(Ok(())) => {
+                    // Forgets that it was ready, so that the next wait is one.
+                    let _ = own
+                        .try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                }
+                Ok(Err(error)) | Err(error) => return error.into(),
+            }
+        }
+    }))
 }
 
 /// Where a redirected connection was going.

@@ -115,7 +115,7 @@ impl Wire {
     pub(crate) async fn send(&mut self, plain: &[u8]) -> Result<(), WireError> {
         let at = self.out.len();
         self.out.resize(at + sealed_len_max(plain.len()), 0);
-        let written = self.session.encrypt(plain, &mut self.out[at..])?;
+        let written = self.session.encrypt(&mut self.carry, plain, &mut self.out[at..])?;
         self.out.truncate(at + written);
         self.flush().await
     }
@@ -123,7 +123,7 @@ impl Wire {
     /// Ends it in order: what was sent last arrives, whatever the peer still sends.
     pub(crate) async fn finish(mut self) {
         let mut end = [0; sealed_len_max(0)];
-        if let Ok(written) = self.session.close(&mut end) {
+        if let Ok(written) = self.session.close(&mut self.carry, &mut end) {
             self.out.extend_from_slice(&end[..written]);
         }
         let _ = self.flush().await;

@@ -9,18 +9,20 @@ mod ca;
 mod certificates;
 mod contract;
 mod mutate;
+mod tunnel;
 
 pub use agent::local;
 pub use ca::{config, proxy, report, settings, store};
 pub use certificates::{certificate, csr};
 pub use contract::{addresses, join, names};
 pub use mutate::Mutator;
+pub use tunnel::tunnel;
 
 /// A target: its name, which is that of its corpus folder too, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("addresses", addresses),
     ("certificate", certificate),
     ("config", config),
@@ -32,6 +34,7 @@ pub const TARGETS: [Target; 11] = [
     ("report", report),
     ("settings", settings),
     ("store", store),
+    ("tunnel", tunnel),
 ];
 
 /// Longest text of an error, in bytes: what came from outside does not make it grow.

@@ -101,6 +101,7 @@ impl Lab {
         ]);
         ip(&["-n", &namespace, "link", "set", "lo", "up"]);
         ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
+        ip(&["-n", &namespace, "route", "add", "default", "dev", "eth0"]);
         Host {
             namespace,
             name: name.to_owned(),
@@ -144,13 +145,7 @@ impl Lab {
 
     /// Files and sockets, no process.
     pub fn prepare(&self, own: &Host, all: &[&Host], leaf: &Signed) -> Tunnel {
-        let folder = self.folder.path().join(&own.name);
-        let rules = self.rules(own, all);
-        for path in [&folder, &rules.key_folder] {
-            durable::make_folder(path, Access { mode: 0o755, uid: None, gid: None }).unwrap();
-        }
-        let control_path = folder.join("control.sock");
-        let control = UnixListener::bind(&control_path).unwrap();
+        let mut tunnel = self.prepare_files(own, all, leaf);
         let [v4, v6] = [own.v4, own.v6];
         let bound = own.inside(move || {
             [
@@ -160,14 +155,25 @@ impl Lab {
                 ("inbound", TcpListener::bind((v6, INBOUND_PORT)).unwrap()),
             ]
         });
+        tunnel.bound = bound.into();
+        tunnel
+    }
+
+    /// Files, and no socket.
+    pub fn prepare_files(&self, own: &Host, all: &[&Host], leaf: &Signed) -> Tunnel {
+        let folder = self.folder.path().join(&own.name);
+        let rules = self.rules(own, all);
+        for path in [&folder, &rules.key_folder] {
+            durable::make_folder(path, Access { mode: 0o755, uid: None, gid: None }).unwrap();
+        }
         let tunnel = Tunnel {
             namespace: own.namespace.clone(),
             rules_path: folder.join("rules.json"),
             rules,
-            control_path,
-            control,
-            bound: bound.into(),
-            child: None,
+            folder,
+            bound: Vec::new(),
+            process: None,
+            started: 0,
         };
         tunnel.write_rules();
         tunnel.write_leaf(leaf);
@@ -211,8 +217,14 @@ impl Host {
         let to = to.into();
         let stream = self.inside(move || TcpStream::connect_timeout(&to, SOON))?;
         stream.set_read_timeout(Some(SOON))?;
-        stream.set_nodelay(true)?;
+        // It may have been reset already.
+        let _ = stream.set_nodelay(true);
         Ok(stream)
+    }
+
+    /// Whether a connection there comes to nothing.
+    pub fn is_refused(&self, to: impl Into<SocketAddr>) -> bool {
+        self.connect(to).and_then(|mut stream| std::io::Read::read(&mut stream, &mut [0])).is_err()
     }
 
     /// Connections to the others' carried ports go to this host's `ray-tunnel`.
@@ -241,85 +253,100 @@ impl Host {
     }
 }
 
-/// A `ray-tunnel` and what it stands on.
+/// What `ray-tunnel` stands on, and the process that is asked.
 pub struct Tunnel {
     namespace: String,
+    folder: PathBuf,
     pub rules_path: PathBuf,
     pub rules: Rules,
-    pub control_path: PathBuf,
-    control: UnixListener,
     bound: Vec<(&'static str, TcpListener)>,
-    child: Option<Child>,
+    process: Option<Process>,
+    started: usize,
+}
+
+/// A process with a control socket of its own.
+pub struct Process {
+    child: Child,
+    pub control_path: PathBuf,
 }
 
 impl Tunnel {
     /// Starts the process and waits until it answers.
     pub fn start(&mut self) {
-        assert!(self.child.is_none(), "one at a time");
-        self.child = Some(self.spawn());
+        assert!(self.process.is_none(), "one at a time");
+        self.process = Some(self.spawn(TUNNEL_UID));
         self.wait_ready();
     }
 
+    /// Puts another process with the same sockets in the place of this one, which goes on.
+    pub fn hand_over(&mut self) -> Process {
+        let next = self.spawn(TUNNEL_UID);
+        next.wait_ready();
+        self.process.replace(next).unwrap()
+    }
+
     /// Another process with the same sockets.
-    pub fn spawn(&self) -> Child {
+    pub fn spawn(&mut self, uid: u32) -> Process {
+        self.started += 1;
+        let control_path = self.folder.join(format!("control.{}.sock", self.started));
+        let control = UnixListener::bind(&control_path).unwrap();
         let fds: Vec<String> = self
             .bound
             .iter()
             .map(|(name, listener)| (*name, listener.as_fd()))
-            .chain([("control", self.control.as_fd())])
+            .chain([("control", control.as_fd())])
             .map(|(name, fd)| {
                 // std opens everything so that a child does not have it.
                 rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).unwrap();
                 format!("{name}={}", fd.as_raw_fd())
             })
             .collect();
-        let (rules, namespace) = (self.rules_path.clone(), self.namespace.clone());
-        inside(&namespace, move || {
+        let rules = self.rules_path.clone();
+        let child = inside(&self.namespace, move || {
             Command::new(binary("ray-tunnel"))
                 .args(["run", "--rules"])
                 .arg(rules)
                 .args(["--fds", &fds.join(",")])
                 .env_clear()
                 .env("RUST_LOG", "debug")
-                .uid(TUNNEL_UID)
-                .gid(TUNNEL_UID)
+                .uid(uid)
+                .gid(uid)
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap()
-        })
+        });
+        Process { child, control_path }
     }
 
-    /// Waits until a process answers.
+    fn process(&self) -> &Process {
+        self.process.as_ref().unwrap()
+    }
+
     pub fn wait_ready(&self) {
-        let began = Instant::now();
-        loop {
-            match self.try_ask(Ask::Status) {
-                Ok(Answer::Status(_)) => return,
-                other => assert!(began.elapsed() < SOON, "not ready: {other:?}"),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.process().wait_ready();
+    }
+
+    pub fn control_path(&self) -> PathBuf {
+        self.process().control_path.clone()
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
+        self.process().child.id()
     }
 
     /// The process, which is no longer this one's.
-    pub fn release(&mut self) -> Child {
-        self.child.take().unwrap()
-    }
-
-    pub fn adopt(&mut self, child: Child) {
-        assert!(self.child.replace(child).is_none());
+    pub fn release(&mut self) -> Process {
+        self.process.take().unwrap()
     }
 
     /// SIGKILL; returns what it wrote.
     pub fn kill(&mut self) -> String {
-        let mut child = self.release();
-        child.kill().unwrap();
-        log_of(child)
+        self.release().kill()
+    }
+
+    pub fn ask(&self, ask: Ask) -> Answer {
+        self.process().ask(ask).unwrap()
     }
 
     pub fn write_rules(&self) {
@@ -339,21 +366,6 @@ impl Tunnel {
     fn write_at(&self, path: &Path, text: &str) {
         let access = Access { mode: 0o640, uid: None, gid: Some(TUNNEL_UID) };
         durable::replace(path, text.as_bytes(), access).unwrap();
-    }
-
-    pub fn ask(&self, ask: Ask) -> Answer {
-        self.try_ask(ask).unwrap()
-    }
-
-    fn try_ask(&self, ask: Ask) -> std::io::Result<Answer> {
-        let mut stream = UnixStream::connect(&self.control_path)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut line = serde_json::to_vec(&Request::new(ask))?;
-        line.push(b'\n');
-        stream.write_all(&line)?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer)?;
-        Ok(serde_json::from_str(&answer)?)
     }
 
     pub fn status(&self) -> Status {
@@ -400,13 +412,51 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let log = log_of(child);
+        if let Some(process) = self.process.take() {
+            let log = process.kill();
             if std::thread::panicking() {
                 eprintln!("--- {}\n{log}", self.rules.node);
             }
         }
+    }
+}
+
+impl Process {
+    /// Waits until it answers.
+    pub fn wait_ready(&self) {
+        let began = Instant::now();
+        loop {
+            match self.ask(Ask::Status) {
+                Ok(Answer::Status(_)) => return,
+                other => assert!(began.elapsed() < SOON, "not ready: {other:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn ask(&self, ask: Ask) -> std::io::Result<Answer> {
+        let mut stream = UnixStream::connect(&self.control_path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut line = serde_json::to_vec(&Request::new(ask))?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer)?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// SIGKILL; returns what it wrote.
+    pub fn kill(mut self) -> String {
+        let _ = self.child.kill();
+        log_of(self.child)
+    }
+
+    /// Waits for its end; what it wrote.
+    pub fn ended(mut self) -> (std::process::ExitStatus, String) {
+        let mut log = String::new();
+        let stderr = self.child.stderr.as_mut().unwrap();
+        std::io::Read::read_to_string(stderr, &mut log).unwrap();
+        (self.child.wait().unwrap(), log)
     }
 }
 
