@@ -256,13 +256,13 @@ load_is_older() { (($(load age) >= $1)); }
 
 # Crash, handover
 
-# kill_tunnel NAME: kill -9 under load; no node and no actor is lost, and the load goes on.
+# kill_tunnel NAME: kill -9 under load, of those that drain too; no node and no actor is lost, and the load goes on.
 kill_tunnel() {
   local name=$1 old began ms
-  old=$(tunnel_pids "$name")
+  mapfile -t old < <(tunnel_pids "$name")
   began=$(now)
-  kill -KILL "$old"
-  wait_for 30 "a new ray-tunnel on $name" another_tunnel "$name" "$old"
+  kill -KILL "${old[@]}"
+  wait_for 30 "a new ray-tunnel on $name" another_tunnel "$name" "${old[@]}"
   ms=$("$PYTHON" -c 'import sys, time; print(round((time.time() - float(sys.argv[1])) * 1000))' "$began")
   if ((ms < RESTART_MS_MAX)); then held "ray-tunnel of $name after kill -9" "takes flows again after $ms ms"; else broke "ray-tunnel of $name after kill -9" "$ms ms"; fi
   sleep "$CRASH_SECONDS"
@@ -274,7 +274,15 @@ kill_tunnel() {
 
 after() { "$PYTHON" -c 'import sys; print(float(sys.argv[1]) + float(sys.argv[2]))' "$1" "$2"; }
 
-another_tunnel() { [ "$(tunnel_pids "$1")" != "$2" ] && tunnel_ready "$1"; }
+# another_tunnel NAME PID...: one that is none of these takes flows.
+another_tunnel() {
+  local name=$1 pid
+  shift
+  for pid in $(tunnel_pids "$name"); do
+    [[ " $* " == *" $pid "* ]] || { tunnel_ready "$name"; return; }
+  done
+  return 1
+}
 
 # hand_over NAME: a new process takes the sockets, the old one keeps its flows.
 hand_over() {
