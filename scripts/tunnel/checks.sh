@@ -236,6 +236,12 @@ PY
 
 leaves_made() { ca_admin -o json cert list --cluster "$CLUSTER" | grep -c '"serial"'; }
 
+flows_cut() {
+  local name cut=0
+  for name in "${RAY_HOSTS[@]}"; do cut=$((cut + $(tunnel_says "$name" flows_cut))); done
+  printf '%d' "$cut"
+}
+
 # oldest_flow: the youngest of the three hosts' oldest flows, in seconds.
 oldest_flow() {
   local name
@@ -248,6 +254,7 @@ show_rotation() {
   wait_for "$1" "the load to run for $1 s" load_is_older "$1"
   oldest=$(oldest_flow)
   judge "the load through $(($(load age) / LEAF_LIFE)) leaf lives, $(leaves_made) leaves made" "$(load failed "${BROKEN[@]}")" "0 failed"
+  judge "flows that a tunnel cut meanwhile" "$(flows_cut)" 0
   held "what went well" "$(load counts)"
   if ((oldest > $1 - 15)); then held "oldest flow of each host, at least" "$oldest s, leaves last $LEAF_LIFE s"; else broke "oldest flow" "$oldest s"; fi
 }
