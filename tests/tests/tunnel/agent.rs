@@ -12,7 +12,10 @@ use std::{
 use raymtls_proto::durable::{self, Access};
 use raymtls_tests::{
     programs::binary,
-    tunnel::{Host, Lab, SOON, TUNNEL_UID},
+    tunnel::{
+        Host, Lab,
+        host::{SOON, TUNNEL_UID},
+    },
 };
 use serde_json::Value;
 
@@ -260,7 +263,8 @@ fn is_alive(flow: &mut TcpStream) -> bool {
 /// Two nodes in mode tunnel, ready, with a Ray on the second one.
 fn in_mode_tunnel() -> Cluster {
     let mut cluster = Cluster::start();
-    cluster.admin(&["cluster", "set", "c1", "isolation=enforce", "--yes"]);
+    // Addresses that no call came from, the IPv6 ones here, are members' only so.
+    cluster.admin(&["cluster", "set", "c1", "isolation=enforce", "trust-ranges=on", "--yes"]);
     cluster.admin(&["cluster", "set", "c1", "mode=tunnel", "--yes"]);
     cluster.enrol(0, "head");
     cluster.enrol(1, "worker");
@@ -281,7 +285,7 @@ fn ray_s_users_alone_reach_members_alone_and_nothing_is_ever_plaintext() {
     let cluster = in_mode_tunnel();
     let stranger = cluster.lab.host("stranger", 9);
     echo(stranger.listen(stranger.v4, PORT));
-    let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
+    let (one, two) = (&cluster.nodes[0], &cluster.nodes[1]);
     for (who, from, user, to, port, wanted) in [
         ("Ray's user to a member", one, RAY, two.v4, PORT, true),
         ("the same over IPv6", one, RAY, two.v6, PORT, true),
