@@ -226,7 +226,7 @@ streams_last() {
   "$PYTHON" - "$began" "${@/#/$LOGS/stream-}" <<'PY'
 import json, sys
 flows = [json.loads(open(path).read().splitlines()[-1]) for path in sys.argv[2:]]
-if not all(flow["back"] > 10 and flow["in_order"] for flow in flows):
+if not all(flow["back"] > 3 and flow["in_order"] for flow in flows):
     raise SystemExit("a flow did not run")
 print(max(0, round((max(flow["last"] for flow in flows) - float(sys.argv[1])) * 1000)))
 PY
