@@ -320,7 +320,8 @@ show_handover() {
 
 # revoke_under_load NAME: numbered flows of its own both ways, under the load; then how soon Ray calls the node dead.
 revoke_under_load() {
-  local name=$1 peer=worker1 began at ms
+  local name=$1 peer=worker1 node began at ms
+  node=$(node_name "$name")
   echo_up "$name" "$peer"
   stream_up "$name" "$peer"
   stream_up "$peer" "$name"
@@ -328,7 +329,7 @@ revoke_under_load() {
   at=$(now)
   began=$(monotonic)
   # Members without an agent acknowledge nothing: its exit code is theirs.
-  ca_admin node revoke "$(node_name "$name")" --cluster "$CLUSTER" --reason "a test" --yes >>"$LOGS/revoke.log" 2>&1 || true
+  ca_admin node revoke "$node" --cluster "$CLUSTER" --reason "a test" --yes >>"$LOGS/revoke.log" 2>&1 || true
   sleep 1
   judge "peers with an agent that cut $name off" "$(grep -c 'ms, isolation enforce.* flows of its tunnel cut' "$LOGS/revoke.log")" 2
   ms=$(streams_last "$began" "$name-$peer" "$peer-$name")
