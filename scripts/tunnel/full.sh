@@ -7,8 +7,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$ROOT/scripts/lib/say.sh"
 . "$ROOT/scripts/lib/need.sh"
 . "$ROOT/scripts/lib/hosts.sh"
-PREFIX=raymtls-tunnel
-STATE=$BASE/tunnel
+# Two labs with different names may run side by side.
+PREFIX=${LAB:-raymtls-tunnel}
+STATE=$BASE/${LAB:-tunnel}
 LOGS=$STATE/logs
 # The bars that are promised, not ten times them.
 RESTART_MS_MAX=${RESTART_MS_MAX:-1000}
@@ -19,7 +20,7 @@ CUT_MS_P50_MAX=${CUT_MS_P50_MAX:-100}
 . "$ROOT/scripts/tunnel/checks.sh"
 
 HOSTS=(ca head worker1 worker2)
-PARTS=(revocations memory rotation handover kill away outage)
+PARTS=(memory revocations rotation handover kill away outage)
 ALL_PARTS=(raytls "${PARTS[@]}")
 MINUTES=30
 REVOCATIONS=${REVOCATIONS:-20}
@@ -40,8 +41,8 @@ As root, with the built programs in target/release (RAYMTLS_BIN_DIR names anothe
 
 parts, in this order; without any, all but raytls
   raytls       the same load and leaves with Ray's own TLS, $RAYTLS_SECONDS s: it fails, and how is shown
-  revocations  $REVOCATIONS revocations (REVOCATIONS) under live flows, to the last byte
   memory       $IDLE_FLOWS idle flows between two hosts
+  revocations  $REVOCATIONS revocations (REVOCATIONS) under live flows, to the last byte
   rotation     the mixed load for $MINUTES minutes (--minutes)
   handover     to a new ray-tunnel on each host in turn, under load
   kill         kill -9 of ray-tunnel on each host in turn, under load
@@ -70,7 +71,7 @@ main() {
   hosts_down
   step "CA, hosts, agents; leaves last $LEAF_LIFE s"
   tunnel_cluster_up
-  for part in revocations memory; do ! wanted "$part" || "show_$part"; done
+  for part in memory revocations; do ! wanted "$part" || "show_$part"; done
   for part in rotation handover kill away outage; do
     if wanted "$part"; then
       [ -n "$LOAD_PID" ] || { step "Ray in mode tunnel, and the load"; show_ray; }
@@ -168,7 +169,7 @@ show_part_outage() {
 
 show_revocations() {
   step "$REVOCATIONS revocations of worker2"
-  local number began ms=()
+  local number node began ms=()
   for name in "${RAY_HOSTS[@]}"; do wait_for 60 "the tunnel of $name" tunnel_ready "$name"; done
   for ((number = 1; number <= REVOCATIONS; number++)); do
     rm -f "$STATE/echo-worker2"
@@ -180,8 +181,9 @@ show_revocations() {
       stream_up $pair
     done
     sleep 1
+    node=$(node_name worker2)
     began=$(monotonic)
-    ca_admin node revoke "$(node_name worker2)" --cluster "$CLUSTER" --reason "a test" --yes >>"$LOGS/revoke.log" 2>&1
+    ca_admin node revoke "$node" --cluster "$CLUSTER" --reason "a test" --yes >>"$LOGS/revoke.log" 2>&1
     sleep 1
     ms+=("$(streams_last "$began" worker1-worker2 worker2-worker1 head-worker2 worker2-head)")
     note "$number: last byte ${ms[-1]} ms after the command began"

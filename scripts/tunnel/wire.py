@@ -5,7 +5,7 @@ wire.py dial PEER PORT LEAF KEY ROOTS [ASKED]    as a node would: TLS to PEER:15
 wire.py serve ADDRESS LEAF KEY                   a peer at ADDRESS:15008 with that leaf, until its input ends; one line for
                                                  each that knocks
 wire.py connect ADDRESS PORT                     plain TCP: open, refused or silent
-wire.py scan                                     lines "address port" in; which of them answered in any way
+wire.py scan                                     lines "address port" in; which of them are open
 wire.py hold ADDRESS PORT COUNT                  so many connections that do nothing, until its input ends
 wire.py ask SOCKET WORD [FIELD...]               what a ray-tunnel says at its control socket, or one field of it
 
@@ -124,23 +124,20 @@ def connect(address, port):
             return "refused"
 
 
-def answered(target):
+def reached(target):
     address, port = target.split()
     try:
         socket.create_connection((address, int(port)), timeout=SCAN_SECONDS).close()
-        return f"{target}: open"
-    except TimeoutError:
+        return target
+    except OSError:
         return None
-    except OSError as error:
-        # "No route" is what the own host says, or the other by its firewall.
-        return f"{target}: {error.strerror}"
 
 
 def scan():
     targets = sys.stdin.read().splitlines()
     with ThreadPoolExecutor(SCANS_AT_ONCE) as pool:
-        seen = [word for word in pool.map(answered, targets) if word]
-    return f"{len(seen)} of {len(targets)} answered" + "".join(f", {word}" for word in seen[:5])
+        seen = [word for word in pool.map(reached, targets) if word]
+    return f"{len(seen)} of {len(targets)} open" + "".join(f", {word}" for word in seen[:5])
 
 
 def hold(address, port, count):

@@ -24,6 +24,7 @@ use crate::{
     isolation::{Capture, Mark, PROOF_ADDRESS, Verdict},
     keyfolder::KeyReaders,
     moment::Moment,
+    state::AWAY_BACKOFF_MAX,
     status::tunnel::{PEERS_MAX, TunnelPeer, TunnelStatus},
     supervise::{Plan, Program, Supervised, Supervisor, client},
     tunnel::{
@@ -37,6 +38,10 @@ use crate::{
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 /// How long the agent waits for a tunnel that is not wanted any more.
 const STOP_TIME_MAX: Duration = Duration::from_secs(3);
+/// The CA counts as away for so long after it was back: agents of other nodes ask it later, and until then
+/// their leaves are the ones that ended meanwhile.
+const OTHERS_RETURN: Duration = Duration::from_secs(240);
+const _: () = assert!(OTHERS_RETURN.as_secs() > AWAY_BACKOFF_MAX.as_secs());
 /// Stands for a user that no process has: what would be the tunnel's is captured and goes nowhere.
 const NO_UID: u32 = u32::MAX - 1;
 /// Characters of a problem in a report.
@@ -69,6 +74,14 @@ pub(super) struct Tunnel {
     ask_at: Duration,
     prove_at: Duration,
     asking: Option<Task>,
+    away: Option<Away>,
+}
+
+/// The CA is away, or came back a moment ago.
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    since_unix: i64,
+    until: Duration,
 }
 
 /// What a look at the tunnel brought.
@@ -295,12 +308,23 @@ impl Agent {
         Ok(())
     }
 
-    fn ca_heard(&self) -> Heard {
+    fn ca_heard(&mut self) -> Heard {
         let last = self.contact.last_contact.map(|at| at.time().unix_timestamp());
-        let kept = self.memory.server_time_unix();
-        Heard {
-            at_unix: last.unwrap_or(kept).max(1),
-            is_away: self.contact.reachable != Some(true),
+        let at_unix = last.unwrap_or(self.memory.server_time_unix()).max(1);
+        let now = self.clock.elapsed();
+        self.tunnel.away = match (self.contact.reachable, self.tunnel.away) {
+            (Some(true), Some(away)) if now > away.until => None,
+            (Some(true), away) => away,
+            (Some(false), away) => {
+                let since_unix = away.map_or(at_unix, |away| away.since_unix);
+                Some(Away { since_unix, until: now + OTHERS_RETURN })
+            }
+            // It was not asked yet.
+            (None, away) => away.or(Some(Away { since_unix: at_unix, until: now })),
+        };
+        match self.tunnel.away {
+            Some(away) => Heard { at_unix: away.since_unix, is_away: true },
+            None => Heard { at_unix, is_away: false },
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same of a process that drains: nobody asks it to reload any more.
 const LOOK_INTERVAL_DRAINING: Duration = Duration::from_millis(100);
-/// Bounds of the time between two pings of a peer; in between, this part of a leaf's life.
+/// Bounds of the time between two pings of a peer; in between, this part of what its leaf has left.
 const PING_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
 const LIFE_PARTS: u32 = 12;
@@ -96,12 +96,20 @@ fn cut_expired(tunnel: &Tunnel) {
     say_cuts(&cuts);
 }
 
-/// By the own leaf's life: those of a cluster are alike.
+/// By what the leaf that ends first has left: it must be seen renewed before. The life as the leaf says it would not do:
+/// a CA dates leaves back.
 fn ping_interval(tunnel: &Tunnel) -> Duration {
-    let in_force = tunnel.in_force();
-    let facts = &in_force.credentials.facts;
-    let life = Duration::try_from(facts.not_after - facts.not_before).unwrap_or_default();
-    (life / LIFE_PARTS).clamp(PING_INTERVAL_MIN, PING_INTERVAL_MAX)
+    let ends = tunnel.flows.peers().into_iter().map(|peer| peer.not_after_unix);
+    interval_before(ends, tunnel.now_unix())
+}
+
+fn interval_before(ends: impl Iterator<Item = i64>, now: i64) -> Duration {
+    let left = ends
+        .filter_map(|end| u64::try_from(end.saturating_sub(now)).ok())
+        .filter(|left| *left > 0)
+        .min();
+    let part = left.map_or(PING_INTERVAL_MAX, |left| Duration::from_secs(left) / LIFE_PARTS);
+    part.clamp(PING_INTERVAL_MIN, PING_INTERVAL_MAX)
 }
 
 fn ping_all(tunnel: &Arc<Tunnel>, pings: &Arc<Semaphore>) {
@@ -128,6 +136,27 @@ async fn ping(tunnel: &Tunnel, address: IpAddr) {
         }
         Err(refused) => {
             tunnel.refused(Direction::Out, (address, tunnel.inbound_port).into(), &refused);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_pinged_several_times_before_its_leaf_ends() {
+        for (ends, seconds) in [
+            (vec![1_060], 5),
+            (vec![87_400, 1_036], 3),
+            (vec![1_002], 1),
+            (vec![87_400], 60),
+            // What has ended hurries nobody.
+            (vec![990, 87_400], 60),
+            (vec![], 60),
+        ] {
+            let interval = interval_before(ends.iter().copied(), 1_000);
+            assert_eq!(interval, Duration::from_secs(seconds), "{ends:?}");
         }
     }
 }
