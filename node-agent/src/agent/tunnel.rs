@@ -310,7 +310,7 @@ impl Agent {
 
     fn ca_heard(&mut self) -> Heard {
         let last = self.contact.last_contact.map(|at| at.time().unix_timestamp());
-        let at_unix = last.unwrap_or(self.memory.server_time_unix()).max(1);
+        let at_unix = last.unwrap_or_else(|| self.memory.server_time_unix()).max(1);
         let now = self.clock.elapsed();
         self.tunnel.away = match (self.contact.reachable, self.tunnel.away) {
             (Some(true), Some(away)) if now > away.until => None,

@@ -382,6 +382,7 @@ impl Tunnel {
     pub fn status(&self) -> Status {
         match self.ask(Ask::Status) {
             Answer::Status(status) => *status,
+            #[allow(clippy::wildcard_enum_match_arm, reason = "what is not expected fails the test")]
             other => panic!("{other:?}"),
         }
     }
@@ -390,6 +391,7 @@ impl Tunnel {
         match self.ask(Ask::Reload) {
             Answer::Reloaded(reloaded) => Ok(reloaded),
             Answer::Error { message } => Err(message),
+            #[allow(clippy::wildcard_enum_match_arm, reason = "what is not expected fails the test")]
             other => panic!("{other:?}"),
         }
     }
