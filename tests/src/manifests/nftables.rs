@@ -39,6 +39,7 @@ fn policy(role: v1::Role, plan: v1::PortPlan, verdict: Verdict) -> Policy {
             .collect()
     };
     Policy {
+        capture: None,
         cluster: "team-a".parse().unwrap(),
         role,
         settings: v1::Settings {

@@ -1,6 +1,8 @@
 //! Hosts as network namespaces on one bridge, and the `ray-tunnel` of each, started as the agent
 //! starts it: sockets opened before, a user of its own, rules and key folder in files.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "what is not expected fails the test")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -382,7 +384,6 @@ impl Tunnel {
     pub fn status(&self) -> Status {
         match self.ask(Ask::Status) {
             Answer::Status(status) => *status,
-            #[allow(clippy::wildcard_enum_match_arm, reason = "what is not expected fails the test")]
             other => panic!("{other:?}"),
         }
     }
@@ -391,7 +392,6 @@ impl Tunnel {
         match self.ask(Ask::Reload) {
             Answer::Reloaded(reloaded) => Ok(reloaded),
             Answer::Error { message } => Err(message),
-            #[allow(clippy::wildcard_enum_match_arm, reason = "what is not expected fails the test")]
             other => panic!("{other:?}"),
         }
     }

@@ -77,6 +77,7 @@ pub(crate) async fn renews(agent: &RunningAgent) -> Result<(), String> {
         Answer::Renewed(done) => Err(done.failed.join("; ")),
         other @ (Answer::Status(_)
         | Answer::ExecFolder(_)
+        | Answer::Tunnel { .. }
         | Answer::Left { .. }
         | Answer::Error(_)) => Err(format!("{other:?}")),
     }
