@@ -361,7 +361,12 @@ impl Tunnel {
     }
 
     pub fn write_rules(&self) {
-        self.write_at(&self.rules_path, &self.rules.to_text());
+        self.write_rules_text(&self.rules.to_text());
+    }
+
+    /// Whatever it is.
+    pub fn write_rules_text(&self, text: &str) {
+        self.write_at(&self.rules_path, text);
     }
 
     pub fn write_leaf(&self, leaf: &Signed) {
