@@ -363,7 +363,12 @@ impl Tunnel {
     }
 
     pub fn write_rules(&self) {
-        self.write_at(&self.rules_path, &self.rules.to_text());
+        self.write_rules_text(&self.rules.to_text());
+    }
+
+    /// Whatever it is.
+    pub fn write_rules_text(&self, text: &str) {
+        self.write_at(&self.rules_path, text);
     }
 
     pub fn write_leaf(&self, leaf: &Signed) {
@@ -382,18 +387,18 @@ impl Tunnel {
     }
 
     pub fn status(&self) -> Status {
-        match self.ask(Ask::Status) {
-            Answer::Status(status) => *status,
-            other => panic!("{other:?}"),
-        }
+        let answer = self.ask(Ask::Status);
+        let Answer::Status(status) = answer else { panic!("{answer:?}") };
+        *status
     }
 
     pub fn reload(&self) -> Result<Reloaded, String> {
-        match self.ask(Ask::Reload) {
-            Answer::Reloaded(reloaded) => Ok(reloaded),
-            Answer::Error { message } => Err(message),
-            other => panic!("{other:?}"),
+        let answer = self.ask(Ask::Reload);
+        if let Answer::Error { message } = answer {
+            return Err(message);
         }
+        let Answer::Reloaded(reloaded) = answer else { panic!("{answer:?}") };
+        Ok(reloaded)
     }
 
     /// Writes the rules after this change, and has them read.

@@ -108,7 +108,6 @@ fn status() -> Status {
             in_force: "enforce".into(),
             ..IsolationStatus::default()
         },
-        tunnel: None,
         served: None,
         served_problem: None,
         lease_ends: None,
