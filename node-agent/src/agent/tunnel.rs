@@ -99,7 +99,7 @@ pub(super) struct Asked {
 impl Agent {
     /// Whether the cluster's mode is tunnel, and this node one that has a tunnel.
     pub(super) fn is_tunnel(&self) -> bool {
-        let told = self.isolation.told().settings().or(self.memory.settings());
+        let told = self.isolation.told().settings().or_else(|| self.memory.settings());
         told.is_some_and(|settings| settings.mode() == v1::Mode::Tunnel)
             && self.node.role != Role::Driver
     }

@@ -62,16 +62,17 @@ pub(super) async fn run(command: TunnelCommand) -> Result<(), Failure> {
 async fn tell(socket: PathBuf, ask: Ask) -> Result<(), Failure> {
     match socket::ask(&socket, ask).await.map_err(Failure::failed)? {
         Answer::Tunnel { message } => print(&format!("{message}\n")),
-        other => Err(unexpected(other)),
+        other @ (Answer::Status(_)
+        | Answer::ExecFolder(_)
+        | Answer::Renewed(_)
+        | Answer::Left { .. }
+        | Answer::Error(_)) => Err(unexpected(other)),
     }
 }
 
 async fn status(args: AskArgs) -> Result<(), Failure> {
     let answer = socket::ask(&args.socket, Ask::Status).await.map_err(Failure::failed)?;
-    let status = match answer {
-        Answer::Status(status) => status,
-        other => return Err(unexpected(other)),
-    };
+    let Answer::Status(status) = answer else { return Err(unexpected(answer)) };
     let Some(tunnel) = &status.tunnel else {
         return Err(Failure::Failed("the cluster's mode is not tunnel".to_owned()));
     };

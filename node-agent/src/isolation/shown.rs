@@ -61,7 +61,7 @@ fn shown(cluster: &str, listing: Listing) -> Shown {
             }
         }
         if let Some(set) = item.set {
-            let texts = set.elem.iter().map(|element| text(element));
+            let texts = set.elem.iter().map(text);
             match set.name.trim_end_matches(['4', '6']) {
                 "members" => shown.members.extend(texts),
                 // On the cluster's ports, and on all.

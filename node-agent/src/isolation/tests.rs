@@ -346,7 +346,8 @@ fn a_worker_s_table_in_mode_tunnel() {
 #[test]
 fn in_mode_tunnel_members_reach_the_tunnel_and_no_port_of_ray() {
     for verdict in [Verdict::Count, Verdict::Drop] {
-        let policy = captured(verdict);
+        let mut policy = captured(verdict);
+        policy.role = v1::Role::Head;
         assert!(policy.ports_of(Caller::Member).is_empty());
         assert!(policy.ports_of(Caller::Driver).is_empty(), "a driver outside speaks to no tunnel");
         assert!(!policy.ports_of(Caller::Admin).is_empty());

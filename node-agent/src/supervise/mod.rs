@@ -214,7 +214,7 @@ impl Keeper {
                 }
                 Ok((process, _)) => self.watch_draining(process, MAX_DRAIN),
                 Err(error) => {
-                    tracing::warn!(%error, control = %control.display(), "a tunnel that was there is left alone")
+                    tracing::warn!(%error, control = %control.display(), "a tunnel that was there is left alone");
                 }
             }
         }

@@ -22,6 +22,7 @@ mod harden;
 mod inbound;
 mod inforce;
 mod listeners;
+mod log;
 mod quiet;
 mod refusals;
 mod serve;

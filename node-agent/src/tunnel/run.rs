@@ -21,6 +21,7 @@ use super::{
     inbound,
     inforce::LoadError,
     listeners::{Listeners, ListenersError},
+    log::Log,
     rules,
     serve::{self, Handed},
     state::Tunnel,
@@ -82,14 +83,24 @@ pub fn main() -> ExitCode {
     let Cli { command: Command::Run(run) } = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    match start(&run) {
-        Ok(()) => ExitCode::SUCCESS,
+    let log = match Log::start() {
+        Ok(log) => log,
         Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
+            eprintln!("error: ray-tunnel cannot start a thread: {error}");
+            return ExitCode::FAILURE;
         }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(log.clone())
+        .with_ansi(false)
+        .init();
+    let ended = start(&run);
+    if let Err(error) = &ended {
+        tracing::error!("{error}");
     }
+    log.finish();
+    if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn start(run: &Run) -> Result<(), RunError> {

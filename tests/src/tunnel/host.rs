@@ -174,6 +174,7 @@ impl Lab {
             bound: Vec::new(),
             process: None,
             started: 0,
+            log_is_stuck: false,
         };
         tunnel.write_rules();
         tunnel.write_leaf(leaf);
@@ -262,11 +263,14 @@ pub struct Tunnel {
     bound: Vec<(&'static str, TcpListener)>,
     process: Option<Process>,
     started: usize,
+    /// Its log goes into a pipe that nobody reads, and not into a file.
+    pub log_is_stuck: bool,
 }
 
 /// A process with a control socket of its own.
 pub struct Process {
     child: Child,
+    log_path: PathBuf,
     pub control_path: PathBuf,
 }
 
@@ -301,6 +305,13 @@ impl Tunnel {
                 format!("{name}={}", fd.as_raw_fd())
             })
             .collect();
+        let log_path = control_path.with_extension("log");
+        let log = if self.log_is_stuck {
+            Stdio::piped()
+        } else {
+            #[allow(clippy::disallowed_methods, reason = "a log, not a file anybody relies on")]
+            std::fs::File::create(&log_path).unwrap().into()
+        };
         let rules = self.rules_path.clone();
         let child = inside(&self.namespace, move || {
             Command::new(binary("ray-tunnel"))
@@ -312,11 +323,11 @@ impl Tunnel {
                 .uid(uid)
                 .gid(uid)
                 .stdout(Stdio::null())
-                .stderr(Stdio::piped())
+                .stderr(log)
                 .spawn()
                 .unwrap()
         });
-        Process { child, control_path }
+        Process { child, log_path, control_path }
     }
 
     fn process(&self) -> &Process {
@@ -350,7 +361,12 @@ impl Tunnel {
     }
 
     pub fn write_rules(&self) {
-        self.write_at(&self.rules_path, &self.rules.to_text());
+        self.write_rules_text(&self.rules.to_text());
+    }
+
+    /// Whatever it is.
+    pub fn write_rules_text(&self, text: &str) {
+        self.write_at(&self.rules_path, text);
     }
 
     pub fn write_leaf(&self, leaf: &Signed) {
@@ -369,18 +385,18 @@ impl Tunnel {
     }
 
     pub fn status(&self) -> Status {
-        match self.ask(Ask::Status) {
-            Answer::Status(status) => *status,
-            other => panic!("{other:?}"),
-        }
+        let answer = self.ask(Ask::Status);
+        let Answer::Status(status) = answer else { panic!("{answer:?}") };
+        *status
     }
 
     pub fn reload(&self) -> Result<Reloaded, String> {
-        match self.ask(Ask::Reload) {
-            Answer::Reloaded(reloaded) => Ok(reloaded),
-            Answer::Error { message } => Err(message),
-            other => panic!("{other:?}"),
+        let answer = self.ask(Ask::Reload);
+        if let Answer::Error { message } = answer {
+            return Err(message);
         }
+        let Answer::Reloaded(reloaded) = answer else { panic!("{answer:?}") };
+        Ok(reloaded)
     }
 
     /// Writes the rules after this change, and has them read.
@@ -448,15 +464,14 @@ impl Process {
     /// SIGKILL; returns what it wrote.
     pub fn kill(mut self) -> String {
         let _ = self.child.kill();
-        log_of(self.child)
+        let _ = self.child.wait();
+        std::fs::read_to_string(&self.log_path).unwrap_or_default()
     }
 
     /// Waits for its end; what it wrote.
     pub fn ended(mut self) -> (std::process::ExitStatus, String) {
-        let mut log = String::new();
-        let stderr = self.child.stderr.as_mut().unwrap();
-        std::io::Read::read_to_string(stderr, &mut log).unwrap();
-        (self.child.wait().unwrap(), log)
+        let ended = self.child.wait().unwrap();
+        (ended, std::fs::read_to_string(&self.log_path).unwrap_or_default())
     }
 }
 

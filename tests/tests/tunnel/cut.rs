@@ -108,8 +108,7 @@ fn broken_rules_leave_the_old_ones_in_force_and_name_the_line() {
     let mut held = flow(a, b, PORT);
     let good = at_a.rules.to_text();
     let line = 1 + good.lines().position(|l| l.contains("\"cluster\"")).unwrap();
-    std::fs::write(&at_a.rules_path, good.replace("\"cluster\": \"c1\"", "\"cluster\": c1"))
-        .unwrap();
+    at_a.write_rules_text(&good.replace("\"cluster\": \"c1\"", "\"cluster\": c1"));
     let error = at_a.reload().unwrap_err();
     assert!(error.contains(&format!("rules.json, line {line}, column")), "{error}");
     assert!(error.contains("stays so"), "{error}");

@@ -139,6 +139,24 @@ fn a_drain_ends_with_the_last_flow_or_at_its_deadline() {
 }
 
 #[test]
+fn with_a_log_that_nobody_reads_it_goes_on() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a", 1), lab.host("b", 2));
+    let (mut at_a, _at_b) = (lab.tunnel(&a, &[&a, &b]), lab.tunnel(&b, &[&a, &b]));
+    at_a.kill();
+    at_a.log_is_stuck = true;
+    at_a.start();
+    echo(&b, PORT);
+    // Each is worth a line of more than 100 bytes, and a pipe takes 64 KiB.
+    for _ in 0..700 {
+        let mut stream = a.connect((b.v4, PORT)).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    assert_eq!(at_a.status().flows_out, 700);
+}
+
+#[test]
 fn its_listeners_come_back_over_the_control_socket() {
     use std::mem::MaybeUninit;
 

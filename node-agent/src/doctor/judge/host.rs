@@ -71,6 +71,7 @@ fn named(folder: &Folder, fault: &Fault) -> String {
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![isolation(facts), reserved(facts)];
+    all.extend(tunnel(facts));
     all.extend(facts.rooms.iter().map(|(path, room)| {
         let shown = path.display();
         let room = match room {
@@ -107,6 +108,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Finding::ok("room", what)
     }));
     all
+}
+
+/// Mode tunnel; nothing is said of it elsewhere.
+fn tunnel(facts: &Facts) -> Option<Finding> {
+    let tunnel = facts.agent.status()?.tunnel.as_ref()?;
+    Some(match &tunnel.problem {
+        Some(problem) => Finding::new(
+            "tunnel",
+            Level::Fail,
+            format!("Ray is not started here: {problem}"),
+            "`node-agent tunnel status`; docs/tunnel.md",
+        ),
+        None => Finding::ok(
+            "tunnel",
+            format!("it carries {} flows, and capture is proved", tunnel.flows),
+        ),
+    })
 }
 
 fn isolation(facts: &Facts) -> Finding {

@@ -101,6 +101,7 @@ fn status() -> Status {
         renewals: 0,
         clock_skew_seconds: Some(0),
         ray_stop: None,
+        tunnel: None,
         isolation: IsolationStatus {
             wanted: "enforce".into(),
             in_force: "enforce".into(),
@@ -669,4 +670,22 @@ fn a_leaf_without_a_chain_is_found() {
     let all = judge(&good(), &config());
     let found = all.iter().find(|finding| finding.check == "chain").unwrap();
     assert_eq!(found.level, Level::Fail, "{found:?}");
+}
+
+#[test]
+fn a_tunnel_that_is_not_ready_is_a_failure_and_mode_files_says_nothing_of_it() {
+    use crate::status::tunnel::TunnelStatus;
+    for (tunnel, wanted) in [
+        (None, None),
+        (Some(TunnelStatus { ready: true, ..TunnelStatus::default() }), Some(Level::Ok)),
+        (
+            Some(TunnelStatus { problem: Some("no process".into()), ..TunnelStatus::default() }),
+            Some(Level::Fail),
+        ),
+    ] {
+        let mut facts = good();
+        facts.agent = Agent::Answers(Box::new(Status { tunnel, ..status() }));
+        let found = findings(&facts).into_iter().find(|finding| finding.check == "tunnel");
+        assert_eq!(found.map(|finding| finding.level), wanted);
+    }
 }
