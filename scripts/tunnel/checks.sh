@@ -9,18 +9,6 @@ CUT_MS_MAX=${CUT_MS_MAX:-5000}
 # Spans in which something was broken on purpose.
 BROKEN=()
 
-# tunnel_ready NAME: it takes flows, by its own word.
-tunnel_ready() { [ "$(tunnel_says "$1" accepting)" = true ]; }
-
-tunnel_socket() { printf '%s/run/control.sock\n' "$(host_dir "$1")"; }
-
-# tunnel_says NAME FIELD...: out of what its ray-tunnel says.
-tunnel_says() {
-  local name=$1
-  shift
-  "$PYTHON" "$STATE/lib/wire.py" ask "$(tunnel_socket "$name")" status "$@" 2>/dev/null
-}
-
 refusals() { local count; count=$(tunnel_says "$1" refusals "$2"); printf '%d' "${count/null/0}"; }
 
 wire() {
