@@ -111,6 +111,18 @@ for field in sys.argv[1:]:
 print(seen)' "$@"
 }
 
+# tunnel_ready NAME: it takes flows, by its own word.
+tunnel_ready() { [ "$(tunnel_says "$1" accepting)" = true ]; }
+
+tunnel_socket() { printf '%s/run/control.sock\n' "$(host_dir "$1")"; }
+
+# tunnel_says NAME FIELD...: out of what its ray-tunnel says.
+tunnel_says() {
+  local name=$1
+  shift
+  "$PYTHON" "$STATE/lib/wire.py" ask "$(tunnel_socket "$name")" status "$@" 2>/dev/null
+}
+
 # tunnel_pids NAME: of ray-tunnel on that host, by its number out here.
 tunnel_pids() {
   local pid
