@@ -38,6 +38,9 @@ const FAR: Limits = Limits {
     read_len_max: 64 * 1024,
 };
 
+/// Who is late is asked this often again.
+const ASKED_AGAIN: u32 = 2;
+
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Proof {
@@ -154,8 +157,23 @@ pub(super) async fn wait_for_serial(
 
 /// What others of the cluster serve, in order. An ended leaf counts as one: that is what is asked for.
 pub(super) async fn ask_others(look: &Look, addresses: Vec<Option<SocketAddr>>) -> Vec<Serves> {
-    let dialled = addresses.iter().flatten().map(|address| vec![*address]).collect();
-    let mut answers = look.prober.clone().within(FAR).ask_all(dialled).await.into_iter();
+    let dialled: Vec<SocketAddr> = addresses.iter().flatten().copied().collect();
+    let prober = look.prober.clone().within(FAR);
+    let all = dialled.iter().map(|address| vec![*address]).collect();
+    let mut answers = prober.ask_all(all).await;
+    for _ in 0..ASKED_AGAIN {
+        // A host under load may be late once; what does not answer three times is not known.
+        let silent = |answer: &Answer| matches!(answer, Answer::Timeout);
+        let late: Vec<usize> = (0..answers.len()).filter(|at| silent(&answers[*at])).collect();
+        if late.is_empty() {
+            break;
+        }
+        let again = late.iter().map(|at| vec![dialled[*at]]).collect();
+        for (at, answer) in late.into_iter().zip(prober.ask_all(again).await) {
+            answers[at] = answer;
+        }
+    }
+    let mut answers = answers.into_iter();
     let unknown = |why: &str| Serves::Unknown { why: why.to_owned() };
     let judged = addresses.into_iter().map(|address| match address.and_then(|_| answers.next()) {
         None => unknown("Ray names no address of it"),
