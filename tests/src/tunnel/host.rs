@@ -40,7 +40,7 @@ pub const INBOUND_PORT: u16 = 15_008;
 /// Ports that are carried, both ways.
 pub const CARRIED: (u16, u16) = (6_000, 6_999);
 /// What waits for something is over after this, on a busy machine too.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// A bridge with hosts on it.
 pub struct Lab {

@@ -136,31 +136,27 @@ fn a_peer_whose_leaf_ends_is_cut_and_one_that_renews_is_not() {
     let (a, b, c) = (lab.host("a", 1), lab.host("b", 2), lab.host("c", 3));
     let all = [&a, &b, &c];
     let now = SystemClock.now();
-    let short = |host: &Host| {
+    let ends = |host: &Host, seconds: i64| {
         let leaf = Leaf::of("c1", &host.name, &[host.v4, host.v6]);
-        let end = SystemClock.now() + Duration::seconds(6);
-        lab.authority.sign(&Leaf {
-            not_before: end - Duration::seconds(12),
-            not_after: end,
-            ..leaf
-        })
+        let (not_before, not_after) = (now, now + Duration::seconds(seconds));
+        lab.authority.sign(&Leaf { not_before, not_after, ..leaf })
     };
-    // a's own leaf decides how often it pings: each second.
-    let tunnels = [&a, &b, &c].map(|host| {
-        let mut tunnel = lab.prepare(host, &all, &short(host));
-        tunnel.rules.heard_unix = now.unix_timestamp();
+    // a's own leaf decides how often it pings: each third second.
+    let tunnels = [(&a, 36), (&b, 12), (&c, 12)].map(|(host, life)| {
+        let mut tunnel = lab.prepare(host, &all, &ends(host, life));
         host.capture(&all);
         tunnel.start();
         tunnel
     });
     let (mut to_b, mut to_c) = (flow(&a, &b, PORT), flow(&a, &c, PORT));
-    // a and c renew, b does not.
-    let began = Instant::now();
-    while began.elapsed() < StdDuration::from_secs(10) {
-        std::thread::sleep(StdDuration::from_secs(2));
-        tunnels[0].write_leaf(&short(&a));
-        tunnels[2].write_leaf(&short(&c));
-    }
+    // c renews, b does not.
+    tunnels[2].write_leaf(&ends(&c, 3_600));
+    let seen = now.unix_timestamp() + 3_600;
+    tunnels[0].wait("with c's next leaf", |status| {
+        status.peers.iter().any(|peer| peer.name == "c" && peer.not_after_unix == seen)
+    });
+    tunnels[0].wait("cut", |status| status.flows_cut > 0);
+    assert!(SystemClock.now() > now + Duration::seconds(12), "cut before its end");
     is_reset(&mut to_b.0);
     is_reset(&mut to_b.1);
     assert!(is_alive(&mut to_c), "the peer that renewed was cut");
