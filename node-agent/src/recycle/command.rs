@@ -139,7 +139,7 @@ pub(crate) async fn run(args: RecycleArgs) -> Result<(), Failure> {
         return Err(Failure::Usage("recycle acts as Ray's user: run it as root (sudo)".to_owned()));
     }
     let mut site = site(&args)?;
-    let _alone = alone(&site.tls_dir)?;
+    let _alone = alone(&site.state_dir)?;
     let status = status(&site).await?;
     let role: Role = status.role.parse().map_err(Failure::failed)?;
     let scope = Scope::of(role, args.whole_head).map_err(|why| Failure::Usage(why.to_owned()))?;
@@ -252,10 +252,12 @@ fn site(args: &RecycleArgs) -> Result<Site, Failure> {
     })
 }
 
-/// One recycle of a node at a time: a lock on its TLS folder, which ends with the command.
-fn alone(tls_dir: &Path) -> Result<File, Failure> {
-    let failed = |error: std::io::Error| Failure::Failed(format!("{}: {error}", tls_dir.display()));
-    let folder = File::open(tls_dir).map_err(failed)?;
+/// One recycle of a node at a time: a lock on the state folder, which ends with the command. Nobody but root and
+/// the agent can open that folder; whoever could would hold the lock for ever.
+fn alone(state_dir: &Path) -> Result<File, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::Failed(format!("{}: {error}", state_dir.display()));
+    let folder = File::open(state_dir).map_err(failed)?;
     flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         Failure::Failed("another `node-agent recycle` works on this node: wait for it".to_owned())
     })?;
@@ -282,9 +284,12 @@ fn unit(pid: i32) -> Option<String> {
 fn unit_in(cgroup: &str) -> Option<String> {
     let of_systemd = |line: &&str| line.starts_with("0::") || line.contains(":name=systemd:");
     let mut units = cgroup.lines().filter(of_systemd).filter_map(|line| {
-        let last = line.rsplit('/').next()?;
-        let is_plain = last.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@:\\".contains(&b));
-        (last.ends_with(".service") && is_plain).then(|| last.to_owned())
+        let (above, last) = line.splitn(3, ':').nth(2)?.rsplit_once('/')?;
+        // Below a service its own user makes the groups: only what systemd itself made names a unit.
+        let is_systems = above.split('/').all(|part| part.is_empty() || part.ends_with(".slice"));
+        let is_plain = !last.starts_with('-')
+            && last.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@:\\".contains(&b));
+        (is_systems && last.ends_with(".service") && is_plain).then(|| last.to_owned())
     });
     units.next_back()
 }
@@ -367,6 +372,10 @@ mod tests {
             ("0::/user.slice/user-0.slice/session-1.scope\n", None),
             ("0::/a b.service\n", None),
             ("0::/\n", None),
+            // A user's manager, and a subtree that was given away.
+            ("0::/user.slice/user-1.slice/user@1.service/app.slice/sshd.service\n", None),
+            ("0::/system.slice/ray-worker.service/x/sshd.service\n", None),
+            ("0::/system.slice/-Hhost.service\n", None),
         ] {
             assert_eq!(unit_in(cgroup).as_deref(), unit, "{cgroup}");
         }

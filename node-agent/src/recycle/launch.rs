@@ -12,7 +12,6 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{ffi::OsStringExt, net::UnixStream as StdStream, process::CommandExt},
     },
-    path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -32,7 +31,7 @@ use tokio::{
 };
 
 use super::{find::stat, like};
-use crate::{exec, rayenv::RayEnv};
+use crate::{exec, rayenv::RayEnv, served::kind::printable};
 
 /// The word on the command line for this part of the program; for itself alone.
 pub(crate) const COMMAND: &str = "recycle-launch";
@@ -221,7 +220,9 @@ fn start(request: &Request) -> String {
         .envs(request.variables.iter().map(|(name, value)| (name, value)))
         .stdin(input)
         .exec();
-    format!("cannot start {}: {error}", PathBuf::from(&request.program).display())
+    // A path that somebody else's process named: nothing in it may speak to the terminal.
+    let program = printable(&request.program.to_string_lossy());
+    format!("cannot start {program}: {error}")
 }
 
 fn input(text: &str) -> io::Result<Stdio> {

@@ -37,7 +37,7 @@ pub(super) const TASK_NODES_MAX: usize = 64;
 /// Why Ray did not say.
 #[derive(Debug, Error)]
 pub(super) enum AskError {
-    #[error("Ray's Python {} is no absolute path", .0.display())]
+    #[error("Ray's Python {} is no absolute path", printable(&.0.to_string_lossy()))]
     Python(PathBuf),
     #[error(transparent)]
     Launch(#[from] LaunchError),

@@ -150,6 +150,25 @@ async fn a_pod_enrols_under_its_own_name_once_and_its_token_is_on_record() {
     deployment.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_token_of_a_pod_lifts_no_block() {
+    let key = Key::new("k1");
+    let issuer = Issuer::with(&[&key]);
+    let rules = vec![issuer.rule("worker", "c1", "worker")];
+    let deployment = Deployment::start_trusting(rules).await;
+    deployment.cluster("c1", DAY).await;
+    deployment.set("c1", "trust-ranges=on").await;
+    let jwt = key.sign(&claims(&deployment, "w1"));
+    assert_eq!(asked(&deployment, &jwt, "w1", "10.0.0.1").await, "OK");
+    let revoked = deployment.revoke("c1", "w1").await;
+    assert_eq!(revoked.blocked_addresses, ["10.0.0.1"]);
+    deployment.clock.advance(Duration::from_secs(60));
+    let next = key.sign(&claims(&deployment, "w2"));
+    assert_eq!(asked(&deployment, &next, "w2", "10.0.0.1").await, "ADDRESS_BLOCKED");
+    assert_eq!(asked(&deployment, &next, "w2", "10.0.0.2").await, "OK");
+    deployment.finish().await;
+}
+
 /// The other signature of the same key over the same bytes: (r, n - s) verifies wherever (r, s) does.
 fn mirrored(jwt: &str) -> String {
     // Order of P-256 (FIPS 186-5, SP 800-186 3.2.1.3).

@@ -154,8 +154,10 @@ fn check_address(
     let text = address.to_string();
     let block: Option<BlockRecord> = view.get(&layout::block(cluster, &text))?;
     let block = block.filter(|block| !block.spared);
-    // A token of the same millisecond counts as older: the operator revoked after making it.
-    if let Some(block) = block.filter(|block| token.created_ms <= block.revoked_ms) {
+    // A token of the same millisecond counts as older: the operator revoked after making it. A workload's
+    // token is nobody's decision about the address, however new it is.
+    let is_older = |block: &BlockRecord| token.created_ms <= block.revoked_ms;
+    if let Some(block) = block.filter(|block| ask.vouched.is_some() || is_older(block)) {
         return Err(Refusal::AddressBlocked { address: text, node: block.node }.into());
     }
     // A driver may come from a gateway's address, or from a node's: but from there it must come.
