@@ -604,8 +604,8 @@ TimeoutStartSec=infinity
 TimeoutStopSec=30
 Restart=always
 RestartSec=2
-RestartPreventExitStatus=64 78
 KillMode=process
+RestartPreventExitStatus=64 78
 RuntimeDirectory=ray-mtls
 RuntimeDirectoryMode=0755
 RuntimeDirectoryPreserve=yes
@@ -944,7 +944,7 @@ leave_cluster() {
   agent_answers || start_agent
   timeout -k 5 60 "$AGENT" leave --socket "$SOCKET" --yes >"$WORK/leave.log" 2>&1 9>&- </dev/null || code=$?
   # By itself the agent leaves its files; here they go next.
-  sed 's/; all files stay$//; s/^/   /' "$WORK/leave.log"
+  sed 's/; all files stay.*$//; s/^/   /' "$WORK/leave.log"
   case $code in
     0) ;;
     2) note "the CA does not serve this node any more: it goes on" ;;
