@@ -55,7 +55,7 @@ main() {
   local kind
   for kind in "${KINDS[@]}"; do
     step "Ray, $kind"
-    start_cluster "$kind"
+    start_cluster "$kind" || start_again "$kind"
   done
   step "$ROUNDS rounds; load average $(load_average)"
   measure
@@ -127,11 +127,20 @@ start_cluster() {
   work=$(host_of "$kind" work)
   [ "$kind" = plain ] || read -ra ports <<<"$(agent "$head" ray-flags --head)"
   run "$RAY_START_MAX" "$LOGS/ray-$head.log" "the Ray head, $kind" on_cluster "$kind" "$head" ray start --head --temp-dir=/tmp/ray \
-    --include-dashboard=false --node-ip-address="$(address "$head")" "${flags[@]}" "${ports[@]:---port=$GCS_PORT}"
+    --include-dashboard=false --node-ip-address="$(address "$head")" "${flags[@]}" "${ports[@]:---port=$GCS_PORT}" || return 1
   ports=()
   [ "$kind" = plain ] || read -ra ports <<<"$(agent "$work" ray-flags)"
   run "$RAY_START_MAX" "$LOGS/ray-$work.log" "the Ray worker, $kind" on_cluster "$kind" "$work" ray start --address="$(address "$head"):$GCS_PORT" \
     --node-ip-address="$(address "$work")" --resources='{"work": 1}' "${flags[@]}" "${ports[@]}"
+}
+
+# On a starved machine Ray gives its own helpers up; once more from the start.
+start_again() {
+  local part
+  for part in head work; do
+    on_cluster "$1" "$(host_of "$1" "$part")" ray stop --force >>"$LOGS/ray-stop.log" 2>&1 || true
+  done
+  start_cluster "$1"
 }
 
 measure() {

@@ -140,7 +140,7 @@ show_part_away() {
   judge "a new connection without a CA" "$(with_leaf worker2 timeout 60 ray status 2>>"$LOGS/ray-status.log" | grep -c ' node_')" 3
   daemon ca "$LOGS/ca-server.log" ca-server serve --dir "$CA_DIR/data" --config "$CA_DIR/ca.toml"
   wait_for 30 "the CA to answer again" ca_answers
-  for name in "${RAY_HOSTS[@]}"; do wait_for 120 "a new leaf on $name" has_living_leaf "$name" || broke "a new leaf on $name" none; done
+  for name in "${RAY_HOSTS[@]}"; do wait_for 240 "a new leaf on $name" has_living_leaf "$name" || broke "a new leaf on $name" none; done
   sleep 5
   judge "the load when it is back" "$(load failed --since "$began")" "0 failed"
 }
