@@ -8,11 +8,10 @@ use raymtls_proto::{
     checkpoint::{self, Verdict},
     v1::{Checkpoint, LogAlarm, LogState},
 };
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use crate::{
     ca::Ca,
-    descriptors,
     keys::signer::SignError,
     store::{AuditState, Authority, Caller, StoreError, unix_ms},
 };
@@ -26,10 +25,7 @@ pub async fn keep(ca: Arc<Ca>) {
     let mut newest = ca.store.watch_audit();
     loop {
         newest.mark_unchanged();
-        // A commit wants descriptors, and one that fails ends the server: what can wait does.
-        if !descriptors::are_left() {
-            debug!("no checkpoint is signed while descriptors are short");
-        } else if let Err(error) = sign_newest(&ca).await {
+        if let Err(error) = sign_newest(&ca).await {
             error!(%error, "no checkpoint of the audit log was signed; tried again with the next record");
         }
         tokio::select! {

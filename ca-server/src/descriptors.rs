@@ -18,16 +18,6 @@ const WANTED: u64 = 32_768;
 /// Room for fewer nodes than this is worth a word: it bounds the fleet.
 const NODES_WORTH_A_WORD: usize = 1_000;
 
-/// As many as a commit and what goes on beside it may want.
-const COMMIT: usize = 8;
-
-/// Whether descriptors are left for a commit. The answer is of a moment: for what can wait.
-#[must_use]
-pub fn are_left() -> bool {
-    let opened: Result<Vec<_>, _> = (0..COMMIT).map(|_| std::fs::File::open("/dev/null")).collect();
-    opened.is_ok()
-}
-
 /// Connections at once, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {

@@ -14,6 +14,7 @@ mod head;
 use std::{
     collections::BTreeMap,
     fs::File,
+    mem::MaybeUninit,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -22,6 +23,7 @@ use std::{
 };
 
 use raymtls_proto::durable::{self, Access};
+use rustix::fs::{RawDir, SeekFrom};
 use sled::{Batch, Db, IVec};
 
 use self::head::Head;
@@ -36,6 +38,8 @@ use crate::failpoint::{self, Point};
 pub struct SledEngine {
     pairs: Pairs,
     log: File,
+    /// The folder that must stay empty.
+    blobs: File,
     dir: PathBuf,
     /// Keys whose values are cut, and into how many pieces.
     cut: BTreeMap<Vec<u8>, u32>,
@@ -67,7 +71,8 @@ impl SledEngine {
                 reached - commits
             )));
         }
-        let engine = Self { pairs: Pairs(db), log, dir: dir.to_owned(), cut, head, commits };
+        let blobs = File::open(dir.join("blobs")).map_err(|e| open_error(&e))?;
+        let engine = Self { pairs: Pairs(db), log, blobs, dir: dir.to_owned(), cut, head, commits };
         engine.settle().map_err(|e| open_error(&e))?;
         engine.refuse_blobs()?;
         Ok(engine)
@@ -82,12 +87,11 @@ impl SledEngine {
     }
 
     fn refuse_blobs(&self) -> Result<(), StoreError> {
-        let blobs = self.dir.join("blobs");
-        let mut files = std::fs::read_dir(&blobs).map_err(|e| unavailable(&e))?;
-        if files.next().is_some() {
+        let is_empty = is_empty(&self.blobs).map_err(|e| unavailable(&e))?;
+        if !is_empty {
             return Err(StoreError::Unavailable(format!(
                 "{} is not empty: what it holds is not covered by a commit; restore a backup",
-                blobs.display()
+                self.dir.join("blobs").display()
             )));
         }
         Ok(())
@@ -246,6 +250,19 @@ fn open_db(dir: &Path) -> Result<Db, StoreError> {
 }
 
 /// The number of the newest commit that is there.
+/// Whether a folder holds nothing, by a descriptor that is open: a commit must not fail for want of one.
+fn is_empty(folder: &File) -> std::io::Result<bool> {
+    rustix::fs::seek(folder, SeekFrom::Start(0))?;
+    let mut buffer = [MaybeUninit::uninit(); 1_024];
+    let mut entries = RawDir::new(folder, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn commits(db: &Db) -> Result<u64, String> {
     let Some(stored) = db.get(COMMITS).map_err(|e| e.to_string())? else { return Ok(0) };
     let bytes = stored.as_ref().try_into();
@@ -339,6 +356,22 @@ mod tests {
         assert_eq!(page("a/", Some("a/1"), 9), "a/2 a/3");
         assert_eq!(page("a/", Some("a/3"), 9), "");
         assert_eq!(page("c/", None, 9), "");
+    }
+
+    #[test]
+    fn a_file_among_the_blobs_fails_each_commit_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = SledEngine::open(dir.path()).unwrap();
+        let stray = dir.path().join("blobs/1");
+        for _ in 0..2 {
+            engine.commit(&writes([("a", Some(1))])).unwrap();
+            durable::replace(&stray, b"x", Access::PRIVATE).unwrap();
+            for _ in 0..2 {
+                let error = engine.commit(&writes([("b", Some(1))])).unwrap_err().to_string();
+                assert!(error.contains("blobs is not empty"), "{error}");
+            }
+            std::fs::remove_file(&stray).unwrap();
+        }
     }
 
     #[test]
