@@ -71,18 +71,29 @@ impl Issuer {
         durable::replace(&self.jwks(), text.as_bytes(), Access::PUBLIC).unwrap();
     }
 
-    fn rule(&self, service_account: &str, cluster: &str, role: &str) -> Rule {
-        Rule {
+    /// A CA with cluster c1, whose workers may enrol with this issuer's tokens.
+    async fn trusted(&self) -> Deployment {
+        let deployment = Deployment::start_trusting(vec![Rule {
             issuer: ISSUER.to_owned(),
             audience: "ray-mtls".to_owned(),
             jwks_file: self.jwks(),
             namespace: "ray".to_owned(),
-            service_account: service_account.to_owned(),
-            cluster: cluster.to_owned(),
-            role: role.to_owned(),
+            service_account: "worker".to_owned(),
+            cluster: "c1".to_owned(),
+            role: "worker".to_owned(),
             addresses: vec!["10.0.0.0/8".to_owned()],
-        }
+        }])
+        .await;
+        deployment.cluster("c1", DAY).await;
+        deployment
     }
+}
+
+/// An issuer of one key, and a CA that trusts it.
+async fn trusting(key: &Key) -> (Issuer, Deployment) {
+    let issuer = Issuer::with(&[key]);
+    let deployment = issuer.trusted().await;
+    (issuer, deployment)
 }
 
 /// Claims of a projected token as Kubernetes 1.30 writes them, good for an hour.
@@ -120,10 +131,7 @@ async fn asked(deployment: &Deployment, jwt: &str, name: &str, address: &str) ->
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_enrols_under_its_own_name_once_and_its_token_is_on_record() {
     let key = Key::new("k1");
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (_issuer, deployment) = trusting(&key).await;
     let jwt = key.sign(&claims(&deployment, "w1"));
     assert_eq!(asked(&deployment, &jwt, "w2", "10.0.0.1").await, "TOKEN_NODE_MISMATCH");
     assert_eq!(asked(&deployment, &jwt, "w1", "192.0.2.1").await, "ADDRESS_NOT_ALLOWED");
@@ -153,10 +161,7 @@ async fn a_pod_enrols_under_its_own_name_once_and_its_token_is_on_record() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_token_of_a_pod_lifts_no_block() {
     let key = Key::new("k1");
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (_issuer, deployment) = trusting(&key).await;
     deployment.set("c1", "trust-ranges=on").await;
     let jwt = key.sign(&claims(&deployment, "w1"));
     assert_eq!(asked(&deployment, &jwt, "w1", "10.0.0.1").await, "OK");
@@ -187,10 +192,7 @@ fn mirrored(jwt: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_token_signed_the_other_way_round_is_no_second_use() {
     let key = Key::new("k1");
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (_issuer, deployment) = trusting(&key).await;
     let jwt = key.sign(&claims(&deployment, "w1"));
     let other = mirrored(&jwt);
     assert_ne!(jwt, other);
@@ -206,10 +208,7 @@ async fn the_same_token_signed_the_other_way_round_is_no_second_use() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_is_not_for_this_ca_or_this_account_is_one_word() {
     let (key, stranger) = (Key::new("k1"), Key::new("k1"));
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (_issuer, deployment) = trusting(&key).await;
     let now = deployment.clock.now().unix_timestamp();
     let good = key.sign(&claims(&deployment, "w1"));
     let unsigned = {
@@ -270,10 +269,7 @@ async fn a_token_that_is_not_for_this_ca_or_this_account_is_one_word() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_bound_to_cluster_and_role_and_ends() {
     let key = Key::new("k1");
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (_issuer, deployment) = trusting(&key).await;
     deployment.cluster("c2", DAY).await;
     let jwt = key.sign(&claims(&deployment, "w1"));
     let own = PrivateKey::generate().unwrap();
@@ -295,9 +291,7 @@ async fn a_token_is_bound_to_cluster_and_role_and_ends() {
 async fn the_issuer_changes_its_keys_while_the_ca_serves() {
     let (old, new) = (Key::new("old"), Key::new("new"));
     let issuer = Issuer::with(&[&old]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let deployment = issuer.trusted().await;
     assert_eq!(
         asked(&deployment, &old.sign(&claims(&deployment, "w1")), "w1", "10.0.0.1").await,
         "OK"
@@ -322,10 +316,7 @@ async fn the_issuer_changes_its_keys_while_the_ca_serves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_enrols_from_a_join_file_without_a_secret() {
     let key = Key::new("k1");
-    let issuer = Issuer::with(&[&key]);
-    let rules = vec![issuer.rule("worker", "c1", "worker")];
-    let deployment = Deployment::start_trusting(rules).await;
-    deployment.cluster("c1", DAY).await;
+    let (issuer, deployment) = trusting(&key).await;
     let token = issuer.folder.path().join("token");
     let join = deployment.folder.path().join("join");
     deployment.write_jwt_join("c1", &token, &join);
