@@ -190,11 +190,7 @@ on_exit() {
   local code=$?
   trap - EXIT INT TERM
   end_children
-  if ((code != 0)); then
-    [ -z "$STEP" ] || warn "failed or interrupted in step: $STEP"
-    keep_ray_logs
-    warn "logs are in $LOGS; look there first, then run scripts/quickstart.sh --keep to look around in the hosts"
-  fi
+  tell_failure "$code" "; look there first, then run scripts/quickstart.sh --keep to look around in the hosts"
   if [ "$KEEP" = yes ]; then
     say_how_to_look
   else

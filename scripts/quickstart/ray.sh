@@ -80,6 +80,14 @@ job_count() { grep '"summary"' "$JOB_LOG" | grep -o "\"$1\": [0-9]*" | grep -o '
 # session_logs NAME: the folder of Ray's own logs; the link to it is absolute inside the host.
 session_logs() { printf '%s%s/logs' "$(host_dir "$1")" "$(readlink "$(host_dir "$1")/tmp/ray/session_latest" 2>/dev/null || true)"; }
 
+# tell_failure CODE [WORDS]: of a script that ends so: its step, and where the logs are. Ray's are kept.
+tell_failure() {
+  (($1 != 0)) || return 0
+  [ -z "$STEP" ] || warn "failed or interrupted in step: $STEP"
+  keep_ray_logs
+  warn "logs are in $LOGS${2:-}"
+}
+
 # Ray's own logs, where a failed run leaves them for reading.
 keep_ray_logs() {
   local name session

@@ -230,11 +230,7 @@ on_exit() {
   local code=$?
   trap - EXIT INT TERM
   end_children
-  if ((code != 0)); then
-    [ -z "$STEP" ] || warn "failed or interrupted in step: $STEP"
-    keep_ray_logs
-    warn "logs are in $LOGS"
-  fi
+  tell_failure "$code"
   if [ "$KEEP" = no ]; then
     hosts_down
     rm -rf "${STATE:?}"/{hosts,bin,lib,names}

@@ -49,11 +49,7 @@ lab_down() {
   local code=$?
   trap - EXIT INT TERM
   end_children
-  if ((code != 0)); then
-    [ -z "$STEP" ] || warn "failed or interrupted in step: $STEP"
-    keep_ray_logs
-    warn "logs are in $LOGS"
-  fi
+  tell_failure "$code"
   hosts_down
   rm -rf "${STATE:?}"/{hosts,bin,lib,names}
   exit "$code"
