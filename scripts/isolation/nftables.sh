@@ -409,7 +409,8 @@ render_clear() {
 #   dialled): who may reach a guarded port of this host; what comes from the CA's ports passes, but for
 #   the packet that opens a connection;
 # - published (forward): the same for a port that is published under another number, whichever side the
-#   kernel takes for the one that began.
+#   kernel takes for the one that began;
+# - turned (input): the same for another number that the host turns to a port of its own.
 # Ranges stand in the rules: the kernel fills a set of ranges only after the rules that look at it are in
 # force, and in that moment a member is refused, or everybody is let in.
 render() {
@@ -440,6 +441,12 @@ render() {
 	}
 	chain published {
 		type filter hook forward priority filter; policy accept;
+		ct direction original ct status dnat jump guarded
+		ct direction reply ct status snat jump guarded
+	}
+	chain turned {
+		type filter hook input priority filter; policy accept;
+		iif lo accept
 		ct direction original ct status dnat jump guarded
 		ct direction reply ct status snat jump guarded
 	}

@@ -11,6 +11,7 @@
 //!   the CA's endpoints passes, so that no port plan cuts the agent off from the next one; but for the packet
 //!   that opens a connection: who sits at an endpoint, or relays to it, does not reach Ray by it.
 //! - `published` (forward): the same, for a port that is published under another number.
+//! - `turned` (input): the same, for another number that the host turns to a port of its own.
 //!
 //! Each packet is judged, by address and port: what a caller that was taken out of a set sends does not
 //! arrive, in the middle of its connections either. Answers to what this host dialled itself pass because
@@ -154,6 +155,7 @@ fn write_table(
     write_chain(out, "blocked_ports", &blocked_ports(policy))?;
     write_hooked(out, "arriving", "prerouting priority mangle", &arriving())?;
     write_hooked(out, "published", "forward priority filter", &published())?;
+    write_hooked(out, "turned", "input priority filter", &turned())?;
     write_chain(out, GUARDED, &guarded(policy))?;
     write_chain(out, "judge", &judge(policy))?;
     for caller in callers(policy) {
@@ -232,6 +234,11 @@ fn published() -> Vec<String> {
     ["original ct status dnat", "reply ct status snat"]
         .map(|rewritten| format!("ct direction {rewritten} jump {GUARDED}"))
         .into()
+}
+
+/// The same for what the host turns to a port of its own: `arriving` saw it under another number.
+fn turned() -> Vec<String> {
+    std::iter::once("iif lo accept".to_owned()).chain(published()).collect()
 }
 
 /// A packet is judged once: what `judge` does not drop goes on behind the jump to here.

@@ -172,8 +172,8 @@ fn rules_are_counted_and_a_mark_is_no_rule() {
     assert!(marked.contains("\tcounter load_00000000000000ab {"), "{marked}");
     // Either end of the cluster's 13 ports; this host's 8; of those 6 for members, 1 for scrapers, by
     // the two sets of members and the one range of scrapers.
-    let (raw, arriving, published) = (6 + 6 + 2 * 13, 5, 2);
-    let rules = raw + arriving + published + 8 + (2 + 1 + 2) + 6 + 1;
+    let (raw, arriving, published, turned) = (6 + 6 + 2 * 13, 5, 2, 3);
+    let rules = raw + arriving + published + turned + 8 + (2 + 1 + 2) + 6 + 1;
     assert_eq!((rules_in(&plain), rules_in(&marked)), (rules, rules));
 }
 

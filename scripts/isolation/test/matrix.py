@@ -61,7 +61,9 @@ def container_up():
     run(*on("head-a", "nft", "-f", "-"), text=(
         "table inet runtime {\n chain in { type nat hook prerouting priority dstnat;\n"
         "  meta nfproto ipv4 tcp dport { 8265, 18265 } dnat ip to 172.30.0.2:8265\n"
-        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n }\n"
+        "  meta nfproto ipv6 tcp dport { 8265, 18265 } dnat ip6 to [fd00:79::2]:8265\n"
+        # Not the container's but the host's own, as kube-proxy does it for a pod with the host's network.
+        "  tcp dport 26379 redirect to :6379\n }\n"
         # What the container sends of its own comes from the host, and as it happens from this port.
         " chain out { type nat hook postrouting priority srcnat;\n"
         "  oifname eth0 tcp sport 8265 masquerade to :18265\n }\n}\n"))
@@ -219,6 +221,8 @@ def published():
     apply("head-a")
     wanted = {cell: cell[0] == "admin" for cell in cells}
     compare("published ports (8265, and 18265 to 8265) refuse all but admins", wanted, probe(wanted))
+    turned = {(source, "head-a", 26379): source == "worker-a" for source in ("worker-a", "admin", "stranger", "head-b")}
+    compare("a port that the host turns to its own 6379 refuses all but members", turned, probe(turned))
 
 
 def cut():
