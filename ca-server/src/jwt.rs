@@ -85,7 +85,17 @@ pub struct RuleError {
 /// What is trusted: rules, and the keys behind them.
 #[derive(Debug, Default)]
 pub struct Workloads {
-    rules: Vec<(Rule, Arc<Keys>)>,
+    sources: Vec<Source>,
+}
+
+/// Whose tokens, for whom: verified once, whatever number of rules follow from it.
+#[derive(Debug)]
+struct Source {
+    issuer: String,
+    audience: String,
+    keys: Arc<Keys>,
+    /// One or more, in the order of the configuration.
+    rules: Vec<Rule>,
 }
 
 /// The keys of one file.
@@ -154,15 +164,18 @@ impl Workloads {
         if rules.len() > RULES_MAX {
             return Err(RuleError { number: rules.len(), why: format!("at most {RULES_MAX}") });
         }
-        let mut parsed: Vec<(Rule, Arc<Keys>)> = Vec::new();
+        let mut sources: Vec<Source> = Vec::new();
         for (number, rule) in (1..).zip(rules) {
             check(rule).map_err(|why| RuleError { number, why })?;
-            let same = parsed.iter().find(|(_, keys)| keys.path == rule.jwks_file);
-            let keys = same
-                .map_or_else(|| Arc::new(Keys::of(&rule.jwks_file)), |(_, keys)| Arc::clone(keys));
-            parsed.push((rule.clone(), keys));
+            match sources.iter_mut().find(|source| source.is_of(rule)) {
+                Some(source) => source.rules.push(rule.clone()),
+                None => {
+                    let source = Source::of(rule, &sources);
+                    sources.push(source);
+                }
+            }
         }
-        Ok(Self { rules: parsed })
+        Ok(Self { sources })
     }
 
     /// The record of the one-use token that a JWT stands for. `elapsed` is time that passes, for how
@@ -202,29 +215,27 @@ impl Workloads {
         let header = jsonwebtoken::decode_header(jwt).map_err(|e| Fault::Form(e.to_string()))?;
         let mut fault = Fault::NoRule;
         let mut bound: Option<(&Rule, Claims)> = None;
-        for (rule, keys) in &self.rules {
-            // The same for all rules of one issuer: the first answer that is no pair of words stands.
-            let claims = match keys.verify(jwt, &header, rule, elapsed).await {
+        for source in &self.sources {
+            let claims = match source.verify(jwt, &header, elapsed).await {
                 Ok(claims) => claims,
                 Err(why) => {
                     fault = why;
                     continue;
                 }
             };
-            if claims.kubernetes.namespace != rule.namespace
-                || claims.kubernetes.serviceaccount.name != rule.service_account
-            {
-                fault = Fault::NoRule;
-                continue;
-            }
             // One account may be bound to several clusters; whether the one asked for is among them is
             // judged like a token's.
-            let fits = rule.cluster == cluster.as_str() && rule.role == role.as_str();
-            if bound.is_none() || fits {
-                bound = Some((rule, claims));
-            }
-            if fits {
-                break;
+            let fits =
+                |rule: &&Rule| rule.cluster == cluster.as_str() && rule.role == role.as_str();
+            let mut rules = source.rules.iter().filter(|rule| rule.binds(&claims));
+            match rules.clone().find(fits).or_else(|| rules.next()) {
+                Some(rule) if fits(&rule) => {
+                    bound = Some((rule, claims));
+                    break;
+                }
+                Some(rule) if bound.is_none() => bound = Some((rule, claims)),
+                Some(_) => {}
+                None => fault = Fault::NoRule,
             }
         }
         let (rule, claims) = bound.ok_or(fault)?;
@@ -295,33 +306,55 @@ fn record(
     })
 }
 
-impl Keys {
-    fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), known: ArcSwap::default() }
+impl Rule {
+    fn binds(&self, claims: &Claims) -> bool {
+        claims.kubernetes.namespace == self.namespace
+            && claims.kubernetes.serviceaccount.name == self.service_account
+    }
+}
+
+impl Source {
+    /// Of a rule that none of the others has: the file of keys may be one that another reads.
+    fn of(rule: &Rule, others: &[Self]) -> Self {
+        let same = others.iter().find(|other| other.keys.path == rule.jwks_file);
+        let keys = same
+            .map_or_else(|| Arc::new(Keys::of(&rule.jwks_file)), |other| Arc::clone(&other.keys));
+        let (issuer, audience) = (rule.issuer.clone(), rule.audience.clone());
+        Self { issuer, audience, keys, rules: vec![rule.clone()] }
+    }
+
+    fn is_of(&self, rule: &Rule) -> bool {
+        (&self.issuer, &self.audience, &self.keys.path)
+            == (&rule.issuer, &rule.audience, &rule.jwks_file)
     }
 
     async fn verify(
         &self,
         jwt: &str,
         header: &jsonwebtoken::Header,
-        rule: &Rule,
         elapsed: Duration,
     ) -> Result<Claims, Fault> {
         let name = header.kid.clone().unwrap_or_default();
-        let key = self.find(&name, elapsed).await.ok_or_else(|| Fault::Key(name.clone()))?;
+        let key = self.keys.find(&name, elapsed).await.ok_or_else(|| Fault::Key(name.clone()))?;
         if !algorithms(&key).contains(&header.alg) {
             return Err(Fault::Algorithm(header.alg));
         }
         let mut validation = Validation::new(header.alg);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        validation.set_issuer(&[&rule.issuer]);
-        validation.set_audience(&[&rule.audience]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
         // By the CA's clock, not by the library's.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let key = DecodingKey::from_jwk(&key).map_err(|_| Fault::Key(name))?;
         let decoded = jsonwebtoken::decode::<Claims>(jwt, &key, &validation);
         decoded.map(|data| data.claims).map_err(|error| fault(&error))
+    }
+}
+
+impl Keys {
+    fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), known: ArcSwap::default() }
     }
 
     /// The key of this name. A token without one fits a JWKS of one key.

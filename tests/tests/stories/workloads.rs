@@ -71,21 +71,28 @@ impl Issuer {
         durable::replace(&self.jwks(), text.as_bytes(), Access::PUBLIC).unwrap();
     }
 
-    /// A CA with cluster c1, whose workers may enrol with this issuer's tokens.
-    async fn trusted(&self) -> Deployment {
-        let deployment = Deployment::start_trusting(vec![Rule {
+    /// A CA with these clusters, whose workers may enrol with this issuer's tokens.
+    async fn trusted_for(&self, clusters: &[&str]) -> Deployment {
+        let rule = |cluster: &&str| Rule {
             issuer: ISSUER.to_owned(),
             audience: "ray-mtls".to_owned(),
             jwks_file: self.jwks(),
             namespace: "ray".to_owned(),
             service_account: "worker".to_owned(),
-            cluster: "c1".to_owned(),
+            cluster: (*cluster).to_owned(),
             role: "worker".to_owned(),
             addresses: vec!["10.0.0.0/8".to_owned()],
-        }])
-        .await;
-        deployment.cluster("c1", DAY).await;
+        };
+        let rules = clusters.iter().map(rule).collect();
+        let deployment = Deployment::start_trusting(rules).await;
+        for cluster in clusters {
+            deployment.cluster(cluster, DAY).await;
+        }
         deployment
+    }
+
+    async fn trusted(&self) -> Deployment {
+        self.trusted_for(&["c1"]).await
     }
 }
 
@@ -284,6 +291,22 @@ async fn a_token_is_bound_to_cluster_and_role_and_ends() {
         key.sign(&but(&deployment, "/exp", json!(deployment.clock.now().unix_timestamp() + 1)));
     deployment.clock.advance(Duration::from_secs(1));
     assert_eq!(asked(&deployment, &expired, "w1", "10.0.0.1").await, "TOKEN_EXPIRED");
+    deployment.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_two_clusters_trust_joins_the_one_it_asks_for() {
+    let key = Key::new("k1");
+    let issuer = Issuer::with(&[&key]);
+    let deployment = issuer.trusted_for(&["c1", "c2"]).await;
+    let own = PrivateKey::generate().unwrap();
+    let jwt = key.sign(&claims(&deployment, "w1"));
+    let second =
+        v1::EnrollRequest { cluster: "c2".to_owned(), ..request(&jwt, "w1", "10.0.0.1", &own) };
+    assert_eq!(word(deployment.enrollment_client().enroll(second).await), "OK");
+    // The use is spent, and belongs to that cluster.
+    assert_eq!(asked(&deployment, &jwt, "w1", "10.0.0.1").await, "TOKEN_CLUSTER_MISMATCH");
+    assert_eq!(deployment.tokens("c2").await.len(), 1);
     deployment.finish().await;
 }
 
