@@ -78,10 +78,30 @@ pub(super) struct Tunnel {
 }
 
 /// The CA is away, or came back a moment ago.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Away {
     since_unix: i64,
     until: Duration,
+}
+
+/// By whether the last call reached it: for a while after it is back it counts as away. `at_unix` is when it
+/// was heard last.
+fn away(
+    reachable: Option<bool>,
+    before: Option<Away>,
+    at_unix: i64,
+    now: Duration,
+) -> Option<Away> {
+    match (reachable, before) {
+        (Some(true), Some(away)) if now > away.until => None,
+        (Some(true), away) => away,
+        (Some(false), away) => {
+            let since_unix = away.map_or(at_unix, |away| away.since_unix);
+            Some(Away { since_unix, until: now + OTHERS_RETURN })
+        }
+        // It was not asked yet.
+        (None, away) => away.or(Some(Away { since_unix: at_unix, until: now })),
+    }
 }
 
 /// What a look at the tunnel brought.
@@ -312,16 +332,7 @@ impl Agent {
         let last = self.contact.last_contact.map(|at| at.time().unix_timestamp());
         let at_unix = last.unwrap_or_else(|| self.memory.server_time_unix()).max(1);
         let now = self.clock.elapsed();
-        self.tunnel.away = match (self.contact.reachable, self.tunnel.away) {
-            (Some(true), Some(away)) if now > away.until => None,
-            (Some(true), away) => away,
-            (Some(false), away) => {
-                let since_unix = away.map_or(at_unix, |away| away.since_unix);
-                Some(Away { since_unix, until: now + OTHERS_RETURN })
-            }
-            // It was not asked yet.
-            (None, away) => away.or(Some(Away { since_unix: at_unix, until: now })),
-        };
+        self.tunnel.away = away(self.contact.reachable, self.tunnel.away, at_unix, now);
         match self.tunnel.away {
             Some(away) => Heard { at_unix: away.since_unix, is_away: true },
             None => Heard { at_unix, is_away: false },
@@ -705,4 +716,28 @@ async fn look(controls: &[PathBuf]) -> Asked {
         }
     }
     asked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_that_is_back_counts_as_away_until_the_other_agents_may_have_asked_it() {
+        let at = Duration::from_secs;
+        let asked = |reachable, before, seconds| away(reachable, before, 1_000, at(seconds));
+        assert_eq!(asked(Some(true), None, 5), None, "it always answered");
+        let gone = asked(Some(false), None, 10);
+        assert_eq!(gone, Some(Away { since_unix: 1_000, until: at(10) + OTHERS_RETURN }));
+        let still = away(Some(false), gone, 2_000, at(60));
+        let still_until = at(60) + OTHERS_RETURN;
+        assert_eq!(still, Some(Away { since_unix: 1_000, until: still_until }), "since the first");
+        assert_eq!(asked(Some(true), still, 61), still, "others still ask for it");
+        assert_eq!(asked(Some(true), still, still_until.as_secs()), still);
+        assert_eq!(asked(Some(true), still, still_until.as_secs() + 1), None);
+        // A daemon that begins knows only when the CA was heard.
+        let new = asked(None, None, 3);
+        assert_eq!(new, Some(Away { since_unix: 1_000, until: at(3) }));
+        assert_eq!(asked(Some(true), new, 4), None, "its first call reached it");
+    }
 }
