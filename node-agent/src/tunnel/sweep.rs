@@ -32,7 +32,7 @@ const TRY_AGAIN_LOOKS: u64 = 5;
 pub(crate) async fn sweep(tunnel: Arc<Tunnel>) {
     let pings = Arc::new(Semaphore::new(PINGS_MAX));
     let mut seen = seen(&tunnel).await;
-    let mut next_ping = Instant::now();
+    let mut pinged: Option<Instant> = None;
     let mut looks = 0_u64;
     loop {
         let interval = if tunnel.is_draining() { LOOK_INTERVAL_DRAINING } else { LOOK_INTERVAL };
@@ -45,8 +45,9 @@ pub(crate) async fn sweep(tunnel: Arc<Tunnel>) {
             reload(&tunnel).await;
         }
         cut_expired(&tunnel);
-        if Instant::now() >= next_ping {
-            next_ping = Instant::now() + ping_interval(&tunnel);
+        // Judged at each look: flows that began since the last round may be of leaves that end sooner.
+        if pinged.is_none_or(|at| at.elapsed() >= ping_interval(&tunnel)) {
+            pinged = Some(Instant::now());
             ping_all(&tunnel, &pings);
         }
     }

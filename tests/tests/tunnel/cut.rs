@@ -168,6 +168,30 @@ fn a_peer_whose_leaf_ends_is_cut_and_one_that_renews_is_not() {
 }
 
 #[test]
+fn a_flow_that_begins_long_after_the_tunnel_is_not_cut_by_the_leaf_it_began_with() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a", 1), lab.host("b", 2));
+    let all = [&a, &b];
+    let _at_a = lab.tunnel(&a, &all);
+    let short = |seconds| {
+        let end = SystemClock.now() + Duration::seconds(seconds);
+        lab.authority.sign(&Leaf::of("c1", &b.name, &[b.v4, b.v6]).until(end))
+    };
+    let mut at_b = lab.prepare(&b, &all, &short(20));
+    b.capture(&all);
+    at_b.start();
+    // The tunnel of a had nobody to greet until now.
+    std::thread::sleep(StdDuration::from_secs(3));
+    at_b.write_leaf(&short(9));
+    at_b.reload().unwrap();
+    let mut old = flow(&a, &b, PORT);
+    at_b.write_leaf(&short(600));
+    at_b.reload().unwrap();
+    std::thread::sleep(StdDuration::from_secs(11));
+    assert!(is_alive(&mut old), "its newest leaf was not asked for in time");
+}
+
+#[test]
 fn while_the_ca_is_away_an_ended_leaf_counts_for_the_grace_and_no_revoked_one() {
     let lab = Lab::new();
     let (a, b) = (lab.host("a", 1), lab.host("b", 2));
